@@ -1,0 +1,1 @@
+"""Facts about boards, one TOML file each; `merino_edge.device.board` reads them."""

@@ -1,0 +1,185 @@
+"""What is deployed: one folder with a graph, its weights, a tokenizer and a manifest.
+
+`manifest.json` is the whole description: what was exported, from which architecture, for which
+runtime, each file with its digest, how well it agrees with `reference.py`, and a small check that
+the device repeats before it trusts the files. A bundle holds one format, one recipe, one form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from merino_edge.architecture import Architecture
+from merino_edge.errors import InvalidFileError, check_keys
+from merino_edge.files import read_json, sha256_file, write_json
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """One file of a bundle: its name inside the folder, digest and size."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """What the bundle must answer on the device before it is switched on.
+
+    Attributes:
+        token_ids: The prompt.
+        top: The eight largest logits after it, `(token id, logit)`, largest first.
+        tolerance: Largest difference allowed in any of those logits.
+    """
+
+    token_ids: tuple[int, ...]
+    top: tuple[tuple[int, float], ...]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The description of one bundle.
+
+    Attributes:
+        architecture: What the graph computes.
+        format: `onnx`, `tflite`.
+        recipe: `fp32`, `dynamic_wi8_afp32`, ...
+        form: How the graph is written: `standard`, ...
+        exporter_version: Raised with every change of the emitted graphs.
+        runtime: The package that runs it: `onnxruntime`.
+        runtime_min_version: The lowest version that can.
+        files: Everything in the folder but the manifest.
+        context_length: Tokens the cache may hold.
+        file_bytes: Graph and weights, no tokenizer.
+        unique_bytes: Each unique tensor once, as the recipe stores it.
+        parity: Agreement with `reference.py`: `max_abs_diff`, `logits_std`, `bound`, `prompts`.
+        quality: Perplexity before and after on held-out text, or None where it was not measured.
+        trained: False for random weights.
+        trained_tokens: Tokens the weights were trained on; 0 for random weights.
+        check: See `OutputCheck`.
+    """
+
+    architecture: Architecture
+    format: str
+    recipe: str
+    form: str
+    exporter_version: int
+    runtime: str
+    runtime_min_version: str
+    files: tuple[BundleFile, ...]
+    context_length: int
+    file_bytes: int
+    unique_bytes: int
+    parity: dict[str, Any]
+    quality: dict[str, Any] | None
+    trained: bool
+    trained_tokens: int
+    check: OutputCheck
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of `manifest.json` (without `schema_version`)."""
+        value = {f.name: getattr(self, f.name) for f in fields(self)}
+        value["architecture"] = self.architecture.to_json()
+        value["architecture_digest"] = self.architecture.digest
+        value["files"] = [{"name": f.name, "sha256": f.sha256, "bytes": f.bytes} for f in self.files]
+        value["check"] = {
+            "token_ids": list(self.check.token_ids),
+            "top": [[token, logit] for token, logit in self.check.top],
+            "tolerance": self.check.tolerance,
+        }
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str) -> Manifest:
+        """Read the JSON object; unknown keys, wrong types and a wrong digest are errors."""
+        known = [f.name for f in fields(cls)]
+        check_keys(value, [*known, "architecture_digest"], where)
+        try:
+            architecture = Architecture.from_json(value["architecture"], where)
+            if value["architecture_digest"] != architecture.digest:
+                raise InvalidFileError(f"{where}: architecture_digest does not belong to the architecture in it")
+            files = tuple(BundleFile(f["name"], f["sha256"], int(f["bytes"])) for f in value["files"])
+            check = OutputCheck(
+                tuple(int(t) for t in value["check"]["token_ids"]),
+                tuple((int(t), float(x)) for t, x in value["check"]["top"]),
+                float(value["check"]["tolerance"]),
+            )
+            manifest = cls(
+                **{**{n: value[n] for n in known}, "architecture": architecture, "files": files, "check": check}
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidFileError(f"{where}: not a manifest: {error}") from error
+        for f in manifest.files:
+            if f.name in ("", ".", "..", MANIFEST) or "/" in f.name or "\\" in f.name or f.bytes < 0:
+                raise InvalidFileError(f"{where}: '{f.name}' is no name for a file of a bundle")
+        for name in ("context_length", "file_bytes", "unique_bytes", "exporter_version", "trained_tokens"):
+            number = getattr(manifest, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+                raise InvalidFileError(f"{where}: {name} must be a whole number, not {number!r}")
+        if not all(math.isfinite(x) for _, x in check.top) or not check.tolerance > 0:
+            raise InvalidFileError(f"{where}: the output check holds numbers that no model gives")
+        return manifest
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on this machine's disk whose files are those its manifest names."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def label(self) -> str:
+        """`onnx-dynamic_wi8_afp32`: the name of its folder in a run."""
+        return bundle_label(self.manifest.format, self.manifest.recipe, self.manifest.form)
+
+
+def bundle_label(format_name: str, recipe: str, form: str = "standard") -> str:
+    """Return the folder name of a bundle: `FORMAT-RECIPE[-FORM]`; the standard form goes unnamed."""
+    return f"{format_name}-{recipe}" + ("" if form == "standard" else f"-{form}")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
+    """Write `manifest.json`; it is the last file of a bundle to appear."""
+    write_json(folder / MANIFEST, manifest.to_json())
+    return Bundle(folder, manifest)
+
+
+def describe_file(folder: Path, name: str) -> BundleFile:
+    """Return name, digest and size of a file just written."""
+    return BundleFile(name, sha256_file(folder / name), (folder / name).stat().st_size)
+
+
+def read_bundle(folder: Path, verify: bool = True) -> Bundle:
+    """Read a bundle.
+
+    Args:
+        folder: The folder that holds `manifest.json`.
+        verify: Read every file and compare its SHA-256.
+
+    Raises:
+        InvalidFileError: a file is missing, truncated or changed.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise InvalidFileError(f"{folder} is no bundle: it has no {MANIFEST}", hint="make one with: merino-edge export")
+    manifest = Manifest.from_json(read_json(folder / MANIFEST, "manifest"), f"manifest {folder / MANIFEST}")
+    again = "export again with: merino-edge export"
+    for f in manifest.files:
+        path = folder / f.name
+        if not path.is_file():
+            raise InvalidFileError(f"bundle {folder}: {f.name} is missing", hint=again)
+        size = path.stat().st_size
+        if size != f.bytes:
+            raise InvalidFileError(f"bundle {folder}: {f.name} has {size} bytes, the manifest says {f.bytes}", hint=again)
+        if verify and sha256_file(path) != f.sha256:
+            raise InvalidFileError(f"bundle {folder}: {f.name} was changed: its sha256 is not the manifest's", hint=again)
+    return Bundle(folder, manifest)

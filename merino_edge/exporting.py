@@ -1,0 +1,71 @@
+"""What an exporter takes and gives. Exporters are found by the entry-point group `merino_edge.exporters`.
+
+An exporter is a function `export(architecture, tensors, folder, recipe, options) -> ExportResult`,
+registered under its format's name. It writes the graph and weights into `folder`, runs what it
+wrote, compares that with `reference.py`, and says what it found; the flow around it adds the
+tokenizer and the manifest, and moves the folder into place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from merino_edge.architecture import Architecture
+from merino_edge.bundle import OutputCheck
+
+Tensors = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export, beyond format and recipe.
+
+    Attributes:
+        form: How the graph is written; `standard` runs everywhere.
+        context_length: Tokens the cache may hold; goes into the manifest and tests, not the graph.
+        parity: Run the file and compare it with the reference (only speed measurements of random
+            weights may leave it out, and their manifest says so).
+        seed: Of the prompts used for parity.
+    """
+
+    form: str = "standard"
+    context_length: int = 1024
+    parity: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an exporter wrote.
+
+    Attributes:
+        files: Names inside the folder, graph first.
+        form: The form written.
+        exporter_version: Raised with every change of the emitted graphs.
+        runtime: Package that runs the file.
+        runtime_min_version: Lowest version that can.
+        unique_bytes: Each unique tensor once, as the recipe stores it.
+        parity: `max_abs_diff`, `logits_std`, `bound` (share of the standard deviation), `prompts`; or
+            `{"checked": False}`.
+        check: For the device to repeat.
+        notes: Anything a reader of the manifest should know.
+    """
+
+    files: tuple[str, ...]
+    form: str
+    exporter_version: int
+    runtime: str
+    runtime_min_version: str
+    unique_bytes: int
+    parity: dict[str, Any]
+    check: OutputCheck
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+Exporter = Callable[[Architecture, Tensors, Path, str, ExportOptions], ExportResult]
