@@ -66,6 +66,8 @@ class Manifest:
         trained: False for random weights.
         trained_tokens: Tokens the weights were trained on; 0 for random weights.
         check: See `OutputCheck`.
+        weights_sha256: Digest of the checkpoint's weights, so that a newer checkpoint is noticed; None for random ones.
+        notes: What the exporter had to say.
     """
 
     architecture: Architecture
@@ -84,12 +86,15 @@ class Manifest:
     trained: bool
     trained_tokens: int
     check: OutputCheck
+    weights_sha256: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of `manifest.json` (without `schema_version`)."""
         value = {f.name: getattr(self, f.name) for f in fields(self)}
         value["architecture"] = self.architecture.to_json()
         value["architecture_digest"] = self.architecture.digest
+        value["notes"] = list(self.notes)
         value["files"] = [{"name": f.name, "sha256": f.sha256, "bytes": f.bytes} for f in self.files]
         value["check"] = {
             "token_ids": list(self.check.token_ids),
@@ -113,9 +118,8 @@ class Manifest:
                 tuple((int(t), float(x)) for t, x in value["check"]["top"]),
                 float(value["check"]["tolerance"]),
             )
-            manifest = cls(
-                **{**{n: value[n] for n in known}, "architecture": architecture, "files": files, "check": check}
-            )
+            parts = {"architecture": architecture, "files": files, "check": check, "notes": tuple(value["notes"])}
+            manifest = cls(**{**{n: value[n] for n in known}, **parts})
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidFileError(f"{where}: not a manifest: {error}") from error
         for f in manifest.files:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from scipy.special import erf
 
 from merino_edge.architecture import NORM_EPSILON, ROPE_THETA, Architecture
 
-Array = npt.NDArray[np.floating]
+Array = npt.NDArray[Any]  # floating, one dtype throughout
 
 
 def random_tensors(architecture: Architecture, seed: int, scale: float = 0.02) -> dict[str, npt.NDArray[np.float32]]:
