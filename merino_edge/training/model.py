@@ -1,0 +1,316 @@
+"""The model in torch, whole, in one file: `MerinoConfig` and `MerinoForCausalLM`.
+
+The same mathematics as `reference.py`, line by line, as Hugging Face classes: `generate()`, `Trainer`,
+`save_pretrained` and, once this module is imported, `AutoModelForCausalLM.from_pretrained(folder)`
+work. Parameters carry the names of `Architecture.tensor_shapes`, each shared matrix once; the output
+head *is* the embedding table. Shapes: B sequences, T new tokens, P positions (cache and new), E width,
+H heads, D head_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from merino_edge.architecture import NORM_EPSILON, ROPE_THETA, Architecture
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, (B or 1, 1, T, D/2) each
+
+
+class MerinoConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+    """`config.json` of a checkpoint.
+
+    Attributes:
+        architecture: The JSON object of an `Architecture`.
+        trained_tokens: Tokens the weights have seen.
+        max_position_embeddings: Context length of training.
+    """
+
+    model_type = "merino"
+
+    architecture: dict[str, Any] | None = None
+    trained_tokens: int = 0
+    max_position_embeddings: int = 1024
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Derive the numbers that Hugging Face code looks for; they never contradict the architecture."""
+        if self.architecture is not None:
+            architecture = self.merino
+            kwargs["vocab_size"] = architecture.vocab_size
+            kwargs["hidden_size"] = architecture.embedding_width
+            kwargs["num_hidden_layers"] = architecture.depth
+            kwargs["num_attention_heads"] = architecture.heads(0)
+            kwargs["head_dim"] = architecture.head_dim
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+
+    @property
+    def merino(self) -> Architecture:
+        """The architecture, parsed and checked."""
+        return Architecture.from_json(self.architecture, "config.json")
+
+
+class ResidualLinear(nn.Linear):
+    """A linear layer whose output is added to the residual stream: initialised smaller with depth."""
+
+
+class MerinoNorm(nn.Module):
+    """The last RMSNorm (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int) -> None:
+        """Begin with gains 1."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x / rms(x) * gain over the last axis."""
+        return F.rms_norm(x, self.weight.shape, self.weight, NORM_EPSILON)
+
+
+def rotation(positions: Tensor, head_dim: int, dtype: torch.dtype) -> Rotation:
+    """Cosines and sines of rotary positions (Su et al. 2021), in float64 where the device has it.
+
+    Args:
+        positions: `(B or 1, T)`.
+        head_dim: D.
+        dtype: Of the result.
+    """
+    precise = torch.float32 if positions.device.type == "mps" else torch.float64
+    half = head_dim // 2
+    frequency = ROPE_THETA ** (-torch.arange(half, dtype=precise, device=positions.device) / half)
+    angle = positions[:, None, :, None].to(precise) * frequency  # (B, 1, T, D/2)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """Turn each head of `(B, H, T, D)` by its position, first half with second half."""
+    cos, sin = by
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, written_out: bool) -> Tensor:
+    """Causal softmax attention.
+
+    Args:
+        q: `(B, H, T, D)`.
+        k: `(B, H, P, D)`.
+        v: `(B, H, P, D)`.
+        bias: `(B or 1, 1, T, P)`, 0 where a token may look and hugely negative where not; None for
+            the plain causal triangle with T = P.
+        written_out: Two matrix products and a softmax instead of the fused kernel.
+
+    Returns:
+        `(B, T, H * D)`.
+    """
+    if written_out:
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, T, P)
+        bias = causal_bias(q.shape[2], k.shape[2], None, q) if bias is None else bias
+        mixed = torch.softmax(scores + bias, dim=-1) @ v  # (B, H, T, D)
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def causal_bias(tokens: int, positions: int, attention_mask: Tensor | None, like: Tensor) -> Tensor:
+    """Return the `(B or 1, 1, T, P)` mask to add to the scores, of the dtype and device of `like`.
+
+    Args:
+        tokens: T.
+        positions: P.
+        attention_mask: `(B, P)`, 0 for padding; None where there is none.
+        like: Any tensor of the right dtype and device.
+    """
+    index = torch.arange(positions, device=like.device)
+    allowed = (index[None, :] <= index[positions - tokens :, None])[None, None]  # (1, 1, T, P)
+    if attention_mask is not None:
+        allowed = allowed & attention_mask[:, None, None, :].bool()
+    return torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(
+        ~allowed, torch.finfo(like.dtype).min
+    )
+
+
+class MerinoBlock(nn.Module):
+    """`depth` layers that call one set of matrices (arXiv 2403.07921, block-wise parameter sharing)."""
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Any = None
+
+    def __init__(self, config: MerinoConfig, number: int) -> None:
+        """Make block `number` of the architecture."""
+        super().__init__()
+        architecture = config.merino
+        self.config = config
+        block, width_in = architecture.blocks[number], architecture.input_width(number)
+        width, ffn = block.width, block.ffn_width
+        self.depth = block.depth
+        self.heads = architecture.heads(number)
+        self.projection = nn.Linear(width_in, width, bias=False) if width_in != width else None
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.output = ResidualLinear(width, width, bias=False)
+        self.ffn_in = nn.Linear(width, ffn, bias=False)
+        self.ffn_out = ResidualLinear(ffn, width, bias=False)
+        self.norms = nn.Parameter(torch.ones(block.depth if architecture.per_layer_norms else 1, 2, width))
+
+    def forward(self, x: Tensor, by: Rotation, bias: Tensor | None, cache: Cache | None, first_layer: int) -> Tensor:
+        """Run all layers of the block.
+
+        Args:
+            x: `(B, T, E)` of the block before, or the embedding.
+            by: See `rotation`.
+            bias: See `attend`.
+            cache: Extended in place, one entry for each *executed* layer.
+            first_layer: Executed layers before this block.
+        """
+        if self.projection is not None:
+            x = self.projection(x)
+        for layer in range(self.depth):
+            gains = self.norms[layer if len(self.norms) > 1 else 0]  # (2, E)
+            if self.gradient_checkpointing and self.training:
+                x = self._gradient_checkpointing_func(self.layer, x, gains, by, bias, None, 0)
+            else:
+                x = self.layer(x, gains, by, bias, cache, first_layer + layer)
+        return x
+
+    def layer(
+        self, x: Tensor, gains: Tensor, by: Rotation, bias: Tensor | None, cache: Cache | None, number: int
+    ) -> Tensor:
+        """One pre-norm layer: attention, then the feed-forward network; `(B, T, E)` to `(B, T, E)`."""
+        h = F.rms_norm(x, gains[0].shape, gains[0], NORM_EPSILON)
+        q, k, v = (
+            matrix(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
+            for matrix in (self.query, self.key, self.value)
+        )
+        q, k = rotate(q, by), rotate(k, by)
+        if cache is not None:
+            k, v = cache.update(k, v, number)  # (B, H, P, D)
+        x = x + self.output(attend(q, k, v, bias, self.config._attn_implementation == "eager"))
+        h = F.rms_norm(x, gains[1].shape, gains[1], NORM_EPSILON)
+        x = x + self.ffn_out(F.gelu(self.ffn_in(h)))
+        return x
+
+
+class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
+    """The block-shared decoder with its tied head."""
+
+    config: MerinoConfig
+    config_class = MerinoConfig
+    _supports_sdpa = True
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MerinoBlock"]
+
+    def __init__(self, config: MerinoConfig) -> None:
+        """Make the model of `config.architecture`, initialised by torch's current seed."""
+        super().__init__(config)
+        a = config.merino
+        self.head_dim = a.head_dim
+        self.first_layers = [sum(block.depth for block in a.blocks[:i]) for i in range(len(a.blocks))]
+        self.embedding = nn.Embedding(a.vocab_size, a.embedding_width)
+        self.blocks = nn.ModuleList(MerinoBlock(config, i) for i in range(len(a.blocks)))
+        last = a.blocks[-1].width
+        self.final_norm = MerinoNorm(last)
+        self.output_projection = nn.Linear(last, a.embedding_width, bias=False) if last != a.embedding_width else None
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Keep every layer's output near variance 1, and the residual stream's growth near 1 in all.
+
+        N(0, 1 / fan_in) for matrices; what is added to the residual stream is divided by
+        sqrt(2 * executed depth) (Radford et al. 2019); N(0, 0.02^2) for the table; gains 1.
+        """
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.Linear):
+            residual = (2 * self.config.merino.depth) ** -0.5 if isinstance(module, ResidualLinear) else 1.0
+            init.normal_(module.weight, std=module.in_features**-0.5 * residual)
+        elif isinstance(module, MerinoNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, MerinoBlock):
+            init.ones_(module.norms)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the token table, which is the head too."""
+        return self.embedding
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Compute logits, and the loss where labels are given.
+
+        Args:
+            input_ids: `(B, T)` the new tokens.
+            attention_mask: `(B, P)`, 0 for padding. Without one nothing is padding.
+            position_ids: `(B, T)`; by default they follow from the cache.
+            past_key_values: Keys and values of the tokens before.
+            labels: `(B, T)` as `input_ids`; each position is asked for the *next* label, -100 for none.
+            use_cache: Return a cache for the next call.
+            logits_to_keep: Only the last so many positions, or these positions; 0 for all.
+            kwargs: What the Trainer hands to the loss (`num_items_in_batch`).
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        tokens = input_ids.shape[1]
+        if position_ids is None:
+            position_ids = torch.arange(past, past + tokens, device=input_ids.device)[None]
+        x = self.embedding(input_ids)  # (B, T, E)
+        by = rotation(position_ids, self.head_dim, x.dtype)
+        plain = attention_mask is None and past == 0
+        bias = None if plain else causal_bias(tokens, past + tokens, attention_mask, x)
+        for block, first_layer in zip(self.blocks, self.first_layers, strict=True):
+            x = block(x, by, bias, past_key_values, first_layer)
+        if isinstance(logits_to_keep, Tensor):
+            x = x[:, logits_to_keep]
+        elif logits_to_keep:
+            x = x[:, -logits_to_keep:]
+        x = self.final_norm(x)
+        if self.output_projection is not None:
+            x = self.output_projection(x)
+        logits = F.linear(x, self.embedding.weight)  # (B, N, V)
+        loss = None
+        if labels is not None:
+            loss = next_token_loss(logits, labels, kwargs.get("num_items_in_batch"))
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, items: Tensor | int | None = None) -> Tensor:
+    """Cross entropy of position t's logits with label t + 1, in nats.
+
+    Args:
+        logits: `(B, T, V)`.
+        labels: `(B, T)`, -100 where nothing is asked.
+        items: Divide the sum by this number instead of taking the mean (gradient accumulation).
+    """
+    target = F.pad(labels, (0, 1), value=-100)[:, 1:]  # (B, T)
+    reduction = "mean" if items is None else "sum"
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction=reduction)
+    return loss if items is None else loss / items
+
+
+AutoConfig.register("merino", MerinoConfig, exist_ok=True)
+AutoModelForCausalLM.register(MerinoConfig, MerinoForCausalLM, exist_ok=True)
