@@ -1,0 +1,94 @@
+# The only door: people and CI use the same targets. All share .venv, made on first use.
+#
+#   .venv/.dependencies   tools/setup_venv.py installed what pyproject.toml names, as constraints.txt pins it
+#   .venv/.package        this tree is installed there (a copy, as users get it), again after every change
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?=
+TORCH_INDEX ?=
+TESTS ?=
+BENCH ?=
+
+# Debian and Ubuntu names of what some tests use beside Python; nothing else needs them.
+SYSTEM_PACKAGES := openssh-client openssh-server
+
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := merino_edge exporters device_profiles
+SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
+
+.PHONY: help demo test check bench setup clean purge system-packages FORCE
+
+help: ## Show this list
+	@echo 'usage: make TARGET [VARIABLE=value]'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo '  PYTHON=python3.12   the interpreter .venv is made with (3.11 or newer; found by itself otherwise)'
+	@echo '  TORCH_INDEX=URL     take torch from this index, for instance the CPU build:'
+	@echo '                      TORCH_INDEX=https://download.pytorch.org/whl/cpu'
+	@echo '  TESTS="tests/words -x"   what `make test` runs, and how'
+	@echo '  BENCH=search_speed  one script of bench/ for `make bench`'
+
+demo: $(VENV)/.package ## Run the whole job here: profile, search, train, export, deploy, measure (10 minutes at most)
+	@$(BIN)/python bench/demo.py
+
+test: $(VENV)/.package ## Run the tests against the installed package
+	@$(BIN)/pytest $(TESTS)
+
+check: $(VENV)/.package ## Lint, check the format, and type-check every installed file
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/check_types.py
+
+bench: $(VENV)/.package ## Reproduce the README's figures into bench/results/ (takes a while)
+	@for script in $(or $(BENCH:%=bench/%.py),$(filter-out bench/demo.py,$(wildcard bench/*.py))); do \
+	    echo "== $$script"; $(BIN)/python $$script; done
+
+setup: $(VENV)/.package ## Make .venv and stop there
+
+clean: ## Remove build outputs, caches and the demo's runs; keep .venv
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	find $(PACKAGES) bench tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+purge: clean ## The same, and .venv
+	rm -rf $(VENV)
+
+system-packages: ## Install the system packages some tests use (Debian, Ubuntu; as root)
+	@missing=; for p in $(SYSTEM_PACKAGES); do \
+	    [ "$$(dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null)" = installed ] || missing="$$missing $$p"; done; \
+	if [ -z "$$missing" ]; then echo 'system packages: all there'; exit; fi; \
+	if ! command -v apt-get > /dev/null; then \
+	    echo "no apt-get here: install what matches$$missing yourself; tests that need them are skipped until then"; exit 1; fi; \
+	as_root=; if [ "$$(id -u)" != 0 ]; then as_root=sudo; fi; \
+	echo "installing$$missing"; \
+	$$as_root apt-get update -q && \
+	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing
+
+# The first of these that is new enough makes .venv; an existing .venv is kept.
+$(VENV)/bin/python:
+	@for p in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+	    if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then \
+	        exec $$p tools/setup_venv.py create $(VENV); fi; done; \
+	echo 'merino-edge needs Python 3.11 or newer, and found $(or $(PYTHON),none):' \
+	    "$$($(or $(PYTHON),python3) --version 2>&1)" >&2; \
+	echo '  next: install one and name it: make PYTHON=/path/to/python3.12 TARGET' >&2; exit 1
+
+$(VENV)/.dependencies: pyproject.toml constraints.txt tools/setup_venv.py $(if $(TORCH_INDEX),FORCE) | $(VENV)/bin/python
+	@$(BIN)/python tools/setup_venv.py install --torch-index '$(TORCH_INDEX)'
+	@touch $@
+
+# Changes only when a file comes or goes, so that a deleted module leaves .venv too.
+$(VENV)/.sources: FORCE | $(VENV)/bin/python
+	@echo '$(SOURCES)' > $@.new; if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
+
+$(VENV)/.package: $(SOURCES) pyproject.toml $(VENV)/.sources $(VENV)/.dependencies
+	@rm -rf build/lib build/bdist.*
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-input --no-deps --no-build-isolation --force-reinstall .
+	@rm -rf build/lib build/bdist.* && touch $@
+
+FORCE:
