@@ -1,0 +1,155 @@
+"""The written file is run and held against `merino_edge.reference` with the same rounded weights.
+
+Two things come of it: the agreement that the manifest states (the prompt in one piece, token by
+token, and in two unequal pieces, so that the cache is exercised), and the check that a device
+repeats before it trusts the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from merino_edge.architecture import Architecture
+from merino_edge.bundle import OutputCheck
+from merino_edge.errors import ExportError
+from merino_edge.exporters.recipes import Recipe
+from merino_edge.exporting import Tensors
+from merino_edge.reference import forward
+
+Float32 = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int64]
+PROMPT_TOKENS = 24
+CHECK_TOKENS = 8
+TOP = 8
+_RUNTIME_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    ort_errors.EPFail,
+)
+
+
+class FileRunner:
+    """Runs an exported graph in onnxruntime, keeping its cache."""
+
+    def __init__(self, path: Path, architecture: Architecture) -> None:
+        """Load the file."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = min(4, os.cpu_count() or 1)
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except _RUNTIME_ERRORS as error:
+            raise ExportError(f"onnxruntime {ort.__version__} does not load {path.name}: {error}") from error
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._architecture = architecture
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty the cache."""
+        a = self._architecture
+        self._past: dict[str, Float32] = {}
+        for i, block in enumerate(a.blocks):
+            for part in ("key", "value"):
+                shape = (block.depth, 1, a.heads(i), 0, a.head_dim)
+                self._past[f"past.{i}.{part}"] = np.zeros(shape, np.float32)
+
+    def feed(self, token_ids: Tokens, logits_index: Tokens | None = None) -> Float32:
+        """Run the next tokens and return logits `(N, V)`; all positions if no index is given."""
+        index = np.arange(len(token_ids)) if logits_index is None else logits_index
+        feeds = {"input_ids": token_ids[None], "logits_index": index, **self._past}
+        try:
+            results = self._session.run(self._outputs, feeds)
+        except _RUNTIME_ERRORS as error:
+            raise ExportError(f"onnxruntime {ort.__version__} does not run the exported graph: {error}") from error
+        logits: Float32 = results[0]
+        for name, value in zip(self._outputs[1:], results[1:], strict=True):
+            self._past[name.replace("present.", "past.")] = value
+        return logits
+
+
+def prompt(architecture: Architecture, seed: int, length: int) -> Tokens:
+    """Return `length` token ids drawn from a seed."""
+    return np.random.default_rng(seed).integers(0, architecture.vocab_size, length)
+
+
+def compare(
+    runner: FileRunner, architecture: Architecture, tensors: Tensors, recipe: Recipe, seed: int
+) -> dict[str, Any]:
+    """Compare the file with the reference; raise where they disagree.
+
+    Args:
+        runner: The loaded file.
+        architecture: What it should compute.
+        tensors: The weights before rounding.
+        recipe: How the file rounds them, and the bound.
+        seed: Of the prompt.
+
+    Returns:
+        `checked`, `max_abs_diff` (worst of all prompts), `logits_std`, `bound`, and `prompts`: how
+        the tokens were fed and the difference of each.
+
+    Raises:
+        ExportError: the difference is above `bound` times `logits_std`, or no number at all.
+    """
+    token_ids = prompt(architecture, seed, PROMPT_TOKENS)
+    rounded = {name: recipe.rounded(tensor) for name, tensor in tensors.items()}
+    differences: dict[str, float] = {}
+    with np.errstate(all="ignore"):  # what is no number is refused below
+        expected = np.asarray(forward(architecture, rounded, token_ids))
+        std = float(expected.std())
+        for name, sizes in _feedings(len(token_ids)):
+            runner.reset()
+            logits = np.concatenate([runner.feed(piece) for piece in np.split(token_ids, np.cumsum(sizes)[:-1])])
+            differences[name] = float(np.abs(logits - expected).max())
+    worst = float(np.max(list(differences.values())))  # NaN if any is
+    if not worst <= recipe.parity_bound * std:
+        share = f"{worst / std:.2g}" if std > 0 else "unboundedly many"
+        raise ExportError(
+            f"the exported file disagrees with the reference: logits differ by up to {worst:.3g}, "
+            f"{share} of their standard deviations; recipe {recipe.name} allows {recipe.parity_bound:g}",
+            hint="weights with extreme values do not survive this recipe: try fp32",
+            max_abs_diff=worst if np.isfinite(worst) else None,
+            logits_std=std if np.isfinite(std) else None,
+        )
+    prompts = [{"fed": name, "tokens": PROMPT_TOKENS, "max_abs_diff": diff} for name, diff in differences.items()]
+    return {"checked": True, "max_abs_diff": worst, "logits_std": std, "bound": recipe.parity_bound, "prompts": prompts}
+
+
+def _feedings(tokens: int) -> Iterator[tuple[str, Sequence[int]]]:
+    yield "whole", [tokens]
+    yield "token by token", [1] * tokens
+    yield "two pieces", [tokens // 3, tokens - tokens // 3]
+
+
+def output_check(runner: FileRunner, architecture: Architecture, recipe: Recipe, seed: int) -> OutputCheck:
+    """Return a prompt and the file's own largest logits after it, for the device to repeat.
+
+    The tolerance is `recipe.check_tolerance` of these logits' standard deviation.
+
+    Raises:
+        ExportError: the file gives no numbers.
+    """
+    token_ids = prompt(architecture, seed + 1, CHECK_TOKENS)
+    runner.reset()
+    logits = runner.feed(token_ids, np.array([CHECK_TOKENS - 1]))[0]  # (V,)
+    if not np.isfinite(logits).all():
+        raise ExportError("the exported file gives logits that are no numbers", hint="check the weights' magnitudes")
+    top = np.argsort(-logits, kind="stable")[:TOP]
+    tolerance = max(recipe.check_tolerance * float(logits.std()), 1e-6)
+    return OutputCheck(
+        token_ids=tuple(int(t) for t in token_ids),
+        top=tuple((int(t), float(logits[t])) for t in top),
+        tolerance=tolerance,
+    )

@@ -1,0 +1,103 @@
+"""What a recipe's name means, in the words of the field: how weights and activations are stored.
+
+    fp32                        everything float32
+    dynamic_wi8_afp32           weights int8, one scale per output channel; activations are float32
+                                between operators and quantized to 8 bits inside each product
+    weight_only_wi8_b32_afp32   weights int8, one scale per 32 input values; activations float32
+    weight_only_wi4_b128_afp32  weights int4, one scale per 128 input values; activations float32
+
+Every matrix of the model is stored so, the token table too; norm gains stay float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from merino_edge.architecture import Architecture
+from merino_edge.errors import UsageError, did_you_mean
+from merino_edge.exporters.quantize import QuantizedTensor, quantize_blocks, quantize_rows
+
+Float32 = npt.NDArray[np.float32]
+FORMS = ("standard",)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the weights are stored, and how near the file must stay to the reference.
+
+    Attributes:
+        name: As the user types it.
+        bits: Of a stored weight: 32, 8 or 4.
+        block: Values that share a scale; 0 for a whole row. Meaningless at 32 bits.
+        dynamic: Activations are quantized inside each product.
+        forms: Forms that can carry it, the preferred first.
+        parity_bound: Largest difference to the reference run with the same dequantized weights, as
+            a share of the logits' standard deviation.
+        check_tolerance: The same for another CPU's answer against the exported file's own here.
+            Float32: another order of summation and other exponentials, far above any seen. Dynamic
+            int8: a value near the middle of two steps may round to either, and products of x86
+            without VNNI saturate; a wrong weight or a wrong graph is off by a whole deviation.
+    """
+
+    name: str
+    bits: int
+    block: int
+    dynamic: bool
+    forms: tuple[str, ...]
+    parity_bound: float
+    check_tolerance: float
+
+    def quantize(self, matrix: Float32) -> QuantizedTensor:
+        """Return a matrix `[out, in]` as this recipe stores it (not for 32 bits)."""
+        assert self.bits < 32
+        return quantize_blocks(matrix, self.block, self.bits) if self.block else quantize_rows(matrix)
+
+    def rounded(self, tensor: Float32) -> Float32:
+        """Return what the file holds of a tensor, back in float32: the reference's weights."""
+        if self.bits == 32 or tensor.ndim != 2:
+            return tensor
+        return self.quantize(tensor).dequantize()
+
+    def tensor_bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of one unique tensor: values and scales; vectors and norm gains are float32."""
+        count = int(np.prod(shape))
+        if self.bits == 32 or len(shape) != 2:
+            return 4 * count
+        groups = shape[1] // self.block if self.block else 1
+        return count * self.bits // 8 + 4 * shape[0] * groups
+
+    def unique_bytes(self, architecture: Architecture) -> int:
+        """Bytes of the whole model, each unique tensor once."""
+        return sum(self.tensor_bytes(shape) for shape in architecture.tensor_shapes.values())
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("fp32", 32, 0, False, ("standard",), parity_bound=1e-4, check_tolerance=1e-3),
+        Recipe("dynamic_wi8_afp32", 8, 0, True, ("standard",), parity_bound=0.2, check_tolerance=0.35),
+    )
+}
+
+
+def find_recipe(name: str, form: str) -> Recipe:
+    """Return the recipe of a name, if the form can carry it.
+
+    Raises:
+        UsageError: no such recipe or form, or a pair that does not exist.
+    """
+    allowed = f"recipes: {', '.join(RECIPES)}; forms: {', '.join(FORMS)}"
+    if name not in RECIPES:
+        raise UsageError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}", hint=allowed)
+    if form not in FORMS:
+        raise UsageError(f"unknown form '{form}' of an ONNX export{did_you_mean(form, FORMS)}", hint=allowed)
+    recipe = RECIPES[name]
+    if form not in recipe.forms:
+        raise UsageError(
+            f"recipe '{name}' cannot be written in the form '{form}'",
+            hint=f"nearest: form '{recipe.forms[0]}' of this recipe",
+        )
+    return recipe

@@ -1,0 +1,116 @@
+"""The exporter registered as `onnx`: `model.onnx` (the graph) and `model.data` (the weights).
+
+Whole here: checking what comes in, writing both files under temporary names, running them, and
+taking them away again if they do not compute what the architecture says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from merino_edge.architecture import Architecture, check_tensors
+from merino_edge.bundle import OutputCheck
+from merino_edge.errors import ExportError, MerinoEdgeError
+from merino_edge.exporters.decoder import Decoder
+from merino_edge.exporters.graph import GraphWriter, WeightFile
+from merino_edge.exporters.operators import DynamicInt8Matrices, Float32Matrices, Matrices, StandardLayer
+from merino_edge.exporters.parity import FileRunner, compare, output_check
+from merino_edge.exporters.recipes import Recipe, find_recipe
+from merino_edge.exporting import ExportOptions, ExportResult, Tensors
+from merino_edge.files import open_atomic, write_atomic
+
+EXPORTER_VERSION = 1
+GRAPH, WEIGHTS = "model.onnx", "model.data"
+RUNTIME_MIN_VERSION = {"standard": "1.23"}
+
+
+def export(
+    architecture: Architecture, tensors: Tensors, folder: Path, recipe: str, options: ExportOptions
+) -> ExportResult:
+    """Write the model as ONNX and check it.
+
+    Args:
+        architecture: The model.
+        tensors: Its tensors, float32, by the names of `architecture.tensor_shapes`.
+        folder: Where `model.onnx` and `model.data` go; made if missing.
+        recipe: How weights are stored; see `recipes.py`.
+        options: Form, parity and seed.
+
+    Raises:
+        UsageError: no such recipe or form.
+        InvalidFileError: tensors that are missing, foreign, or of another shape.
+        ExportError: weights that are no numbers, or a file that does not compute the model. Nothing
+            is left in `folder` then.
+    """
+    chosen = find_recipe(recipe, options.form)
+    check_tensors(architecture, {name: tensor.shape for name, tensor in tensors.items()}, "weights to export")
+    check_values(tensors)
+    made = not folder.exists()
+    try:
+        write_files(architecture, tensors, folder, chosen, options.form)
+        parity, check = _check_file(architecture, tensors, folder, chosen, options)
+    except BaseException:  # Ctrl-C too: nothing half-written stays
+        _remove(folder, made)
+        raise
+    return ExportResult(
+        files=(GRAPH, WEIGHTS),
+        form=options.form,
+        exporter_version=EXPORTER_VERSION,
+        runtime="onnxruntime",
+        runtime_min_version=RUNTIME_MIN_VERSION[options.form],
+        unique_bytes=chosen.unique_bytes(architecture),
+        parity=parity,
+        check=check,
+    )
+
+
+def check_values(tensors: Tensors) -> None:
+    """Refuse NaN and infinities, naming the tensor."""
+    for name, tensor in tensors.items():
+        if tensor.dtype != np.float32:
+            raise ExportError(f"tensor '{name}' is {tensor.dtype}, exporters take float32")
+        if not (np.isfinite(tensor.min()) and np.isfinite(tensor.max())):
+            raise ExportError(
+                f"tensor '{name}' holds values that are no numbers (NaN or infinite)",
+                hint="this checkpoint is damaged: train again from an earlier one",
+            )
+
+
+def write_files(architecture: Architecture, tensors: Tensors, folder: Path, recipe: Recipe, form: str) -> None:
+    """Write weights, then the graph that points into them."""
+    metadata = {
+        "merino_edge.architecture_digest": architecture.digest,
+        "merino_edge.recipe": recipe.name,
+        "merino_edge.form": form,
+        "merino_edge.exporter_version": str(EXPORTER_VERSION),
+    }
+    decoder = Decoder(architecture, tensors, _matrices(recipe), StandardLayer())
+    try:
+        with open_atomic(folder / WEIGHTS) as stream:
+            graph = decoder.write(GraphWriter(WeightFile(stream, WEIGHTS)), metadata)
+        write_atomic(folder / GRAPH, graph)
+    except MerinoEdgeError as error:
+        raise ExportError(f"export of {recipe.name} stopped: {error.message}", hint=error.hint) from error
+
+
+def _matrices(recipe: Recipe) -> Matrices:
+    return DynamicInt8Matrices() if recipe.dynamic else Float32Matrices()
+
+
+def _check_file(
+    architecture: Architecture, tensors: Tensors, folder: Path, recipe: Recipe, options: ExportOptions
+) -> tuple[dict[str, object], OutputCheck]:
+    runner = FileRunner(folder / GRAPH, architecture)
+    parity: dict[str, object] = {"checked": False}
+    if options.parity:
+        parity = compare(runner, architecture, tensors, recipe, options.seed)
+    return parity, output_check(runner, architecture, recipe, options.seed)
+
+
+def _remove(folder: Path, made: bool) -> None:
+    for name in (GRAPH, WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
+    if made and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
