@@ -1,0 +1,115 @@
+"""Scores by name, behind one interface: sums over the parts of an architecture, and what to make of them.
+
+`entropy` is the paper's score with the weights asked for, `entropy-poster` the literal one. The others
+are the plain scores that any proxy has to beat. A package adds its own by an entry point of the group
+`merino_edge.scores`: an object that takes `ScoreOptions` and returns either a `SumScore`, which exact
+search can use, or a plain function of one architecture, which only the evolutionary search can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from merino_edge.architecture import Architecture
+from merino_edge.errors import UsageError, did_you_mean
+from merino_edge.search.cost import Array, Flops, Sum, parameters_sum, total
+from merino_edge.search.entropy import ENTROPIES, BlocksOnly, Layers, ScoreOptions, entropy_score, explain
+
+__all__ = ["ScoreOptions", "SumScore", "explain_score", "make_score", "score_architecture", "score_names"]
+
+ENTRY_POINTS = "merino_edge.scores"
+
+
+@runtime_checkable
+class SumScore(Protocol):
+    """A score made of sums over an architecture's parts; larger is better."""
+
+    @property
+    def parts(self) -> tuple[Sum, ...]:
+        """The sums."""
+        ...
+
+    def combine(self, *sums: Array) -> Array:
+        """Return the score of each element of the sums, element by element."""
+        ...
+
+
+PlainScore = Callable[[Architecture], float]
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A score written as its sums and a function of them."""
+
+    parts: tuple[Sum, ...]
+    function: Callable[..., Array]
+
+    def combine(self, *sums: Array) -> Array:
+        """Return the function's value as float64."""
+        return np.asarray(self.function(*(np.asarray(s, np.float64) for s in sums)), np.float64)
+
+
+@dataclass(frozen=True)
+class _Width(BlocksOnly):
+    """Sum of E over executed layers."""
+
+    def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
+        return np.asarray(width * depth, np.float64)
+
+
+def _decoder() -> Sum:
+    return parameters_sum(per_layer_norms=False, table=False)
+
+
+# Gains of norms are told apart only where parameters are reported: a score counts one set per block.
+PLAIN: dict[str, Callable[[], Combined]] = {
+    "parameters": lambda: Combined((parameters_sum(False),), lambda p: p),
+    "decoder-parameters": lambda: Combined((_decoder(),), lambda p: p),
+    "executed-parameters": lambda: Combined((parameters_sum(False, executed=True),), lambda p: p),
+    "flops": lambda: Combined((Flops(),), lambda f: f),
+    "width": lambda: Combined((_Width(), Layers()), lambda w, n: w / n),
+    "minus-depth": lambda: Combined((Layers(),), lambda n: -n),
+    "width-per-root-depth": lambda: Combined((_Width(), Layers()), lambda w, n: w / n / np.sqrt(n)),
+    "parameters-per-depth": lambda: Combined((_decoder(), Layers()), lambda p, n: p / n),
+}
+
+
+def score_names() -> list[str]:
+    """Names of all scores at hand, installed ones included."""
+    return [*ENTROPIES, *PLAIN, *sorted(entry_points(group=ENTRY_POINTS).names)]
+
+
+def make_score(options: ScoreOptions) -> SumScore | PlainScore:
+    """Return the score of this name and weights.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if options.name in ENTROPIES:
+        return entropy_score(options)
+    if options.name in PLAIN:
+        return PLAIN[options.name]()
+    for point in entry_points(group=ENTRY_POINTS, name=options.name):
+        made: SumScore | PlainScore = point.load()(options)
+        return made
+    raise UsageError(f"unknown score '{options.name}'{did_you_mean(options.name, score_names())}")
+
+
+def score_architecture(architecture: Architecture, options: ScoreOptions) -> float:
+    """Return the score of one architecture."""
+    score = make_score(options)
+    if isinstance(score, SumScore):
+        return float(score.combine(*(np.asarray(total(part, architecture), np.float64) for part in score.parts)))
+    return float(score(architecture))
+
+
+def explain_score(architecture: Architecture, options: ScoreOptions) -> dict[str, Any]:
+    """Return the score's terms: for an entropy each term and gamma, for others the value."""
+    if options.name in ENTROPIES:
+        return explain(architecture, options)
+    return {"name": options.name, "score": score_architecture(architecture, options), "in_domain": True}

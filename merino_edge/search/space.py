@@ -1,0 +1,372 @@
+"""A search space: choices in a TOML, and a number for every architecture they allow.
+
+    schema_version = 1
+    name = "mine"
+    vocab_size = 16_384                # a number is one choice, a list is several
+    head_dim = [32, 64]
+    width = [256, 384, 512]            # one width for the whole model; or give each block its own
+    embedding_width = "width"          # equal to that one width; or numbers
+    per_layer_norms = false
+    [[block]]                          # in the order of execution
+    count = 4                          # this many blocks choose alike
+    depth = [1, 2, 3]
+    ffn_ratio = [1, 2, 3, 4]
+
+A space is a row of groups. Inside a group all but the blocks is fixed (vocabulary, head_dim, the one
+width, embedding), so a member is one option for each block, and its index is
+`group.offset + mixed radix of the options`, block 0 the most significant digit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from merino_edge.architecture import MAX_DIMENSION, Architecture, Block
+from merino_edge.errors import InvalidFileError, UsageError, check_keys, did_you_mean
+from merino_edge.files import SCHEMA_VERSION
+
+SPACES = Path(__file__).parent / "spaces"
+_KEYS = (
+    "schema_version", "name", "title", "vocab_size", "head_dim", "width", "embedding_width", "per_layer_norms", "block",
+)  # fmt: skip
+MAX_GROUPS = 100_000
+MAX_BLOCKS = 64
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BlockChoices:
+    """What one block may be. `widths` is None where the whole model has one width."""
+
+    widths: tuple[int, ...] | None
+    depths: tuple[int, ...]
+    ffn_ratios: tuple[float, ...]
+
+    def options(self, model_width: int | None, head_dim: int) -> tuple[Block, ...]:
+        """Every block that these choices allow: by width, then depth, then ratio."""
+        widths = (model_width,) if self.widths is None else self.widths
+        return tuple(
+            Block(width, ratio, depth)
+            for width in widths
+            if width is not None and width % head_dim == 0
+            for depth in self.depths
+            for ratio in self.ffn_ratios
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Members of a space that differ in their blocks only.
+
+    Attributes:
+        offset: Index of the first member.
+        vocab_size: V of all members.
+        head_dim: Of all members.
+        embedding_width: Of all members.
+        options: For each block, what it may be.
+    """
+
+    offset: int
+    vocab_size: int
+    head_dim: int
+    embedding_width: int
+    options: tuple[tuple[Block, ...], ...]
+
+    @cached_property
+    def size(self) -> int:
+        """Number of members."""
+        return math.prod(len(options) for options in self.options)
+
+    def digits(self, position: int) -> tuple[int, ...]:
+        """Return the option of each block of the member at `position` inside the group."""
+        digits = []
+        for options in reversed(self.options):
+            position, digit = divmod(position, len(options))
+            digits.append(digit)
+        return tuple(reversed(digits))
+
+    def position(self, digits: Iterable[int]) -> int:
+        """Return where in the group the member with these options stands."""
+        position = 0
+        for digit, options in zip(digits, self.options, strict=True):
+            position = position * len(options) + digit
+        return position
+
+
+@dataclass(frozen=True)
+class Space:
+    """All architectures that a list of choices allows, numbered.
+
+    Attributes:
+        name: What the user calls it.
+        vocab_sizes: Choices of V.
+        head_dims: Choices of the heads' width.
+        widths: Choices of the one width, or None where each block has its own.
+        embedding_widths: Choices, or None where it equals the one width.
+        blocks: Choices of each block, in the order of execution.
+        per_layer_norms: Whether every executed layer has its own norm gains.
+        title: One line about it.
+    """
+
+    name: str
+    vocab_sizes: tuple[int, ...]
+    head_dims: tuple[int, ...]
+    widths: tuple[int, ...] | None
+    embedding_widths: tuple[int, ...] | None
+    blocks: tuple[BlockChoices, ...]
+    per_layer_norms: bool = False
+    title: str = ""
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups, in the order of the index."""
+        groups: list[Group] = []
+        offset = 0
+        for head_dim, width in itertools.product(self.head_dims, self.widths or (None,)):
+            options = tuple(choices.options(width, head_dim) for choices in self.blocks)
+            if not all(options):
+                continue
+            embeddings = (width,) if self.embedding_widths is None else self.embedding_widths
+            for vocab_size, embedding in itertools.product(self.vocab_sizes, embeddings):
+                assert embedding is not None  # load_space refuses "width" where each block has its own
+                group = Group(offset, vocab_size, head_dim, embedding, options)
+                groups.append(group)
+                offset += group.size
+        return tuple(groups)
+
+    @cached_property
+    def size(self) -> int:
+        """Number of architectures."""
+        return sum(group.size for group in self.groups)
+
+    @property
+    def vocab_size(self) -> int:
+        """V; where the space has several choices, the largest."""
+        return max(self.vocab_sizes)
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all blocks have the same choices."""
+        return len(set(self.blocks)) == 1
+
+    @cached_property
+    def _offsets(self) -> list[int]:
+        return [group.offset for group in self.groups]
+
+    @cached_property
+    def _group_of(self) -> dict[tuple[int, int, int, int | None], Group]:
+        return {
+            (g.vocab_size, g.head_dim, g.embedding_width, g.options[0][0].width if self.widths else None): g
+            for g in self.groups
+        }
+
+    def group_of(self, index: int) -> Group:
+        """Return the group that holds the member of this index."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"space {self.name} has no member {index}, only 0 to {self.size - 1}")
+        low, high = 0, len(self._offsets)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._offsets[middle] <= index else (low, middle)
+        return self.groups[low]
+
+    def decode(self, index: int) -> Architecture:
+        """Return the architecture of this index."""
+        group = self.group_of(index)
+        return self.build(group, group.digits(index - group.offset))
+
+    def build(self, group: Group, digits: Sequence[int]) -> Architecture:
+        """Return the architecture with these options in this group."""
+        blocks = tuple(options[digit] for options, digit in zip(group.options, digits, strict=True))
+        return Architecture(blocks, group.embedding_width, group.vocab_size, group.head_dim, self.per_layer_norms)
+
+    def index_of(self, architecture: Architecture) -> int | None:
+        """Return the architecture's index, None where the space does not hold it."""
+        a = architecture
+        if len(a.blocks) != len(self.blocks) or a.per_layer_norms != self.per_layer_norms:
+            return None
+        group = self._group_of.get(
+            (a.vocab_size, a.head_dim, a.embedding_width, a.blocks[0].width if self.widths else None)
+        )
+        if group is None:
+            return None
+        try:
+            digits = [options.index(block) for options, block in zip(group.options, a.blocks, strict=True)]
+        except ValueError:
+            return None
+        return group.offset + group.position(digits)
+
+    def sample(self, count: int, seed: int) -> list[Architecture]:
+        """Draw different members uniformly; all of them where the space has no more than `count`."""
+        return [self.decode(index) for index in self.sample_indices(count, seed)]
+
+    def sample_indices(self, count: int, seed: int) -> list[int]:
+        """Draw indices of different members uniformly."""
+        if count >= self.size:
+            return list(range(self.size))
+        rng = random.Random(seed)  # noqa: S311 (no secret)
+        drawn: dict[int, None] = {}
+        while len(drawn) < count:  # ends: count < size, and the space is drawn from evenly
+            drawn[rng.randrange(self.size)] = None
+        return list(drawn)
+
+
+def space_names() -> list[str]:
+    """Names of the spaces that ship."""
+    return sorted(path.stem for path in SPACES.glob("*.toml"))
+
+
+def load_space(name_or_path: str, vocab_size: int | None = None) -> Space:
+    """Read a shipped space by name, or any TOML by its path.
+
+    Args:
+        name_or_path: `poster`, `wide`, or a file.
+        vocab_size: The one vocabulary size, instead of the file's choices.
+
+    Raises:
+        UsageError: no such space.
+        InvalidFileError: the file is no space; the message says why.
+    """
+    path = SPACES / f"{name_or_path}.toml" if name_or_path in space_names() else Path(name_or_path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UsageError(
+            f"there is no space '{name_or_path}'{did_you_mean(name_or_path, space_names())}",
+            hint="name a shipped space, or the path of a TOML file",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidFileError(f"space {path} is not UTF-8 text") from error
+    except OSError as error:
+        raise InvalidFileError(f"cannot read space {path}: {error.strerror or error}") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidFileError(f"space {path} is not valid TOML: {error}") from error
+    return parse_space(document, f"space {path}", vocab_size)
+
+
+def parse_space(document: Mapping[str, Any], where: str, vocab_size: int | None = None) -> Space:
+    """Check the tables of a space file and build the space.
+
+    Raises:
+        InvalidFileError: a key is unknown or missing, a choice empty, a width divisible by no head_dim.
+    """
+    check_keys(document, _KEYS, where)
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise InvalidFileError(f"{where}: schema_version must be {SCHEMA_VERSION}")
+    name, title = document.get("name"), document.get("title", "")
+    if not isinstance(name, str) or not name or not isinstance(title, str):
+        raise InvalidFileError(f"{where}: 'name' must be a word and 'title' a line of text")
+    blocks = _parse_blocks(document.get("block"), where)
+    own = [choices.widths is not None for choices in blocks]
+    widths = _choices(document, "width", where) if "width" in document else None
+    if widths is None and not all(own):
+        raise InvalidFileError(f"{where}: block {own.index(False)} has no 'width', and the model has no one width")
+    if widths is not None and any(own):
+        raise InvalidFileError(f"{where}: 'width' stands both for the whole model and in block {own.index(True)}")
+    embedding = document.get("embedding_width", "width")
+    if embedding == "width" and widths is None:
+        raise InvalidFileError(f"{where}: embedding_width must be numbers where each block has its own width")
+    norms = document.get("per_layer_norms", False)
+    if not isinstance(norms, bool):
+        raise InvalidFileError(f"{where}: per_layer_norms must be true or false, not {norms!r}")
+    space = Space(
+        name=name,
+        vocab_sizes=_choices(document, "vocab_size", where) if vocab_size is None else (vocab_size,),
+        head_dims=_choices(document, "head_dim", where) if "head_dim" in document else (64,),
+        widths=widths,
+        embedding_widths=None if embedding == "width" else _choices(document, "embedding_width", where),
+        blocks=blocks,
+        per_layer_norms=norms,
+        title=title,
+    )
+    _check(space, where)
+    return space
+
+
+def _check(space: Space, where: str) -> None:
+    """Refuse widths no head divides, blocks that give no network, and absurd sizes."""
+    for head_dim in space.head_dims:
+        if head_dim % 2:
+            raise InvalidFileError(f"{where}: head_dim must be even for rotary positions, not {head_dim}")
+    for i, choices in enumerate(space.blocks):
+        for width in choices.widths or space.widths or ():
+            if all(width % head_dim for head_dim in space.head_dims):
+                allowed = " or ".join(map(str, space.head_dims))
+                raise InvalidFileError(f"{where}: block {i}: no head divides width {width}: head_dim is {allowed}")
+    embeddings = 1 if space.embedding_widths is None else len(space.embedding_widths)
+    if len(space.vocab_sizes) * len(space.head_dims) * len(space.widths or (0,)) * embeddings > MAX_GROUPS:
+        raise InvalidFileError(f"{where}: more than {MAX_GROUPS} combinations outside the blocks")
+    try:
+        groups = space.groups
+        if groups:
+            space.build(groups[-1], [0] * len(space.blocks))
+    except InvalidFileError as error:
+        raise InvalidFileError(f"{where}: {error.message}", hint=error.hint) from error
+    if not groups:
+        raise InvalidFileError(f"{where}: no head_dim divides a width of every block; the space is empty")
+
+
+def _parse_blocks(value: Any, where: str) -> tuple[BlockChoices, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(item, Mapping) for item in value):
+        raise InvalidFileError(f"{where}: needs at least one [[block]]")
+    blocks: list[BlockChoices] = []
+    for item in value:
+        here = f"{where}, [[block]] {len(blocks)}"
+        check_keys(item, ("count", "width", "depth", "ffn_ratio"), here)
+        count = item.get("count", 1)
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_BLOCKS:
+            raise InvalidFileError(f"{here}: count must be a whole number from 1 to {MAX_BLOCKS}, not {count!r}")
+        widths = _choices(item, "width", here) if "width" in item else None
+        choices = BlockChoices(widths, _choices(item, "depth", here), _ratios(item, here))
+        blocks.extend([choices] * count)
+    if len(blocks) > MAX_BLOCKS:
+        raise InvalidFileError(f"{where}: at most {MAX_BLOCKS} blocks, not {len(blocks)}")
+    return tuple(blocks)
+
+
+def _list(table: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    if key not in table:
+        raise InvalidFileError(f"{where}: key '{key}' is missing")
+    value = table[key]
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise InvalidFileError(f"{where}: '{key}' has no choice; write at least one")
+    return values
+
+
+def _distinct(values: list[Any], key: str, where: str) -> None:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise InvalidFileError(f"{where}: {key} {value} stands twice")
+
+
+def _choices(table: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
+    values = _list(table, key, where)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DIMENSION:
+            raise InvalidFileError(f"{where}: {key} must be whole numbers from 1 to {MAX_DIMENSION}, not {value!r}")
+    _distinct(values, key, where)
+    return tuple(values)
+
+
+def _ratios(table: Mapping[str, Any], where: str) -> tuple[float, ...]:
+    values = _list(table, "ffn_ratio", where)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise InvalidFileError(f"{where}: ffn_ratio must be numbers greater than zero, not {value!r}")
+    _distinct(values, "ffn_ratio", where)
+    return tuple(values)
