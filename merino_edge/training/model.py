@@ -213,7 +213,8 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
     config_class = MerinoConfig
     _supports_sdpa = True
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MerinoBlock"]
+    accepts_loss_kwargs = False  # windows are of one length: the mean over micro-batches is the mean
+    _no_split_modules = ["MerinoBlock"]  # noqa: RUF012  the base class declares it so
 
     def __init__(self, config: MerinoConfig) -> None:
         """Make the model of `config.architecture`, initialised by torch's current seed."""
@@ -270,7 +271,7 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
             labels: `(B, T)` as `input_ids`; each position is asked for the *next* label, -100 for none.
             use_cache: Return a cache for the next call.
             logits_to_keep: Only the last so many positions, or these positions; 0 for all.
-            kwargs: What the Trainer hands to the loss (`num_items_in_batch`).
+            kwargs: What `generate` adds (`return_dict`, ...); nothing of it changes the result.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
@@ -294,22 +295,19 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         logits = F.linear(x, self.embedding.weight)  # (B, N, V)
         loss = None
         if labels is not None:
-            loss = next_token_loss(logits, labels, kwargs.get("num_items_in_batch"))
+            loss = next_token_loss(logits, labels)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
 
-def next_token_loss(logits: Tensor, labels: Tensor, items: Tensor | int | None = None) -> Tensor:
-    """Cross entropy of position t's logits with label t + 1, in nats.
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of position t's logits with label t + 1, in nats.
 
     Args:
         logits: `(B, T, V)`.
         labels: `(B, T)`, -100 where nothing is asked.
-        items: Divide the sum by this number instead of taking the mean (gradient accumulation).
     """
     target = F.pad(labels, (0, 1), value=-100)[:, 1:]  # (B, T)
-    reduction = "mean" if items is None else "sum"
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction=reduction)
-    return loss if items is None else loss / items
+    return F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())
 
 
 AutoConfig.register("merino", MerinoConfig, exist_ok=True)
