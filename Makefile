@@ -79,7 +79,7 @@ $(VENV)/bin/python:
 	echo '  next: install one and name it: make PYTHON=/path/to/python3.12 TARGET' >&2; exit 1
 
 $(VENV)/.dependencies: pyproject.toml constraints.txt tools/setup_venv.py $(if $(TORCH_INDEX),FORCE) | $(VENV)/bin/python
-	@$(BIN)/python tools/setup_venv.py install --torch-index '$(TORCH_INDEX)'
+	@GOALS='$(MAKECMDGOALS)' $(BIN)/python tools/setup_venv.py install --torch-index '$(TORCH_INDEX)'
 	@touch $@
 
 # Changes only when a file comes or goes, so that a deleted module leaves .venv too.

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ import venv
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +67,11 @@ def create(folder: Path) -> None:
     say(f"making {folder} with Python {sys.version.split()[0]}")
     try:
         venv.create(folder, with_pip=True, clear=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     except (subprocess.CalledProcessError, OSError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
         raise SetupError(
             f"cannot make {folder}: {error}\n  next: on Debian and Ubuntu: apt install python3-venv; then make again"
         ) from error
@@ -73,6 +79,8 @@ def create(folder: Path) -> None:
 
 def install(torch_index: str) -> None:
     """Install the dependencies that are missing."""
+    if not is_installed("pip"):
+        raise SetupError(f"{sys.prefix} is incomplete: it has no pip\n  next: make purge; then make again")
     pins = dict(line.split("==") for line in CONSTRAINTS.read_text().split() if "==" in line)
     tools = [f"{name}=={pins[name]}" for name in ("pip", "setuptools")]
     if not all(is_installed(name, pins[name]) for name in ("pip", "setuptools")):
@@ -88,10 +96,12 @@ def install(torch_index: str) -> None:
     fetch(downloads, ["--no-deps"])
 
 
-def is_installed(name: str, version: str) -> bool:
-    """Say whether this environment holds that very version."""
-    code = "import sys; from importlib.metadata import version; sys.exit(version(sys.argv[1]) != sys.argv[2])"
-    return subprocess.run([sys.executable, "-c", code, name, version], stderr=subprocess.DEVNULL).returncode == 0
+def is_installed(name: str, pinned: str | None = None) -> bool:
+    """Say whether this environment holds a distribution, and that very version if one is given."""
+    try:
+        return version(name) == (pinned or version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def resolve(requirements: Sequence[str], options: Sequence[str]) -> list[Download]:
@@ -99,7 +109,7 @@ def resolve(requirements: Sequence[str], options: Sequence[str]) -> list[Downloa
     say("asking the package index what is needed ...")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        run_pip(["install", "--quiet", "--dry-run", "--report", str(report), *options, *requirements])
+        run_pip(["install", "-qq", "--dry-run", "--report", str(report), *options, *requirements])
         items = json.loads(report.read_text())["install"]
     found = [(i["metadata"]["name"], i["metadata"]["version"], i["download_info"]["url"]) for i in items]
     found = [(name.lower().replace("_", "-"), version, url) for name, version, url in found]
@@ -125,17 +135,18 @@ def ask_about_cuda(downloads: Sequence[Download]) -> None:
     """Stop, or ask on a terminal, before gigabytes of CUDA are downloaded."""
     if not any(d.is_cuda for d in downloads):
         return
+    command = f"make {os.environ.get('GOALS') or 'demo'} TORCH_INDEX={CPU_INDEX}"
     say(
         f"The torch of this index comes with CUDA: {describe(downloads)}.\n"
-        f"A CPU build is some 200 MB and enough for everything here: make demo TORCH_INDEX={CPU_INDEX}"
+        f"A CPU build is some 200 MB and enough for everything here: {command}"
     )
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise SetupError(
-            "stopped before downloading CUDA, since nobody can be asked here\n"
-            "  next: run the same make command with TORCH_INDEX=URL; the index named there is taken without a question"
+            f"stopped before downloading CUDA, since nobody can be asked here\n  next: {command}\n"
+            "        (an index named by TORCH_INDEX=URL is taken without a question)"
         )
     if input("Download the CUDA build all the same? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise SetupError(f"nothing was downloaded\n  next: make demo TORCH_INDEX={CPU_INDEX}")
+        raise SetupError(f"nothing was downloaded\n  next: {command}")
 
 
 def describe(downloads: Sequence[Download]) -> str:
@@ -189,13 +200,13 @@ class Bar:
             self.text = match[1].rsplit("/", 1)[-1].split("-")[0].split("==")[0]
         elif line.startswith("Installing collected"):
             self.done_bytes, self.part_bytes, self.text = self.total_bytes, 0, "unpacking, a minute or so"
-            self.draw(force=True)
+            self.spoke = 0.0
         self.draw()
 
-    def draw(self, force: bool = False) -> None:
+    def draw(self) -> None:
         """Show how far it is."""
         now = time.monotonic()
-        if not force and now - self.spoke < (0.2 if self.terminal else 15):
+        if now - self.spoke < (0.2 if self.terminal else 15):
             return
         self.spoke = now
         done = min(self.done_bytes + self.part_bytes, self.total_bytes)
