@@ -135,13 +135,17 @@ class StandardLayer:
     opsets: ClassVar[dict[str, int]] = {"": 23}
 
     def rotary_tables(self, g: GraphWriter, head_dim: int, past: ir.Value, total: ir.Value) -> tuple[ir.Value, ...]:
-        """See `Layer`; computed in float64, so that far positions keep their angles."""
+        """See `Layer`; computed in float64, so that far positions keep their angles.
+
+        Cosines are sines a quarter turn on: onnxruntime 1.23 has no float64 Cos.
+        """
         half = head_dim // 2
         frequency = ROPE_THETA ** (-np.arange(half, dtype=np.float64) / half)
         positions = g.op("Range", past, total, g.constant(1, np.int64))  # (T,)
         column = g.op("Unsqueeze", g.op("Cast", positions, to=ir.DataType.DOUBLE), g.constant([0, 2], np.int64))
         angle = g.op("Mul", column, g.constant(frequency, np.float64))  # (1, T, D/2)
-        return tuple(g.op("Cast", g.op(f, angle), to=ir.DataType.FLOAT) for f in ("Cos", "Sin"))
+        quarter_on = g.op("Add", angle, g.constant(np.pi / 2, np.float64))
+        return tuple(g.op("Cast", g.op("Sin", a), to=ir.DataType.FLOAT) for a in (quarter_on, angle))
 
     def rotate(self, g: GraphWriter, x: ir.Value, tables: tuple[ir.Value, ...], heads: int) -> ir.Value:
         """See `Layer`."""

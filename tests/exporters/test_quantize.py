@@ -1,0 +1,59 @@
+"""Quantized matrices stay within half a scale of the original."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from merino_edge.exporters.quantize import QuantizedTensor, quantize_blocks, quantize_rows
+
+VALUES = st.floats(-(2.0**100), 2.0**100, width=32)
+MATRICES = hnp.arrays(np.float32, st.tuples(st.integers(1, 7), st.sampled_from([1, 3, 8, 32])), elements=VALUES)
+
+
+def error_in_scales(matrix: np.ndarray, quantized: QuantizedTensor) -> float:
+    """Largest rounding error, in scales of its group."""
+    groups = quantized.scale.shape[1]
+    difference = np.abs(matrix.astype(np.float64) - quantized.dequantize())
+    return float((difference.reshape(len(matrix), groups, -1) / quantized.scale[:, :, None]).max())
+
+
+@settings(deadline=None)
+@given(MATRICES)
+def test_rows_are_at_most_half_a_scale_off(matrix: np.ndarray) -> None:
+    assert error_in_scales(matrix, quantize_rows(matrix)) <= 0.5 + 1e-4
+
+
+@settings(deadline=None)
+@given(MATRICES, st.sampled_from([4, 8]))
+def test_quantizing_what_was_dequantized_changes_nothing(matrix: np.ndarray, bits: int) -> None:
+    once = quantize_blocks(matrix, matrix.shape[1], bits)
+    twice = quantize_blocks(once.dequantize(), matrix.shape[1], bits)
+    np.testing.assert_array_equal(once.values, twice.values)
+
+
+@pytest.mark.parametrize(("bits", "q_max"), [(4, 7), (8, 127)])
+def test_blocks_are_at_most_half_a_scale_off_and_symmetric(bits: int, q_max: int) -> None:
+    matrix = np.random.default_rng(0).standard_normal((50, 96), np.float32)
+    quantized = quantize_blocks(matrix, 32, bits)
+    assert quantized.scale.shape == (50, 3)
+    assert np.abs(quantized.values).max() == q_max
+    assert error_in_scales(matrix, quantized) <= 0.5 + 1e-4
+
+
+def test_largest_value_of_a_row_survives() -> None:
+    matrix = np.random.default_rng(1).standard_normal((20, 33), np.float32)
+    back = quantize_rows(matrix).dequantize()
+    where = np.abs(matrix).argmax(1)
+    np.testing.assert_allclose(back[np.arange(20), where], matrix[np.arange(20), where], rtol=1e-6)
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    np.testing.assert_array_equal(quantize_rows(np.zeros((2, 4), np.float32)).dequantize(), 0)
+
+
+def test_stored_bytes_count_values_and_scales() -> None:
+    matrix = np.ones((6, 64), np.float32)
+    assert quantize_rows(matrix).stored_bytes == 6 * 64 + 6 * 4
+    assert quantize_blocks(matrix, 32, 4).stored_bytes == 6 * 64 // 2 + 6 * 2 * 4
