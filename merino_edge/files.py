@@ -14,7 +14,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -160,6 +160,12 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
             os.fsync(stream.fileno())
     except OSError as error:
         raise MerinoEdgeError(f"cannot append to {path}: {error.strerror or error}", hint="free some space") from error
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole log at once, atomically."""
+    lines = (json.dumps({"schema_version": SCHEMA_VERSION, **record}, allow_nan=False) + "\n" for record in records)
+    write_atomic(path, "".join(lines))
 
 
 def read_lines(path: Path, what: str = "log") -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -20,14 +20,8 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Say one line that a person should read."""
 
-    def task(self, text: str, total: float) -> _TaskManager:
+    def task(self, text: str, total: float) -> AbstractContextManager[Task]:
         """Open a step of `total` units; it ends with the `with` block."""
-
-
-class _TaskManager(Protocol):
-    def __enter__(self) -> Task: ...
-
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class _SilentTask:

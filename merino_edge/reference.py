@@ -49,13 +49,15 @@ class Cache:
 
 
 def rms_norm(x: Array, gain: Array) -> Array:
-    """x / rms(x) * gain over the last axis (Zhang and Sennrich 2019)."""
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + NORM_EPSILON) * gain
+    """Return x / rms(x) * gain over the last axis (Zhang and Sennrich 2019)."""
+    normed: Array = x / np.sqrt((x * x).mean(-1, keepdims=True) + NORM_EPSILON)
+    return normed * gain
 
 
 def gelu(x: Array) -> Array:
-    """x * Phi(x), exact (Hendrycks and Gimpel 2016)."""
-    return 0.5 * x * (1 + erf(x / np.sqrt(2.0).astype(x.dtype)))
+    """Return x * Phi(x), exact (Hendrycks and Gimpel 2016)."""
+    share: Array = 0.5 * (1 + erf(x / np.sqrt(2.0).astype(x.dtype)))
+    return x * share
 
 
 def rotate(x: Array, start: int) -> Array:
@@ -90,7 +92,8 @@ def attend(q: Array, k: Array, v: Array) -> Array:
     scores = np.where(hidden, -np.inf, scores)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    return np.einsum("htp,phd->thd", weights, v).reshape(tokens, -1)
+    mixed: Array = np.einsum("htp,phd->thd", weights, v)
+    return mixed.reshape(tokens, -1)
 
 
 def forward(
@@ -122,7 +125,8 @@ def forward(
             x = x @ tensors[f"blocks.{i}.projection.weight"].T
         h = rms_norm(x, gains[0])
         q, k, v = (
-            (h @ w[n].T).reshape(len(x), architecture.heads(i), architecture.head_dim) for n in ("query", "key", "value")
+            (h @ w[n].T).reshape(len(x), architecture.heads(i), architecture.head_dim)
+            for n in ("query", "key", "value")
         )
         q, k = rotate(q, start), rotate(k, start)
         if first_call:

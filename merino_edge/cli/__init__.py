@@ -1,1 +1,1 @@
-
+"""The command line: each module parses one command, calls one flow and prints what it returned."""

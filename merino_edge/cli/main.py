@@ -1,0 +1,111 @@
+"""The command `merino-edge`: finds the subcommand, runs it, turns every error into one line and an exit code.
+
+Subcommands are imported when they are called, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import Any
+
+import click
+
+from merino_edge import __version__
+from merino_edge.errors import InterruptedByUser, MerinoEdgeError, UsageError, did_you_mean
+
+COMMANDS = {
+    "profile": "Measure a device and fit its latency model.",
+    "search": "Find the best architecture for a device under limits.",
+    "show": "Print an architecture: blocks, parameters, FLOPs, entropy, memory.",
+    "train": "Train the found architecture on your text.",
+    "export": "Write the model as ONNX, quantized, shared weights shared.",
+    "deploy": "Put the model onto the device, check it there, switch to it.",
+    "generate": "Generate text with the deployed model.",
+    "bench": "Measure speed, memory and perplexity on the device.",
+    "devices": "List, add and remove devices.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules of `merino_edge.cli`, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of the ring."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"merino_edge.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Offer the nearest command for an unknown one."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise UsageError(f"there is no command '{args[0]}'{did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="merino-edge")
+def cli() -> None:
+    r"""Find the best small language model for your board, train it, put it there, and measure it there.
+
+    \b
+    The ring:  profile -> search -> train -> export -> deploy -> bench -> search again
+    Start:     merino-edge profile            (this machine; or: profile pi4 --host pi@ADDRESS)
+               merino-edge search --latency 5ms
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command and exit with its code."""
+    args = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        cli.main(args=args, prog_name="merino-edge", standalone_mode=False)
+        sys.stdout.flush()
+        code = 0
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        code = _report(UsageError(error.format_message(), hint=_usage_hint(error)), args)
+    except MerinoEdgeError as error:
+        code = _report(error, args)
+    except (KeyboardInterrupt, click.Abort):
+        code = _report(InterruptedByUser("interrupted; what was complete is kept"), args)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
+
+
+def _usage_hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'merino-edge'} --help"
+
+
+def _report(error: MerinoEdgeError, args: list[str]) -> int:
+    if "--json" in args:
+        from merino_edge.cli.output import print_json
+
+        document: dict[str, Any] = {"error": error.to_json()}
+        if "partial" in error.details:
+            document = {**document["error"].pop("partial"), **document}
+        print_json(document)
+    click.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"  next: {error.hint}", err=True)
+    return error.exit_code

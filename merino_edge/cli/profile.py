@@ -1,0 +1,87 @@
+"""`merino-edge profile`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from merino_edge.cli.options import SECONDS, ask_person, json_option
+from merino_edge.cli.output import print_json, print_pairs, terminal_progress
+from merino_edge.units import format_bytes, format_ms
+
+
+@click.command("profile")
+@click.argument("device", required=False)
+@click.option("--host", metavar="USER@HOST", help="Register the device under this address first.")
+@click.option("--estimate", is_flag=True, help="Show the shipped estimate of the board; measure nothing.")
+@click.option("--quick", is_flag=True, help="Take one minute instead of five; the error is larger and stated.")
+@click.option("--time", "seconds", type=SECONDS, help="Time it may take, for example 90s.")
+@click.option("--recipe", default=None, help="Recipe to profile (default dynamic_wi8_afp32).")
+@click.option("--space", default="poster", show_default=True, help="Space whose architectures are measured.")
+@click.option("--vocab", type=click.IntRange(2), default=None, help="Vocabulary of the measured models.")
+@click.option("--context", type=click.IntRange(2), default=None, help="Tokens the cache is filled to for memory.")
+@click.option("--depth", type=click.IntRange(1), default=None, help="Tokens in the cache before generation.")
+@click.option("--threads", type=click.IntRange(1), default=None, help="Threads (default: all performance cores).")
+@json_option
+def command(as_json: bool, device: str | None, **flags: Any) -> None:
+    r"""Measure a few whole models on DEVICE and fit its latency and memory model.
+
+    \b
+    merino-edge profile                          this machine
+    merino-edge profile pi4 --host pi@ADDRESS    a Raspberry Pi 4 over SSH
+    merino-edge profile pi4 --estimate           what ships for a Pi 4, not measured
+    """
+    from merino_edge.flows import profile as flow
+    from merino_edge.flows.conditions import Conditions
+
+    conditions = Conditions().with_(
+        recipe=flags["recipe"],
+        vocab_size=flags["vocab"],
+        context_length=flags["context"],
+        depth=flags["depth"],
+        threads=flags["threads"],
+    )
+    seconds = flags["seconds"] or (flow.QUICK_SECONDS if flags["quick"] else flow.DEFAULT_SECONDS)
+    options = flow.ProfileOptions(seconds, flags["space"], conditions, flags["host"], flags["estimate"])
+    document = flow.profile(device, options, ask=ask_person(), progress=terminal_progress())
+    if as_json:
+        print_json(document)
+    else:
+        _print(document)
+
+
+def _print(document: dict[str, Any]) -> None:
+    facts = document["facts"]
+    pairs = [("device", document["device"])]
+    if document["estimate"]:
+        pairs.append(("kind", "estimate from the board's data sheet; nothing was measured"))
+    else:
+        cpu = facts["cpu"]
+        cache = format_bytes(cpu["last_level_cache_bytes"] or 0)
+        pairs += [
+            ("cpu", f"{cpu['model']}, {cpu['cores']} cores, last-level cache {cache}"),
+            ("memory", f"{format_bytes(facts['memory']['total'])}, {format_bytes(facts['memory']['available'])} free"),
+            ("measured", f"{document['models']} models in {document['seconds']:.0f} s"),
+        ]
+    for test, accuracy in document["latency_models"].items():
+        if accuracy and accuracy.get("mape") is not None:
+            pairs.append(
+                (
+                    f"{test} model",
+                    f"mean error {100 * accuracy['mape']:.1f} %, {100 * accuracy['within_10pct']:.0f} % within 10 %",
+                )
+            )
+    for row in document["reach"]:
+        pairs.append(
+            (
+                f"{row['which']} model",
+                f"tg {format_ms(row['tg_ms'])}, pp128 {format_ms(row['pp128_ms'])}, "
+                f"memory {format_bytes(row['memory_bytes'])}"
+                + (" (estimate)" if document["estimate"] else ""),
+            )
+        )
+    print_pairs(pairs)
+    slow, quick = (document["reach"][i]["tg_ms"] for i in (1, 0))
+    example = (slow * quick) ** 0.5
+    click.echo(f"next: merino-edge search --device {document['device']} --latency {example:.2g}ms", err=True)

@@ -1,0 +1,138 @@
+"""`merino-edge search`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from merino_edge.cli.options import BYTES_LIMIT, COUNT, COUNT_LIMIT, ENERGY_LIMIT, MS_LIMIT, device_option, json_option
+from merino_edge.cli.output import print_json, print_pairs, print_table, terminal_progress
+from merino_edge.units import format_bytes, format_count, format_ms
+
+
+@click.command("search")
+@device_option
+@click.option("--latency", type=MS_LIMIT, help="Upper limit, or A..B: 50ms.")
+@click.option("--memory", type=BYTES_LIMIT, help="Peak memory of the whole process on the device: 200MB.")
+@click.option("--file-size", type=BYTES_LIMIT, help="Bytes of the exported model: 30MB.")
+@click.option("--parameters", type=COUNT_LIMIT, help="Unique parameters: 61M, or 50M..53M.")
+@click.option("--flops", type=COUNT_LIMIT, help="FLOPs of a forward pass over 1,024 tokens, head apart: 110G.")
+@click.option("--energy", type=ENERGY_LIMIT, help="Energy per token, where the device has a sensor: 30mJ.")
+@click.option("--latency-of", default=None, help="What --latency limits: tg (default) or pp128.")
+@click.option("--percentile", type=int, default=None, help="Percentile of the samples (50).")
+@click.option("--depth", type=click.IntRange(1), default=None, help="Tokens in the cache before generation (128).")
+@click.option("--format", "format_name", default=None, help="Export format that the limits mean (onnx).")
+@click.option("--recipe", default=None, help="Recipe that the limits mean (dynamic_wi8_afp32).")
+@click.option("--threads", type=click.IntRange(1), default=None, help="Threads (all performance cores).")
+@click.option("--vocab", type=click.IntRange(2), default=None, help="Vocabulary size (16384).")
+@click.option("--context", type=click.IntRange(2), default=None, help="Context length (1024).")
+@click.option("--train-tokens", type=COUNT, default=None, help="Tokens the model will be trained on (300M).")
+@click.option("--space", default="poster", show_default=True, help="Name of a space, or a TOML file.")
+@click.option("--score", default=None, help="Score to maximise (entropy).")
+@click.option("--beta", type=float, default=None, help="Weight of depth against width in the score.")
+@click.option("--alpha1", type=float, default=None, help="Weight of the attention entropy.")
+@click.option("--alpha2", type=float, default=None, help="Weight of the feed-forward entropy.")
+@click.option("--eps", type=float, default=None, help="Noise scale inside the entropy.")
+@click.option("--mode", type=click.Choice(["auto", "exact", "dp", "evolution"]), default="auto", show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the evolutionary search.")
+@click.option("--run", default=None, metavar="NAME", help="Name of the run to write (the next free run-N).")
+@click.option("--verify/--no-verify", default=True, help="Measure the winner on the device and search again.")
+@json_option
+def command(as_json: bool, **flags: Any) -> None:
+    r"""Find the architecture with the best training-free score that meets every limit.
+
+    \b
+    merino-edge search --device pi4 --latency 50ms
+    merino-edge search --latency 5ms --memory 150MB --vocab 8192
+    merino-edge search --parameters 50.4M..53.6M --flops 60G --vocab 50257
+    """
+    from merino_edge.flows.conditions import Conditions
+    from merino_edge.flows.search import SearchOptions, search
+    from merino_edge.search.scores import ScoreOptions
+
+    names = ("latency_of", "percentile", "depth", "recipe", "threads", "train_tokens")
+    conditions = Conditions().with_(
+        **{name: flags[name] for name in names},
+        format=flags["format_name"],
+        vocab_size=flags["vocab"],
+        context_length=flags["context"],
+    )
+    limits = {
+        "latency_ms": flags["latency"],
+        "memory_bytes": flags["memory"],
+        "file_bytes": flags["file_size"],
+        "parameters": flags["parameters"],
+        "flops": flags["flops"],
+        "energy_mj": flags["energy"],
+    }
+    score = {"name": flags["score"], **{n: flags[n] for n in ("beta", "alpha1", "alpha2", "eps")}}
+    options = SearchOptions(
+        device=flags["device"],
+        limits={name: limit for name, limit in limits.items() if limit is not None},
+        conditions=conditions,
+        space=flags["space"],
+        score=ScoreOptions(**{k: v for k, v in score.items() if v is not None}),
+        mode=flags["mode"],
+        seed=flags["seed"],
+        run=flags["run"],
+        verify=flags["verify"],
+    )
+    document = search(options, progress=terminal_progress())
+    if as_json:
+        print_json(document)
+    else:
+        _print(document)
+
+
+def _print(document: dict[str, Any]) -> None:
+    from merino_edge.architecture import Architecture
+    from merino_edge.flows.search import describe_check, limit_lines
+
+    predicted, measured = document["predicted"], document["measured"] or {}
+    word = "estimate" if document["estimate"] else "predicted"
+    pairs = [
+        ("found", Architecture.from_json(document["architecture"]).describe()),
+        (
+            "score",
+            f"{document['score']:.6g} ({document['score_options']['name']}), "
+            f"best of {document['feasible']:,} that meet the limits",
+        ),
+        (
+            "searched",
+            f"{document['evaluated']:,} of {document['space_size']:,} ({document['mode']}) in {document['seconds']['search']:.3f} s",
+        ),
+        (
+            "parameters",
+            f"{format_count(document['parameters'])} unique, {format_count(document['executed_parameters'])} executed",
+        ),
+        ("FLOPs", f"{format_count(document['flops'])} (with head {format_count(document['flops_with_head'])})"),
+        ("file", format_bytes(predicted["file_bytes"])),
+    ]
+    for label, key, measured_key, fmt in (
+        ("tg", "tg_ms", "tg_ms", format_ms),
+        ("pp128", "pp128_ms", "pp128_ms", format_ms),
+        ("memory", "memory_bytes", "peak_memory_bytes", format_bytes),
+    ):
+        if predicted.get(key) is None:
+            continue
+        text = f"{word} {fmt(predicted[key])}"
+        if measured.get(measured_key) is not None:
+            text = f"measured {fmt(measured[measured_key])} ({text})"
+        elif key == "tg_ms" and predicted.get("tg_ms_upper"):
+            text += f", at most {format_ms(predicted['tg_ms_upper'])}"
+        pairs.append((label, text))
+    pairs += [("limits", line) for line in limit_lines(document)]
+    if document["rounds"]:
+        kept = "keeps its limits by the device's clock" if document["verified"] else "does NOT keep its limits yet"
+        pairs.append(("verified", f"{kept}, {len(document['rounds'])} measurements"))
+    print_pairs(pairs)
+    if document["sensitivity"]:
+        rows = [
+            [s["name"], f"{s['factor']:g} x", f"{s['limit']:g}", "none" if s["score"] is None else f"{s['score']:.6g}"]
+            for s in document["sensitivity"]
+        ]
+        print_table(["what a limit costs", "of it", "limit", "best score"], rows)
+    for check in document["prediction_checks"]:
+        click.echo(f"prediction of {describe_check(check)}")
+    click.echo(f"run: {document['run']}   next: merino-edge train {document['run']}", err=True)

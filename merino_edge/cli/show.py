@@ -1,0 +1,61 @@
+"""`merino-edge show`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from merino_edge.cli.options import json_option
+from merino_edge.cli.output import print_json, print_pairs, print_table
+from merino_edge.units import format_bytes, format_count, format_ms
+
+
+@click.command("show")
+@click.argument("subject", required=False)
+@click.option("--beta", type=float, default=None, help="Weight of depth against width in the score.")
+@click.option("--context", type=click.IntRange(1), default=1024, show_default=True, help="Tokens of the KV cache.")
+@json_option
+def command(as_json: bool, subject: str | None, beta: float | None, context: int) -> None:
+    """Print what follows from the architecture of a run, preset, file, checkpoint or bundle."""
+    from merino_edge.flows.show import show
+    from merino_edge.search.scores import ScoreOptions
+
+    document = show(subject, ScoreOptions() if beta is None else ScoreOptions(beta=beta), context)
+    if as_json:
+        print_json(document)
+    else:
+        _print(document)
+
+
+def _print(document: dict[str, Any]) -> None:
+    architecture = document["architecture"]
+    rows = [
+        [str(i), str(b["width"]), f"{b['ffn_ratio']:g}", str(b["depth"])] for i, b in enumerate(architecture["blocks"])
+    ]
+    print_table(["block", "width", "FFN ratio", "layers"], rows, title=document["name"])
+    entropy = document["entropy"]
+    pairs = [
+        ("embedding", f"{architecture['vocab_size']} x {architecture['embedding_width']}, tied with the head"),
+        (
+            "parameters",
+            f"{format_count(document['unique_parameters'])} unique, "
+            f"{format_count(document['executed_parameters'])} executed",
+        ),
+        (
+            "FLOPs",
+            f"{format_count(document['flops'])} (with head {format_count(document['flops_with_head'])}), 1,024 tokens",
+        ),
+        ("KV cache", f"{format_bytes(document['kv_cache_bytes'])} for {document['context_length']} tokens"),
+    ]
+    pairs += [(f"file {recipe}", format_bytes(size)) for recipe, size in document["file_bytes"].items()]
+    pairs += [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in entropy.items()]
+    for row in document["devices"]:
+        pairs.append(
+            (
+                f"on {row['device']}",
+                f"{row['bundle']}: tg {format_ms(row['tg_ms'])}, pp128 {format_ms(row['pp128_ms'])}, "
+                f"memory {format_bytes(row['memory_bytes'])} (predicted)",
+            )
+        )
+    print_pairs(pairs)

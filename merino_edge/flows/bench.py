@@ -1,0 +1,207 @@
+"""`bench`: the run's bundles side by side on a device: speed, memory, size, and perplexity of the exported file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merino_edge.bundle import Bundle, read_bundle
+from merino_edge.device.client import Device, TestResult
+from merino_edge.device.registry import device_folder
+from merino_edge.errors import MerinoEdgeError, PartialFailureError, UsageError
+from merino_edge.files import write_lines
+from merino_edge.flows.conditions import Conditions
+from merino_edge.flows.deploy import subject_device
+from merino_edge.flows.devices import Ask, find_entry, opened, select_device
+from merino_edge.flows.export import current_bundle
+from merino_edge.flows.measuring import MEASUREMENTS, test_name, test_specs, to_measurement
+from merino_edge.flows.subject import Subject, resolve_subject
+from merino_edge.measurement import Measurement, append_measurements, percentile_ms, read_measurements
+from merino_edge.progress import SILENT, Progress
+
+DEFAULT_RECIPES = ("fp32", "dynamic_wi8_afp32")
+VALIDATION_TOKENS = "validation_tokens.npy"
+VALIDATION_FACTS = "validation.json"
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What the command line says.
+
+    Attributes:
+        device: `--device`.
+        recipes: `FORMAT/RECIPE` or `RECIPE`; those exported where none is named, else fp32 and int8.
+        seconds: Time for each bundle's speed.
+        tokens: Held-out tokens for perplexity; 0 leaves it out.
+        threads: Of the runtime; None for all performance cores.
+    """
+
+    device: str | None = None
+    recipes: tuple[str, ...] = ()
+    seconds: float = 10.0
+    tokens: int = 4096
+    threads: int | None = None
+
+
+def bench(
+    subject_name: str | None, options: BenchOptions, ask: Ask | None = None, progress: Progress = SILENT
+) -> dict[str, Any]:
+    """Measure every bundle of a run on a device.
+
+    Returns:
+        The document of `merino-edge bench --json`.
+
+    Raises:
+        PartialFailureError: some bundles failed; the rows of the others are in its details.
+    """
+    subject = resolve_subject(subject_name)
+    name = select_device(options.device, subject_device(subject), progress)
+    entry = find_entry(name)
+    rows: list[dict[str, Any]] = []
+    failures: list[str] = []
+    bundles = [subject.bundle] if subject.bundle is not None else _bundles(subject, options, progress)
+    with (
+        opened(entry, ask) as device,
+        progress.task(f"measuring {len(bundles)} bundles on {name}", len(bundles)) as task,
+    ):
+        facts = device.facts()
+        for number, bundle in enumerate(bundles):
+            task.update(number, f"measuring {bundle.label} on {name}")
+            try:
+                rows += _measure(device, facts, subject, bundle, options, name)
+            except MerinoEdgeError as error:
+                failures.append(f"{bundle.label}: {error.message}")
+            task.update(number + 1)
+    if subject.run is not None:
+        _keep_records(subject, name)
+    document = {
+        "device": name,
+        "run": subject.run.name if subject.run else None,
+        "trained": _trained(bundles),
+        "rows": rows,
+    }
+    if failures:
+        raise PartialFailureError("; ".join(failures), hint="the other rows are complete", partial=document)
+    return document
+
+
+def _bundles(subject: Subject, options: BenchOptions, progress: Progress) -> list[Bundle]:
+    run = subject.require_run()
+    wanted: Sequence[str] = options.recipes
+    if not wanted:
+        exported = [b.manifest for b in map(read_bundle, run.bundle_folders())]
+        wanted = [f"{m.format}/{m.recipe}" for m in exported] or DEFAULT_RECIPES
+    found = []
+    for wish in wanted:
+        format_name, _, recipe = wish.rpartition("/")
+        found.append(current_bundle(subject, format_name or "onnx", recipe, progress=progress))
+    return found
+
+
+def _trained(bundles: Sequence[Bundle]) -> bool:
+    return all(bundle.manifest.trained for bundle in bundles)
+
+
+def _measure(
+    device: Device, facts: dict[str, Any], subject: Subject, bundle: Bundle, options: BenchOptions, name: str
+) -> list[dict[str, Any]]:
+    manifest = bundle.manifest
+    conditions = Conditions(
+        format=manifest.format,
+        recipe=manifest.recipe,
+        form=manifest.form,
+        threads=options.threads,
+        vocab_size=manifest.architecture.vocab_size,
+        context_length=manifest.context_length,
+        depth=min(128, max(1, manifest.context_length - 64)),
+    )
+    results = device.measure(
+        bundle, test_specs(conditions), options.threads, manifest.context_length, options.seconds, None
+    )
+    records = [to_measurement(result, bundle, facts, manifest.context_length) for result in results]
+    append_measurements(device_folder(name) / MEASUREMENTS, records)
+    quality = _perplexity(device, subject, bundle, options)
+    return [_row(subject, bundle, result, record, quality) for result, record in zip(results, records, strict=True)]
+
+
+def _row(
+    subject: Subject, bundle: Bundle, result: TestResult, record: Measurement, quality: dict[str, Any]
+) -> dict[str, Any]:
+    manifest = bundle.manifest
+    per_run = 1 if record.key.test == "tg" else result.spec.tokens
+    p50 = record.p50_ms
+    return {
+        "model": subject.name,
+        "format": manifest.format,
+        "recipe": manifest.recipe,
+        "form": manifest.form,
+        "test": test_name(result.spec),
+        "depth": result.spec.depth,
+        "p50_ms": p50,
+        "p90_ms": percentile_ms(record.samples_ns, 90),
+        "p99_ms": percentile_ms(record.samples_ns, 99),
+        "tokens_per_s": 1e3 * per_run / p50,
+        "load_ms": record.load_ns / 1e6,
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "model_memory_bytes": record.model_memory_bytes,
+        "file_bytes": manifest.file_bytes,
+        "unique_bytes": manifest.unique_bytes,
+        "executed_fp32_bytes": 4 * manifest.architecture.executed_parameters,
+        "threads": record.key.threads,
+        "runtime": f"{record.key.runtime} {record.key.runtime_version}",
+        "provider": record.key.provider,
+        "valid": record.valid,
+        "invalid_reason": record.invalid_reason,
+        "energy_mj": record.energy_mj,
+        "energy_reason": record.energy_reason,
+        "trained": manifest.trained,
+        **quality,
+        "samples_ns": list(record.samples_ns),
+    }
+
+
+def _perplexity(device: Device, subject: Subject, bundle: Bundle, options: BenchOptions) -> dict[str, Any]:
+    """Perplexity of the exported file on the checkpoint's held-out tokens, computed on the device."""
+    nothing = {"perplexity": None, "bits_per_byte": None, "perplexity_tokens": 0}
+    if subject.checkpoint is None or options.tokens == 0 or not bundle.manifest.trained:
+        return nothing
+    held_out = read_validation(subject.checkpoint)
+    if held_out is None:
+        return nothing
+    tokens, bytes_per_token = held_out
+    tokens = tokens[: options.tokens]
+    result = device.perplexity(bundle, tokens, bundle.manifest.context_length, None)
+    nats = result.nll_nats_sum / result.tokens
+    return {
+        "perplexity": math.exp(min(nats, 700.0)),
+        "bits_per_byte": nats / math.log(2) / bytes_per_token,
+        "perplexity_tokens": result.tokens,
+    }
+
+
+def read_validation(checkpoint: Path) -> tuple[np.ndarray[Any, np.dtype[np.int32]], float] | None:
+    """Read the held-out tokens that training left beside the weights, and bytes of text per token."""
+    path, facts = checkpoint / VALIDATION_TOKENS, checkpoint / VALIDATION_FACTS
+    if not path.is_file() or not facts.is_file():
+        return None
+    try:
+        tokens = np.load(path, allow_pickle=False)
+        value = json.loads(facts.read_text(encoding="utf-8"))
+        return tokens, float(value["bytes"]) / float(value["tokens"])
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UsageError(f"the held-out tokens of {checkpoint} cannot be read: {error}", hint="train again") from error
+
+
+def _keep_records(subject: Subject, name: str) -> None:
+    run = subject.require_run()
+    old = {json.dumps(r.to_json(), sort_keys=True): r for r in read_measurements(run.measurements_file)}
+    for record in read_measurements(device_folder(name) / MEASUREMENTS):
+        if record.key.architecture_digest == subject.architecture.digest:
+            old[json.dumps(record.to_json(), sort_keys=True)] = record
+    write_lines(run.measurements_file, [r.to_json() for r in old.values()])

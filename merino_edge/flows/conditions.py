@@ -1,0 +1,91 @@
+"""What a latency or memory limit means: the conditions that search stores and later commands keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from merino_edge.errors import InvalidFileError, UsageError, check_keys, did_you_mean
+
+TESTS = ("tg", "pp128")
+DEFAULT_RECIPE = "dynamic_wi8_afp32"
+PROMPT_TOKENS = 128
+GENERATED_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How latency and memory are meant.
+
+    Attributes:
+        latency_of: `tg` (ms a generated token) or `pp128` (ms to read a prompt of 128 tokens).
+        percentile: Of the samples; the median.
+        depth: Tokens in the cache before the generated ones.
+        format: Export format.
+        recipe: Quantization recipe.
+        form: How the graph is written.
+        threads: Threads of the runtime; None means all performance cores.
+        vocab_size: V of the architectures.
+        context_length: Tokens the cache is filled to for memory.
+        train_tokens: Tokens the model will be trained on.
+    """
+
+    latency_of: str = "tg"
+    percentile: int = 50
+    depth: int = 128
+    format: str = "onnx"
+    recipe: str = DEFAULT_RECIPE
+    form: str = "standard"
+    threads: int | None = None
+    vocab_size: int = 16384
+    context_length: int = 1024
+    train_tokens: int = 300_000_000
+
+    def __post_init__(self) -> None:
+        """Check the words and numbers of the command line."""
+        if self.latency_of not in TESTS:
+            raise UsageError(f"--latency-of '{self.latency_of}' is not a test{did_you_mean(self.latency_of, TESTS)}")
+        if self.percentile != 50:
+            raise UsageError(f"--percentile {self.percentile}: only the median, 50, can be predicted so far")
+        for name in ("depth", "vocab_size", "context_length", "train_tokens"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.depth + GENERATED_TOKENS > self.context_length:
+            raise UsageError(
+                f"a depth of {self.depth} and {GENERATED_TOKENS} generated tokens "
+                f"do not fit a context of {self.context_length}"
+            )
+
+    def sentence(self, device: str) -> str:
+        """Say in one line what a latency limit means."""
+        threads = "all performance cores" if self.threads is None else f"{self.threads} threads"
+        what = (
+            f"ms per generated token after {self.depth} tokens"
+            if self.latency_of == "tg"
+            else f"ms to read a prompt of {PROMPT_TOKENS} tokens"
+        )
+        return (
+            f"latency: median {what} on {device}, {self.format} {self.recipe} ({self.form}), {threads}, "
+            f"vocabulary {self.vocab_size}, context {self.context_length}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object that a run keeps."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str) -> Conditions:
+        """Read the JSON object; unknown keys are errors."""
+        check_keys(value, (f.name for f in fields(cls)), where)
+        try:
+            return cls(**value)
+        except (TypeError, UsageError) as error:
+            raise InvalidFileError(f"{where}: {error}") from error
+
+    def with_(self, **changes: Any) -> Conditions:
+        """Return a copy; values of None change nothing."""
+        return replace(self, **{key: value for key, value in changes.items() if value is not None})
+
+
+DEFAULT_CONDITIONS = Conditions()

@@ -1,0 +1,122 @@
+"""`deploy`: the bundle goes to the device, is checked there, and becomes the current release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from merino_edge.bundle import TOKENIZER, Bundle
+from merino_edge.device.client import Device
+from merino_edge.device.registry import device_folder
+from merino_edge.errors import UsageError
+from merino_edge.files import sha256_file, write_atomic
+from merino_edge.flows.devices import Ask, board_of, find_entry, opened, select_device
+from merino_edge.flows.export import current_bundle
+from merino_edge.flows.subject import Subject, resolve_subject
+from merino_edge.progress import SILENT, Progress
+
+
+def subject_device(subject: Subject) -> str | None:
+    """Return the device that a subject's run was made for."""
+    return str(subject.run.info()["device"]) if subject.run else None
+
+
+def preferred(device: str, subject: Subject, format_name: str | None, recipe: str | None) -> tuple[str, str]:
+    """Choose format and recipe: what was asked for, else the board's first choice among those exported.
+
+    Where nothing is exported yet, the board's first choice of all.
+    """
+    wishes = [tuple(wish.split("/", 1)) for wish in board_of(device).prefer]
+    fitting = [w for w in wishes if (format_name in (None, w[0])) and (recipe in (None, w[1]))]
+    if format_name and recipe:
+        return format_name, recipe
+    if not fitting:
+        raise UsageError(
+            f"{device} has no preferred bundle with {format_name or recipe}",
+            hint="name both: --format onnx --recipe dynamic_wi8_afp32",
+        )
+    exported = {f.name for f in subject.run.bundle_folders()} if subject.run else set()
+    for format_wish, recipe_wish in fitting:
+        if f"{format_wish}-{recipe_wish}" in exported:
+            return format_wish, recipe_wish
+    return fitting[0][0], fitting[0][1]
+
+
+def deploy(
+    subject_name: str | None,
+    device_name: str | None,
+    format_name: str | None = None,
+    recipe: str | None = None,
+    ask: Ask | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Deploy a run, exporting first where the export is missing or older than the checkpoint.
+
+    Returns:
+        The document of `merino-edge deploy --json`.
+    """
+    subject = resolve_subject(subject_name)
+    name = select_device(device_name, subject_device(subject), progress)
+    entry = find_entry(name)
+    if subject.bundle is not None:
+        bundle = subject.bundle
+    else:
+        bundle = current_bundle(subject, *preferred(name, subject, format_name, recipe), progress=progress)
+    if not bundle.manifest.trained:
+        progress.note("these weights are random (trained: false): good for timing only; next: merino-edge train")
+    with opened(entry, ask) as device:
+        result = _install(device, bundle, progress)
+    keep_tokenizer(name, bundle)
+    return {
+        "device": name,
+        "run": subject.run.name if subject.run else None,
+        "release": result.release,
+        "sha256": result.sha256,
+        "bytes_sent": result.bytes_sent,
+        "previous": result.previous,
+        "bundle": bundle.label,
+        "trained": bundle.manifest.trained,
+        "bytes_total": sum(f.bytes for f in bundle.manifest.files),
+    }
+
+
+def _install(device: Device, bundle: Bundle, progress: Progress) -> Any:
+    total = sum(f.bytes for f in bundle.manifest.files)
+    with progress.task(f"deploying {bundle.label} to {device.name}", total) as task:
+        return device.install(bundle, task.update)
+
+
+def rollback(device_name: str | None, release: int | None, progress: Progress = SILENT) -> dict[str, Any]:
+    """Switch back to an earlier release, by default the one before.
+
+    Returns:
+        The document of `merino-edge deploy --rollback --json`.
+    """
+    name = select_device(device_name, None, progress)
+    with opened(find_entry(name)) as device:
+        current = device.current()
+        numbers = sorted(int(r["release"]) for r in device.releases())
+        now = int(current["release"]) if current else None
+        if release is None:
+            earlier = [n for n in numbers if now is None or n < now]
+            if not earlier:
+                raise UsageError(f"{name} has no earlier release to go back to", hint="merino-edge deploy")
+            release = earlier[-1]
+        if release not in numbers:
+            raise UsageError(f"{name} has no release {release}; it has {', '.join(map(str, numbers)) or 'none'}")
+        device.activate(release)
+    return {"device": name, "release": release, "previous": now, "bytes_sent": 0, "sha256": None}
+
+
+def tokenizer_store(device: str) -> Path:
+    """Folder on the host of the tokenizers of what was deployed to a device: text stays on the host."""
+    return device_folder(device) / "tokenizers"
+
+
+def keep_tokenizer(device: str, bundle: Bundle) -> None:
+    """Keep the tokenizer of a deployed bundle under its digest."""
+    path = bundle.folder / TOKENIZER
+    if path.is_file():
+        target = tokenizer_store(device) / f"{sha256_file(path)}.json"
+        if not target.exists():
+            write_atomic(target, path.read_bytes())

@@ -1,0 +1,184 @@
+"""`generate`: the host tokenizes, the device computes and samples, the host shows the text as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from merino_edge.bundle import TOKENIZER
+from merino_edge.device.client import GenerateOptions
+from merino_edge.errors import UsageError
+from merino_edge.flows.deploy import tokenizer_store
+from merino_edge.flows.devices import Ask, find_entry, opened, select_device
+from merino_edge.progress import SILENT, Progress
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class _Tokenizer(Protocol):
+    def encode(self, text: str) -> Any: ...
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = ...) -> str: ...
+
+    def token_to_id(self, token: str) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to continue a text.
+
+    Attributes:
+        max_tokens: At most so many new tokens.
+        temperature: 0 takes the likeliest token each time.
+        top_p: Smallest set of tokens with this probability.
+        top_k: At most so many tokens; 0 for all.
+        seed: Same seed, same text.
+        stop: Texts at which to stop; they are not shown.
+    """
+
+    max_tokens: int = 64
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the numbers of the command line."""
+        if self.max_tokens < 1:
+            raise UsageError("--max-tokens must be at least 1")
+        if not 0 <= self.temperature <= 100:
+            raise UsageError(f"--temperature {self.temperature} must lie between 0 and 100")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p {self.top_p} must lie between 0 and 1")
+        if self.top_k < 0 or self.seed < 0:
+            raise UsageError("--top-k and --seed must not be negative")
+
+
+def load_tokenizer(device: str, manifest: dict[str, Any]) -> _Tokenizer:
+    """Load the tokenizer of a deployed release from the host's store."""
+    from tokenizers import Tokenizer
+
+    digests = [f["sha256"] for f in manifest["files"] if f["name"] == TOKENIZER]
+    if not digests:
+        raise UsageError("what is deployed has no tokenizer", hint="train with: merino-edge train, then deploy again")
+    path: Path = tokenizer_store(device) / f"{digests[0]}.json"
+    if not path.is_file():
+        raise UsageError(
+            f"this host has no copy of the tokenizer of {device}'s release", hint="deploy from here: merino-edge deploy"
+        )
+    tokenizer: _Tokenizer = Tokenizer.from_file(str(path))
+    return tokenizer
+
+
+def generate(
+    prompt: str,
+    device_name: str | None,
+    sampling: Sampling,
+    emit: Callable[[str], None],
+    ask: Ask | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Continue a prompt with the current release of a device, handing out text as it comes.
+
+    Args:
+        prompt: What to continue.
+        device_name: `--device`.
+        sampling: How.
+        emit: Takes each piece of new text.
+        ask: How to ask a person.
+        progress: Where to report.
+
+    Returns:
+        The document of `merino-edge generate --json`.
+    """
+    name = select_device(device_name, None, progress)
+    with opened(find_entry(name), ask) as device:
+        current = device.current()
+        if current is None:
+            raise UsageError(f"nothing is deployed on {name}", hint=f"merino-edge deploy --device {name}")
+        manifest = current["manifest"]
+        if not manifest["trained"]:
+            raise UsageError(
+                "the deployed weights are random (trained: false)", hint="merino-edge train, then merino-edge deploy"
+            )
+        tokenizer = load_tokenizer(name, manifest)
+        prompt_ids = list(tokenizer.encode(prompt).ids)
+        end = tokenizer.token_to_id(END_OF_TEXT)
+        if not prompt_ids:
+            prompt_ids = [end if end is not None else 0]
+        room = int(manifest["context_length"]) - len(prompt_ids)
+        if room < 1:
+            raise UsageError(
+                f"the prompt has {len(prompt_ids)} tokens, the context holds {manifest['context_length']}",
+                hint="shorten the prompt",
+            )
+        options = GenerateOptions(
+            max_tokens=min(sampling.max_tokens, room),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=sampling.seed,
+            stop_ids=() if end is None else (end,),
+        )
+        stream = device.generate(prompt_ids, options)
+        text = ""
+        try:
+            for piece in stop_at(pieces(tokenizer, stream), sampling.stop):
+                text += piece
+                emit(piece)
+        finally:
+            close = getattr(stream, "close", None)
+            if close is not None:
+                close()
+        stats = dict(device.last_generation or {})
+    tokens, seconds = stats.get("tokens", 0), stats.get("seconds", 0.0)
+    return {
+        "device": name,
+        "release": current["release"],
+        "prompt": prompt,
+        "prompt_tokens": len(prompt_ids),
+        "text": text,
+        "tokens": tokens,
+        "tokens_per_s": tokens / seconds if seconds else None,
+        "load_ms": stats.get("load_ms"),
+        "prefill_ms": stats.get("prefill_ms"),
+    }
+
+
+def pieces(tokenizer: _Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Turn token ids into text as they come; half a character waits for its other half."""
+    seen: list[int] = []
+    shown = ""
+    for token in ids:
+        seen.append(token)
+        text = tokenizer.decode(seen, skip_special_tokens=True)
+        if text.endswith("\ufffd"):
+            continue
+        if len(text) > len(shown):
+            yield text[len(shown) :]
+            shown = text
+    rest = tokenizer.decode(seen, skip_special_tokens=True)[len(shown) :] if seen else ""
+    if rest:
+        yield rest
+
+
+def stop_at(parts: Iterable[str], stops: tuple[str, ...]) -> Iterator[str]:
+    """Pass text on until a stop string appears; what might become one is held back."""
+    stops = tuple(s for s in stops if s)
+    held = ""
+    for part in parts:
+        held += part
+        found = [held.index(s) for s in stops if s in held]
+        if found:
+            if held[: min(found)]:
+                yield held[: min(found)]
+            return
+        keep = max((n for s in stops for n in range(1, len(s)) if held.endswith(s[:n])), default=0)
+        if len(held) > keep:
+            yield held[: len(held) - keep]
+            held = held[len(held) - keep :]
+    if held:
+        yield held

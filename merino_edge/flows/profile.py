@@ -1,0 +1,235 @@
+"""`profile`: measure a few whole models on a device, and fit what predicts all the others."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from merino_edge.architecture import Architecture
+from merino_edge.bundle import bundle_label
+from merino_edge.device.client import Device
+from merino_edge.device.registry import device_folder
+from merino_edge.errors import MeasurementError, UsageError
+from merino_edge.files import read_json, write_json
+from merino_edge.flows.conditions import DEFAULT_CONDITIONS, TESTS, Conditions
+from merino_edge.flows.devices import (
+    Ask,
+    board_of,
+    find_entry,
+    is_unregistered_board,
+    opened,
+    register,
+    select_device,
+)
+from merino_edge.flows.measuring import MEASUREMENTS, Known, gather, measure_architecture, shared_key
+from merino_edge.flows.profile_file import Profile, RecipeProfile, estimated_profile, read_profile, write_profile
+from merino_edge.measurement import Measurement, read_measurements
+from merino_edge.progress import SILENT, Progress
+from merino_edge.search.latency import LatencySample, MemorySample, choose_architectures, fit_latency, fit_memory
+from merino_edge.search.space import load_space
+
+MIN_MODELS = 6
+MAX_MODELS = 25
+SECONDS_A_MODEL = 6.0
+DEFAULT_SECONDS = 300.0
+QUICK_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """What the command line says.
+
+    Attributes:
+        seconds: Time it may take.
+        space: Space whose architectures are measured.
+        conditions: Recipe, depth, threads, vocabulary, context.
+        host: Address that registers the device first.
+        estimate: Show the shipped estimate and measure nothing.
+    """
+
+    seconds: float = DEFAULT_SECONDS
+    space: str = "poster"
+    conditions: Conditions = DEFAULT_CONDITIONS
+    host: str | None = None
+    estimate: bool = False
+
+
+def profile(
+    name: str | None, options: ProfileOptions, ask: Ask | None = None, progress: Progress = SILENT
+) -> dict[str, Any]:
+    """Profile a device.
+
+    Returns:
+        The document of `merino-edge profile --json`.
+    """
+    name = select_device(name, None, progress)
+    if options.estimate:
+        return document(estimated_profile(name, board_of(name), options.conditions), options.conditions)
+    if options.host is not None or is_unregistered_board(name):
+        register(name, options.host, ask=ask)
+    entry = find_entry(name)
+    started = time.monotonic()
+    with opened(entry, ask) as device:
+        facts = device.facts()
+        records = _measure(device, facts, name, options, progress)
+    seconds = time.monotonic() - started
+    recipe = fit_recipe(records, facts, options.conditions, seconds)
+    old = read_profile(name)
+    kept = old.recipes if old is not None and old.facts.get("device_id") == facts["device_id"] else {}
+    label = bundle_label(options.conditions.format, options.conditions.recipe, options.conditions.form)
+    result = Profile(name, estimate=False, facts=facts, recipes={**kept, label: recipe})
+    write_profile(result)
+    (device_folder(name) / _PARTIAL).unlink(missing_ok=True)
+    return document(result, options.conditions)
+
+
+_PARTIAL = "profile.partial.json"
+
+
+def _measure(
+    device: Device, facts: dict[str, Any], name: str, options: ProfileOptions, progress: Progress
+) -> list[Measurement]:
+    """Measure a spread of architectures; what an interrupted profile had measured counts."""
+    folder = device_folder(name)
+    count = max(MIN_MODELS, min(MAX_MODELS, int(options.seconds / SECONDS_A_MODEL)))
+    space = load_space(options.space, options.conditions.vocab_size)
+    architectures = choose_architectures(space, count, seed=0)
+    wish = {
+        "space": options.space,
+        "count": count,
+        "conditions": options.conditions.to_json(),
+        "facts": _identity(facts),
+    }
+    since = _resume(folder / _PARTIAL, wish)
+    records = [
+        r
+        for r in read_measurements(folder / MEASUREMENTS)
+        if r.valid and r.taken_at >= since and r.key.device_id == facts["device_id"]
+    ]
+    done = {r.key.architecture_digest for r in records if r.key.test == "pp128"}
+    if done:
+        progress.note(f"going on with an interrupted profile: {len(done)} models are measured already")
+    deadline = time.monotonic() + options.seconds
+    with progress.task(f"measuring {len(architectures)} models on {name}", len(architectures)) as task:
+        for number, architecture in enumerate(architectures):
+            if architecture.digest not in done:
+                records += _measure_one(
+                    device, facts, architecture, options, len(architectures) - number, deadline, folder
+                )
+            task.update(number + 1)
+    return records
+
+
+def _measure_one(
+    device: Device,
+    facts: dict[str, Any],
+    architecture: Architecture,
+    options: ProfileOptions,
+    left: int,
+    deadline: float,
+    folder: Any,
+) -> list[Measurement]:
+    share = max(1.0, (deadline - time.monotonic()) / left)
+    records = measure_architecture(
+        device, facts, architecture, options.conditions, budget_s=0.6 * share, log=folder / MEASUREMENTS
+    )
+    return [r for r in records if r.valid]
+
+
+def _identity(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: facts.get(key) for key in ("device_id", "os_image", "power_mode")}
+
+
+def _resume(path: Any, wish: dict[str, Any]) -> float:
+    """Return since when records count: the start of an interrupted profile of the same wish, or now."""
+    if path.exists():
+        old = read_json(path, "interrupted profile")
+        since = old.pop("since", None)
+        if old == wish and isinstance(since, float):
+            return since
+    now = time.time()
+    write_json(path, {**wish, "since": now})
+    return now
+
+
+def fit_recipe(
+    records: list[Measurement], facts: dict[str, Any], conditions: Conditions, seconds: float
+) -> RecipeProfile:
+    """Fit the latency and memory models of one recipe to its records.
+
+    Raises:
+        MeasurementError: too few of the measurements are valid.
+    """
+    key = shared_key(records[-1]) if records else {}
+    known = gather(records, key, conditions.depth, conditions.context_length)
+    if len(known) < MIN_MODELS:
+        raise MeasurementError(
+            f"only {len(known)} of the models gave a valid measurement, {MIN_MODELS} are needed",
+            hint="stop what else runs on the device, let it cool, and profile again",
+        )
+    cache = int(facts["cpu"]["last_level_cache_bytes"] or 0)
+    return fit_known(known, key, conditions, cache, seconds)
+
+
+def fit_known(
+    known: dict[str, Known], key: dict[str, Any], conditions: Conditions, cache_bytes: int, seconds: float
+) -> RecipeProfile:
+    """Fit the models of one recipe to what is known of whole models."""
+    latency = {}
+    for test in TESTS:
+        samples = [LatencySample(k.architecture, k.ms[test]) for k in known.values() if test in k.ms]
+        depth = conditions.depth if test == "tg" else 0
+        latency[test] = fit_latency(samples, test=test, depth=depth, recipe=conditions.recipe, cache_bytes=cache_bytes)
+    with_memory = [k for k in known.values() if k.memory_bytes is not None]
+    if not with_memory:
+        raise UsageError(
+            f"memory was not measured at a context of {conditions.context_length}",
+            hint=f"profile again with: merino-edge profile --context {conditions.context_length}",
+        )
+    runtime = min(k.runtime_bytes or 0 for k in with_memory)
+    memory = fit_memory(
+        [MemorySample(k.architecture, k.memory_bytes or 0) for k in with_memory],
+        recipe=conditions.recipe,
+        context_length=conditions.context_length,
+        runtime_bytes=runtime,
+    )
+    return RecipeProfile(conditions, key, latency, memory, len(known), seconds, cache_bytes)
+
+
+def document(profile: Profile, conditions: Conditions) -> dict[str, Any]:
+    """Return the JSON document of a profile, its default latency model first."""
+    recipe = profile.recipe(conditions)
+    assert recipe is not None  # it was just made
+    tg = recipe.latency["tg"]
+    return {
+        "device": profile.device,
+        "estimate": profile.estimate,
+        "valid": recipe.valid,
+        "seconds": recipe.seconds,
+        "models": recipe.models,
+        "conditions": recipe.conditions.to_json(),
+        "key": recipe.key,
+        "facts": profile.facts,
+        "latency_model": tg.accuracy,
+        "latency_models": {test: model.accuracy for test, model in recipe.latency.items()},
+        "memory_model": getattr(recipe.memory, "accuracy", None),
+        "reach": _reach(recipe),
+    }
+
+
+def _reach(recipe: RecipeProfile) -> list[dict[str, Any]]:
+    """Predict the smallest and the largest architecture of the space, to show what limits make sense."""
+    space = load_space("poster", recipe.conditions.vocab_size)
+    rows = []
+    for label, index in (("smallest", 0), ("largest", space.size - 1)):
+        architecture = space.decode(index)
+        rows.append(
+            {
+                "which": label,
+                "architecture": architecture.to_json(),
+                **{f"{t}_ms": m.predict_ms(architecture) for t, m in recipe.latency.items()},
+                "memory_bytes": recipe.memory.predict_bytes(architecture),
+            }
+        )
+    return rows
