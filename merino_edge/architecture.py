@@ -247,4 +247,3 @@ def check_tensors(architecture: Architecture, shapes: Mapping[str, tuple[int, ..
         problem = f"tensor '{foreign[0]}' belongs to no part of the architecture"
     more = len(missing) + len(foreign) + len(wrong) - 1
     raise InvalidFileError(f"{where}: {problem}" + (f" (and {more} more)" if more else ""))
-

@@ -183,7 +183,11 @@ def read_bundle(folder: Path, verify: bool = True) -> Bundle:
             raise InvalidFileError(f"bundle {folder}: {f.name} is missing", hint=again)
         size = path.stat().st_size
         if size != f.bytes:
-            raise InvalidFileError(f"bundle {folder}: {f.name} has {size} bytes, the manifest says {f.bytes}", hint=again)
+            raise InvalidFileError(
+                f"bundle {folder}: {f.name} has {size} bytes, the manifest says {f.bytes}", hint=again
+            )
         if verify and sha256_file(path) != f.sha256:
-            raise InvalidFileError(f"bundle {folder}: {f.name} was changed: its sha256 is not the manifest's", hint=again)
+            raise InvalidFileError(
+                f"bundle {folder}: {f.name} was changed: its sha256 is not the manifest's", hint=again
+            )
     return Bundle(folder, manifest)

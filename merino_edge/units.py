@@ -33,7 +33,9 @@ def _parse(text: str, table: dict[str, float], what: str, example: str) -> float
         if not unit:
             raise UsageError(f"'{text}' has no unit: {what} needs one", hint=f"write it like {example}")
         allowed = ", ".join(u for u in table if u)
-        raise UsageError(f"'{text}': unknown unit '{unit}' for a {what}", hint=f"units: {allowed}; for example {example}")
+        raise UsageError(
+            f"'{text}': unknown unit '{unit}' for a {what}", hint=f"units: {allowed}; for example {example}"
+        )
     value = float(number.replace("_", "")) * table[unit]
     if not math.isfinite(value) or value <= 0:
         raise UsageError(f"'{text}': a {what} must be greater than zero", hint=f"write it like {example}")
@@ -110,6 +112,8 @@ def _scaled(value: float, steps: tuple[tuple[str, float], ...]) -> str:
     for unit, size in steps:
         if abs(value) >= size or (unit, size) == steps[-1]:
             scaled = value / size
-            digits = 0 if size == 1.0 and unit in ("B", "") else 2 if abs(scaled) < 10 else 1 if abs(scaled) < 100 else 0
+            digits = (
+                0 if size == 1.0 and unit in ("B", "") else 2 if abs(scaled) < 10 else 1 if abs(scaled) < 100 else 0
+            )
             return f"{scaled:.{digits}f} {unit}"
     raise AssertionError("unreachable")

@@ -100,7 +100,8 @@ def _print(document: dict[str, Any]) -> None:
         ),
         (
             "searched",
-            f"{document['evaluated']:,} of {document['space_size']:,} ({document['mode']}) in {document['seconds']['search']:.3f} s",
+            f"{document['evaluated']:,} of {document['space_size']:,} ({document['mode']}) "
+            f"in {document['seconds']['search']:.3f} s",
         ),
         (
             "parameters",
