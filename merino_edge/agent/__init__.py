@@ -1,1 +1,19 @@
+"""The device-side program: Python 3.8 syntax, standard library only, nothing of ours imported.
 
+It is pushed as one zipapp and talks frames over stdin and stdout. In the order of the data:
+
+    frames.py      what goes over the wire
+    server.py      threads, heartbeat, dispatch of requests
+    facts.py       what this machine is, read from /proc and /sys
+    store.py       objects by digest, the lock, the layout of the folder
+    releases.py    journalled installation, switch, rollback, collection
+    runtimes.py    private folders of unzipped wheels, each checked before use
+    children.py    the measuring child, seen from the agent
+    worker.py      the measuring child itself: numpy and the runtime live here alone
+    session.py     one interface that hides the runtimes
+    measure.py     the timing code, the only copy
+    conditions.py  temperature, clocks, load, throttling, and whether a measurement counts
+    sampling.py    from logits to the next token
+"""
+
+PROTOCOL = 1

@@ -7,6 +7,7 @@ it does not know what they say.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -168,10 +169,8 @@ class LocalChannel:
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
     """Kill a child and what it started; we made it the leader of its group."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
 
 

@@ -1,0 +1,170 @@
+"""The timing code: one copy, for every device and every runtime.
+
+    tg    ms per generated token: one token at a time, 64 of them after `depth` tokens of context
+    pp    ms to read one prompt of N tokens, after `depth` tokens (0: an empty cache)
+    full  as pp, with the logits of all positions (one training-like forward)
+
+A pass is repeated until the median's 95 % interval is within 1 % of it, or the budget is spent.
+Samples stay in the order they were taken, in nanoseconds; nothing is averaged or trimmed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Sequence
+
+import numpy as np
+
+from merino_edge.agent.errors import AgentError
+from merino_edge.agent.session import PREFILL_CHUNK, Session
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+TG_WARMUP_TOKENS = 8
+PP_REPEATS = 5
+MAX_SAMPLES = 4096
+TARGET_INTERVAL = 0.01  # of the median
+TESTS = ("tg", "pp", "full")
+
+
+def memory_bytes() -> dict[str, int | None]:
+    """Return what this process holds: peak, anonymous, file-backed (which the kernel may drop), proportional."""
+    names = {"VmHWM": "peak", "RssAnon": "anonymous", "RssFile": "file_backed"}
+    found: dict[str, int | None] = {"peak": None, "anonymous": None, "file_backed": None, "proportional": None}
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            match = re.match(r"(\w+):\s+(\d+) kB", line)
+            if match and match.group(1) in names:
+                found[names[match.group(1)]] = int(match.group(2)) * 1024
+        match = re.search(r"^Pss:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(encoding="utf-8"), re.M)
+        found["proportional"] = int(match.group(1)) * 1024 if match else None
+    except OSError:
+        pass  # macOS has no /proc, old kernels no smaps_rollup
+    if found["peak"] is None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return found
+
+
+def is_settled(samples_ns: Sequence[int]) -> bool:
+    """Say whether the distribution-free 95 % interval of the median lies within 1 % of it."""
+    ordered = sorted(samples_ns)
+    n = len(ordered)
+    spread = 0.98 * math.sqrt(n)
+    low, high = ordered[max(0, math.floor(n / 2 - spread))], ordered[min(n - 1, math.ceil(n / 2 + spread))]
+    return high - low <= TARGET_INTERVAL * ordered[n // 2]
+
+
+class Timer:
+    """Runs tests on one open session.
+
+    Args:
+        session: What is measured.
+        budget_s: Per test; a first pass is always completed.
+        progress: Called between passes with the share done of the budget.
+        check: Called between passes; raises to stop.
+        seed: Of the tokens that are fed (their values do not change the time).
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        budget_s: float,
+        progress: Callable[[float], None],
+        check: Callable[[], None],
+        seed: int = 0,
+    ) -> None:
+        self.session = session
+        self.budget_s = budget_s
+        self.progress = progress
+        self.check = check
+        self._random = np.random.Generator(np.random.PCG64(seed))
+
+    def tokens(self, count: int) -> npt.NDArray[np.int64]:
+        """Draw `(count,)` token ids."""
+        return self._random.integers(0, self.session.vocab_size, count)
+
+    def fill(self, length: int) -> None:
+        """Bring the cache to exactly so many positions."""
+        if self.session.length > length:
+            self.session.truncate(length)
+        while self.session.length < length:
+            self.check()
+            count = min(PREFILL_CHUNK, length - self.session.length)
+            self.session.feed(self.tokens(count), [count - 1])
+
+    def run(self, test: str, tokens: int, depth: int) -> tuple[list[int], list[int]]:
+        """Return (samples, warm-ups) of one test in nanoseconds."""
+        if test not in TESTS or tokens < 1 or depth < 0:
+            raise AgentError("request", f"there is no test {test!r} of {tokens} tokens after {depth}")
+        single = test == "tg"
+        one_pass = self._generate if single else lambda count: self._read(count, depth, test == "full")
+        self.fill(depth)
+        warmup = one_pass(min(TG_WARMUP_TOKENS, tokens) if single else tokens)
+        samples: list[int] = []
+        started = time.perf_counter()
+        while True:
+            self.check()
+            self.fill(depth)
+            samples += one_pass(tokens)
+            spent = time.perf_counter() - started
+            self.progress(min(1.0, spent / self.budget_s))
+            enough = single or len(samples) >= PP_REPEATS
+            if enough and (spent >= self.budget_s or is_settled(samples) or len(samples) + tokens > MAX_SAMPLES):
+                return samples, warmup
+
+    def _generate(self, count: int) -> list[int]:
+        """Feed tokens one by one and return the time of each."""
+        feed, clock, samples = self.session.feed, time.perf_counter_ns, []
+        for token in self.tokens(count):
+            one, want = [int(token)], [0]
+            begin = clock()
+            feed(one, want)
+            samples.append(clock() - begin)
+        return samples
+
+    def _read(self, count: int, depth: int, all_positions: bool) -> list[int]:
+        """Feed one prompt and return its time."""
+        prompt = self.tokens(count)
+        want = range(count) if all_positions else [count - 1]
+        self.fill(depth)
+        begin = time.perf_counter_ns()
+        self.session.feed(prompt, want)
+        return [time.perf_counter_ns() - begin]
+
+
+def negative_log_likelihood(
+    session: Session, token_ids: npt.NDArray[Any], context_length: int, progress: Callable[[int], None]
+) -> tuple[float, int]:
+    """Return (sum in nats, tokens predicted) over non-overlapping windows.
+
+    Every token but the first is predicted once, from at most `context_length` tokens before it in its window.
+
+    Args:
+        session: Truncated to nothing by this.
+        token_ids: `(N,)`, at least two.
+        context_length: Tokens of a window.
+        progress: Called with the tokens predicted so far.
+    """
+    total, count = 0.0, 0
+    inputs, targets = token_ids[:-1], token_ids[1:]
+    for start in range(0, len(inputs), context_length):
+        session.truncate(0)
+        window = inputs[start : start + context_length]
+        for at in range(0, len(window), PREFILL_CHUNK):
+            chunk = window[at : at + PREFILL_CHUNK]
+            logits = session.feed(chunk, range(len(chunk)))  # (T, V)
+            top = logits.max(axis=1, keepdims=True)
+            mass = np.log(np.exp((logits - top).astype(np.float64)).sum(axis=1))
+            wanted = targets[start + at : start + at + len(chunk)]
+            chosen = (logits - top)[np.arange(len(chunk)), wanted]
+            total += float((mass - chosen).sum())
+            count += len(chunk)
+            progress(count)
+    return total, count

@@ -1,0 +1,217 @@
+"""Releases: installed under a journal, switched by one rename, rolled back, collected.
+
+An installation goes
+
+    journal -> releases/<n>.tmp (links, flushed) -> trial in a child -> releases/<n> -> current -> no journal
+
+and may be cut between any two steps: before the rename of the folder the next start undoes it,
+after it (the trial was passed) the next start finishes it. `current` always names a whole release.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Callable
+
+from merino_edge.agent.errors import AgentError
+from merino_edge.agent.frames import FrameError, parse_object
+from merino_edge.agent.store import Store, check_digest, read_json, sha256_file, sync_folder, whole_number, write_json
+
+MANIFEST = "manifest.json"
+RELEASE = "release.json"
+
+
+def manifest_files(manifest: dict[str, object]) -> list[tuple[str, str, int]]:
+    """Return (name, digest, bytes) of each file that a manifest names."""
+    files = manifest.get("files")
+    if not isinstance(files, list) or not files:
+        raise AgentError("request", "the manifest names no files")
+    result = []
+    for entry in files:
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise AgentError("request", "the manifest's files are no list of names, digests and sizes")
+        if entry["name"] in (MANIFEST, RELEASE):
+            raise AgentError("request", f"a bundle's file cannot be called {entry['name']}")
+        result.append((entry["name"], check_digest(entry.get("sha256")), whole_number(entry.get("bytes"), "bytes")))
+    return result
+
+
+class Releases:
+    """What is installed in a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.folder = store.root / "releases"
+        self.link = store.root / "current"
+        self.journal = store.root / "journal"
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all whole releases."""
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / RELEASE).is_file())
+
+    def current(self) -> int | None:
+        """Return the number of the release in use."""
+        try:
+            name = os.path.basename(os.readlink(str(self.link)))
+        except FileNotFoundError:
+            return None
+        return int(name) if name.isdigit() and (self.folder / name).is_dir() else None
+
+    def path(self, number: int) -> Path:
+        """Return a release's folder."""
+        if number not in self.numbers():
+            known = ", ".join(str(n) for n in self.numbers()) or "none"
+            raise AgentError("missing", f"there is no release {number} on the device; there are: {known}")
+        return self.folder / str(number)
+
+    def describe(self, number: int) -> dict[str, object]:
+        """Return what `release.json` and `manifest.json` say of a release."""
+        folder = self.path(number)
+        return {**read_json(folder / RELEASE), "manifest": read_json(folder / MANIFEST)}
+
+    def was_cut(self) -> bool:
+        """Say whether an installation or collection was cut, or is under way."""
+        return self.journal.exists() or any(True for p in self.folder.iterdir() if not p.name.isdigit())
+
+    def recover(self) -> str | None:
+        """Finish or undo what a cut installation left; call it under the lock.
+
+        Returns:
+            What was done, None where there was nothing to do.
+        """
+        for leftover in [*self.folder.glob("*.tmp"), *self.folder.glob("*.old")]:
+            shutil.rmtree(str(leftover))
+        if not self.journal.exists():
+            return None
+        try:
+            number = whole_number(read_json(self.journal).get("release"), "release", 1)
+        except AgentError:
+            number = 0  # the journal itself was torn: nothing had begun
+        done = "undone"
+        if number in self.numbers():
+            self._switch(number)
+            done = "finished"
+        self.journal.unlink()
+        sync_folder(self.store.root)
+        return f"an interrupted installation of release {number} was {done}"
+
+    def stage(self, manifest_digest: str) -> Path:
+        """Lay a pushed bundle out for a measurement, checked, without making it a release."""
+        manifest, files = self._checked_files(manifest_digest)
+        del manifest
+        folder = self.store.root / "stage" / manifest_digest
+        if folder.exists():
+            shutil.rmtree(str(folder))
+        self.store.lay_out(folder, files)
+        return folder
+
+    def install(
+        self, manifest_digest: str, runtime: str, trial: Callable[[Path], dict[str, object]]
+    ) -> dict[str, object]:
+        """Install a pushed bundle and switch to it; call it under the lock.
+
+        Args:
+            manifest_digest: The object that is its manifest; all others must be here.
+            runtime: The runtime it is to run with.
+            trial: Opens the laid-out folder, runs it, raises where it answers wrongly.
+        """
+        self.recover()
+        manifest, files = self._checked_files(manifest_digest)
+        former = self.current()
+        number = max([0, *self.numbers()]) + 1
+        write_json(self.journal, {"release": number, "manifest": manifest_digest})
+        temporary = self.folder / f"{number}.tmp"
+        try:
+            self.store.lay_out(temporary, files)
+            note = {
+                "release": number,
+                "runtime": runtime,
+                "manifest_sha256": manifest_digest,
+                "installed_at": time.time(),
+                "format": manifest.get("format"),
+                "recipe": manifest.get("recipe"),
+            }
+            note["trial"] = trial(temporary)
+            write_json(temporary / RELEASE, note)
+            os.rename(str(temporary), str(self.folder / str(number)))
+            sync_folder(self.folder)
+            self._switch(number)
+        finally:
+            if temporary.exists():
+                shutil.rmtree(str(temporary))
+            self.journal.unlink()
+            sync_folder(self.store.root)
+        return {"release": number, "sha256": manifest_digest, "previous": former}
+
+    def activate(self, number: int) -> dict[str, object]:
+        """Switch to an installed release after checking its files; call it under the lock."""
+        self.verify(number)
+        former = self.current()
+        self._switch(number)
+        return {"release": number, "previous": former}
+
+    def verify(self, number: int) -> None:
+        """Raise where a release's files are not those its manifest names."""
+        folder = self.path(number)
+        if sha256_file(folder / MANIFEST) != read_json(folder / RELEASE).get("manifest_sha256"):
+            raise AgentError("corrupt", f"the manifest of release {number} was damaged", "deploy again")
+        for name, digest, size in manifest_files(read_json(folder / MANIFEST)):
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != size or sha256_file(path) != digest:
+                raise AgentError("corrupt", f"{name} of release {number} was damaged on the disk", "deploy again")
+
+    def collect(self, keep: int | None) -> dict[str, object]:
+        """Remove what no release needs; call it under the lock.
+
+        Args:
+            keep: Keep only the newest so many releases (and the current one); None keeps all.
+        """
+        self.recover()
+        numbers, current = self.numbers(), self.current()
+        dropped = [] if keep is None else [n for n in numbers[: max(0, len(numbers) - keep)] if n != current]
+        for number in dropped:
+            old = self.folder / f"{number}.old"
+            os.rename(str(self.folder / str(number)), str(old))
+            shutil.rmtree(str(old))
+        needed = set()
+        for number in self.numbers():
+            note = self.describe(number)
+            needed.add(str(note["manifest_sha256"]))
+            manifest = note["manifest"]
+            assert isinstance(manifest, dict)
+            needed.update(digest for _, digest, _ in manifest_files(manifest))
+        shutil.rmtree(str(self.store.root / "stage"))
+        (self.store.root / "stage").mkdir(mode=0o700)
+        freed = 0
+        for path in (self.store.root / "objects").iterdir():
+            if path.name not in needed:
+                freed += path.stat().st_size
+                path.unlink()
+        return {"releases_removed": dropped, "bytes_freed": freed}
+
+    def _checked_files(self, manifest_digest: str) -> tuple[dict[str, object], list[tuple[str, str]]]:
+        path = self.store.object_path(manifest_digest)
+        if not path.is_file():
+            raise AgentError("missing", "the bundle's manifest is not on the device", "send it again")
+        self.store.verify(manifest_digest, path.stat().st_size)
+        try:
+            manifest = parse_object(path.read_bytes())
+        except FrameError as error:
+            raise AgentError("corrupt", f"the bundle's manifest is no JSON: {error}", "export again") from error
+        files = manifest_files(manifest)
+        for _, digest, size in files:
+            self.store.verify(digest, size)
+        return manifest, [*[(name, digest) for name, digest, _ in files], (MANIFEST, manifest_digest)]
+
+    def _switch(self, number: int) -> None:
+        """Point `current` at a release by one rename."""
+        temporary = self.store.root / "current.tmp"
+        if os.path.lexists(str(temporary)):
+            temporary.unlink()
+        os.symlink(f"releases/{number}", str(temporary))
+        sync_folder(self.store.root)
+        os.replace(str(temporary), str(self.link))
+        sync_folder(self.store.root)

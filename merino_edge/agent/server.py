@@ -1,0 +1,349 @@
+"""The agent: reads requests, answers them one after the other, and ends when the host goes quiet.
+
+Three threads. One reads stdin and notes that the host lives; one sends a heartbeat and watches for
+silence; the main one works. Ending is always the same: kill the child, exit. What an installation
+was doing stands in the journal, so no way of dying needs care.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+from merino_edge.agent import PROTOCOL, facts, frames
+from merino_edge.agent.children import Child
+from merino_edge.agent.errors import AgentError
+from merino_edge.agent.releases import Releases
+from merino_edge.agent.runtimes import Runtimes
+from merino_edge.agent.store import Store, check_digest, disk_error, sha256_file, whole_number
+
+BEAT_S = 2.0
+SILENCE_S = 8.0
+DEFAULT_BUDGET_S = 10.0  # per test
+DATA_WINDOW = 16  # data frames that a host may send ahead of their acknowledgement
+_MAX_QUEUED = 2 * DATA_WINDOW
+
+
+class Wire:
+    """Frames to and from the host.
+
+    Args:
+        source: Descriptor frames are read from.
+        sink: Descriptor frames are written to.
+        die: Called when the host is gone.
+    """
+
+    def __init__(self, source: int, sink: int, die: Callable[[], None]) -> None:
+        self._source = source
+        self._sink = sink
+        self._die = die
+        self._lock = threading.Lock()
+        self._heard = time.monotonic()
+        self._cancelled: set[int] = set()
+        self.frames: queue.Queue[frames.Frame] = queue.Queue(_MAX_QUEUED)
+
+    def start(self) -> None:
+        """Start reading, beating and watching."""
+        for work in (self._read, self._beat, self._watch):
+            threading.Thread(target=work, daemon=True).start()
+
+    def send(self, kind: int, request: int, value: dict[str, object]) -> None:
+        """Send one frame."""
+        data = frames.encode_json(kind, request, value)
+        try:
+            with self._lock:
+                while data:
+                    data = data[os.write(self._sink, data) :]
+        except BrokenPipeError:
+            self._die()
+
+    def is_cancelled(self, request: int) -> bool:
+        """Say whether the host has taken a request back."""
+        return request in self._cancelled
+
+    def _read(self) -> None:
+        decoder = frames.Decoder()
+        while True:
+            data = os.read(self._source, 1 << 18)
+            self._heard = time.monotonic()
+            if not data:
+                self._die()
+            try:
+                for frame in decoder.feed(data):
+                    if frame.type == frames.CANCEL:
+                        self._cancelled.add(frame.request)
+                    if frame.type != frames.PING:
+                        self.frames.put_nowait(frame)
+            except (frames.FrameError, queue.Full) as error:
+                message = "the host sent more than was asked for" if isinstance(error, queue.Full) else str(error)
+                self.send(frames.ERROR, 0, AgentError("request", message).to_json())
+                self._die()
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(BEAT_S)
+            self.send(frames.PING, 0, {})
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(0.5)
+            if time.monotonic() - self._heard > SILENCE_S:
+                self._die()
+
+
+class Agent:
+    """Answers requests on one store."""
+
+    def __init__(self, root: Path) -> None:
+        self._child: Child | None = None
+        self._child_key: tuple[object, ...] = ()
+        self.store = Store(root)
+        self.releases = Releases(self.store)
+        self.runtimes = Runtimes(self.store)
+        self.machine = facts.Machine()
+        self.wire: Wire | None = None
+        self._request = 0
+        self._tidy()
+        self._operations: dict[str, Callable[[dict[str, Any]], dict[str, object]]] = {
+            "facts": lambda request: {**facts.gather(self.machine), "runtimes": self.runtimes.all()},
+            "have": self._have,
+            "put": self._put,
+            "install": self._install,
+            "releases": self._list,
+            "activate": self._activate,
+            "verify": self._verify,
+            "collect": self._collect,
+            "runtime": self._runtime,
+            "measure": self._measure,
+            "perplexity": self._perplexity,
+            "generate": self._generate,
+        }
+
+    def _tidy(self) -> None:
+        """Finish or undo what a cut installation left, unless somebody else is at work."""
+        if self.releases.was_cut():
+            try:
+                with self.store.lock("recovery"):
+                    self.releases.recover()
+            except AgentError as error:
+                if error.kind != "busy":
+                    raise
+
+    def serve(self, wire: Wire) -> int:
+        """Answer requests until the host sends its end frame."""
+        self.wire = wire
+        wire.send(
+            frames.HELLO,
+            0,
+            {
+                "protocol": PROTOCOL,
+                "digest": sha256_file(Path(sys.argv[0])) if os.path.isfile(sys.argv[0]) else "",
+                "pid": os.getpid(),
+                "root": str(self.store.root),
+                "python": ".".join(str(n) for n in sys.version_info[:3]),
+            },
+        )
+        wire.start()
+        while True:
+            frame = wire.frames.get()
+            if frame.type == frames.END:
+                self.kill_child()
+                wire.send(frames.END, 0, {})
+                return 0
+            if frame.type == frames.HELLO and frame.json().get("protocol") != PROTOCOL:
+                error = AgentError("request", f"this agent speaks protocol {PROTOCOL}, the host another")
+                wire.send(frames.ERROR, 0, error.to_json())
+            if frame.type == frames.REQUEST:
+                self._answer(wire, frame)
+
+    def _answer(self, wire: Wire, frame: frames.Frame) -> None:
+        self._request = frame.request
+        try:
+            request = frame.json()
+            operation = self._operations.get(str(request.get("op")))
+            if operation is None:
+                raise AgentError("request", f"this agent knows no {request.get('op')!r}")
+            wire.send(frames.RESULT, frame.request, operation(request))
+        except AgentError as error:
+            wire.send(frames.ERROR, frame.request, error.to_json())
+        except OSError as error:
+            wire.send(frames.ERROR, frame.request, disk_error(error, error.filename or self.store.root).to_json())
+        except (frames.FrameError, KeyError, TypeError, ValueError) as error:
+            message = f"the agent cannot answer: {type(error).__name__}: {error}"
+            wire.send(frames.ERROR, frame.request, AgentError("failed", message).to_json())
+
+    def _event(self, value: dict[str, object]) -> None:
+        assert self.wire is not None
+        self.wire.send(frames.EVENT, self._request, value)
+
+    def _is_cancelled(self) -> bool:
+        assert self.wire is not None
+        return self.wire.is_cancelled(self._request)
+
+    # -- objects --
+
+    def _have(self, request: dict[str, Any]) -> dict[str, object]:
+        wanted = [(check_digest(o["sha256"]), whole_number(o["bytes"], "bytes")) for o in request["objects"]]
+        missing = self.store.missing(wanted)
+        sizes = dict(wanted)
+        self.store.check_space(sum(sizes[digest] - held for digest, held in missing))
+        return {"missing": [{"sha256": digest, "offset": held} for digest, held in missing]}
+
+    def _put(self, request: dict[str, Any]) -> dict[str, object]:
+        """Take the data frames that follow; each is acknowledged by an event."""
+        assert self.wire is not None
+        digest, size = check_digest(request["sha256"]), whole_number(request["bytes"], "bytes")
+        at = whole_number(request["offset"], "offset")
+        with self.store.open_part(digest, at) as stream:
+            while at < size:
+                frame = self.wire.frames.get()
+                if frame.request != self._request or frame.type not in (frames.DATA, frames.CANCEL):
+                    raise AgentError("request", f"expected data of {digest[:12]}, not {frame!r}")
+                if frame.type == frames.CANCEL:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                    raise AgentError("cancelled", "stopped as asked; the upload can be resumed")
+                at += len(frame.payload)
+                if at > size or not frame.payload:
+                    raise AgentError("request", f"{digest[:12]} is longer than it was said to be")
+                stream.write(frame.payload)
+                stream.flush()
+                self._event({"done": at})
+        self.store.finish_part(digest, size)
+        return {}
+
+    # -- releases --
+
+    def _install(self, request: dict[str, Any]) -> dict[str, object]:
+        digest, runtime = check_digest(request["manifest_sha256"]), str(request["runtime"])
+        with self.store.lock("install") as lock:
+
+            def trial(folder: Path) -> dict[str, object]:
+                asked: dict[str, object] = {"op": "trial", "folder": str(folder), "threads": self._threads(request)}
+                return self._ask(lock, runtime, asked)
+
+            return self.releases.install(digest, runtime, trial)
+
+    def _list(self, request: dict[str, Any]) -> dict[str, object]:
+        numbers = self.releases.numbers()
+        return {"current": self.releases.current(), "releases": [self.releases.describe(n) for n in numbers]}
+
+    def _activate(self, request: dict[str, Any]) -> dict[str, object]:
+        with self.store.lock("activate"):
+            self.releases.recover()
+            return self.releases.activate(whole_number(request["release"], "release", 1))
+
+    def _verify(self, request: dict[str, Any]) -> dict[str, object]:
+        self.releases.verify(whole_number(request["release"], "release", 1))
+        return {}
+
+    def _collect(self, request: dict[str, Any]) -> dict[str, object]:
+        keep = request.get("keep")
+        with self.store.lock("collect"):
+            return self.releases.collect(None if keep is None else whole_number(keep, "keep", 1))
+
+    # -- runtimes and models --
+
+    def _runtime(self, request: dict[str, Any]) -> dict[str, object]:
+        """Register a runtime: unzip its wheels where it has some, check it in a child, keep the record."""
+        wheels = [(str(w["name"]), check_digest(w["sha256"])) for w in request.get("wheels") or []]
+        with self.store.lock("runtime") as lock:
+            folder = self.runtimes.unzip(request["name"], wheels) if wheels else None
+
+            def check(python: str, path: str | None) -> dict[str, object]:
+                return self._ask_child(Child(python, path, lock), {"op": "check"})
+
+            return self.runtimes.add(request["name"], folder, check)
+
+    def _threads(self, request: dict[str, Any]) -> int:
+        threads = request.get("threads")
+        return len(facts.performance_cores(self.machine)) if threads is None else whole_number(threads, "threads", 1)
+
+    def _ask(self, lock: int, runtime: str, asked: dict[str, object]) -> dict[str, object]:
+        """Ask a fresh child of a runtime; the kept one, which holds memory, ends first."""
+        self.kill_child()
+        return self._ask_child(Child(*self.runtimes.get(runtime), lock), asked)
+
+    def _ask_child(self, child: Child, asked: dict[str, object]) -> dict[str, object]:
+        self._child, self._child_key = child, ()
+        try:
+            return child.ask(asked, self._event, self._is_cancelled)
+        finally:
+            self.kill_child()
+
+    def _measure(self, request: dict[str, Any]) -> dict[str, object]:
+        budget = request.get("budget_s")
+        with self.store.lock("measure") as lock:
+            folder = self.releases.stage(check_digest(request["manifest_sha256"]))
+            try:
+                asked: dict[str, object] = {
+                    "op": "measure",
+                    "folder": str(folder),
+                    "tests": request["tests"],
+                    "threads": self._threads(request),
+                    "context_length": whole_number(request["context_length"], "context_length", 1),
+                    "budget_s": DEFAULT_BUDGET_S if budget is None else budget,
+                }
+                return self._ask(lock, str(request["runtime"]), asked)
+            finally:
+                shutil.rmtree(str(folder), ignore_errors=True)
+
+    def _perplexity(self, request: dict[str, Any]) -> dict[str, object]:
+        tokens = self.store.object_path(check_digest(request["tokens_sha256"]))
+        with self.store.lock("perplexity") as lock:
+            folder = self.releases.stage(check_digest(request["manifest_sha256"]))
+            try:
+                asked: dict[str, object] = {
+                    "op": "perplexity",
+                    "folder": str(folder),
+                    "tokens_file": str(tokens),
+                    "threads": self._threads(request),
+                    "context_length": whole_number(request["context_length"], "context_length", 1),
+                }
+                return self._ask(lock, str(request["runtime"]), asked)
+            finally:
+                shutil.rmtree(str(folder), ignore_errors=True)
+                tokens.unlink()
+
+    def _generate(self, request: dict[str, Any]) -> dict[str, object]:
+        """Generate with the release in use; its child is kept for the next prompt."""
+        number = self.releases.current()
+        if number is None:
+            raise AgentError("missing", "nothing is deployed on the device", "deploy with: merino-edge deploy")
+        threads = self._threads(request)
+        with self.store.lock("generate") as lock:
+            manifest = self.releases.describe(number)
+            details = manifest["manifest"]
+            assert isinstance(details, dict)
+            context = int(details["context_length"])
+            key = (number, threads)
+            if self._child is None or self._child_key != key:
+                self.kill_child()
+                self._child = Child(*self.runtimes.get(manifest["runtime"]), lock)
+                folder = str(self.releases.path(number))
+                opened: dict[str, object] = {"op": "open", "folder": folder, "threads": threads}
+                self._keep({**opened, "context_length": context})
+                self._child_key = key
+            return self._keep({**request, "context_length": context})
+
+    def _keep(self, asked: dict[str, object]) -> dict[str, object]:
+        """Ask the kept child; any failure but a refusal ends it."""
+        assert self._child is not None
+        try:
+            return self._child.ask(asked, self._event, self._is_cancelled)
+        except AgentError as error:
+            if error.kind not in ("request", "cancelled"):
+                self.kill_child()
+            raise
+
+    def kill_child(self) -> None:
+        """End the measuring child, if there is one."""
+        child, self._child, self._child_key = self._child, None, ()
+        if child is not None:
+            child.kill()

@@ -1,0 +1,313 @@
+"""The measuring child: the one process that imports numpy and a runtime.
+
+It speaks frames with the agent over stdin and stdout. Whatever a runtime prints goes to stderr. It
+ends when the agent does, and it offers itself first when memory runs out.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+from merino_edge.agent import conditions, frames, measure
+from merino_edge.agent.errors import AgentError
+from merino_edge.agent.facts import Machine, memory
+from merino_edge.agent.sampling import Sampler
+from merino_edge.agent.session import Session, open_session
+from merino_edge.agent.store import read_json
+
+# MatMul, and DynamicQuantizeLinear with MatMulInteger, opset 11; inputs a [8,64], b [64,32], w int8 [64,32].
+CHECK_MODEL = base64.b64decode(
+    "CAYSADrfAQoRCgFhCgFiEgF5IgZNYXRNdWwKIwoBYRIBcRIBcxIBeiIVRHluYW1pY1F1YW50aXplTGluZWFyChsKAXEKAXcKAXoS"
+    "AWkiDU1hdE11bEludGVnZXISBWNoZWNrWhMKAWESDgoMCAESCAoCCAgKAghAWhMKAWISDgoMCAESCAoCCEAKAgggWhMKAXcSDgoM"
+    "CAMSCAoCCEAKAgggYhMKAXkSDgoMCAESCAoCCAgKAgggYhMKAWkSDgoMCAYSCAoCCAgKAgggYgsKAXMSBgoECAESAGILCgF6EgYK"
+    "BAgCEgBCBAoAEAs="
+)
+SPARE_MEMORY_BYTES = 48 << 20  # interpreter, runtime and activations of a small model
+
+
+def check_runtime() -> dict[str, object]:
+    """Import the runtime and hold its float and int8 products against numpy's.
+
+    Raises:
+        AgentError: it cannot be imported, or computes wrongly.
+    """
+    try:
+        import numpy as np
+        import onnxruntime
+    except ImportError as error:
+        raise AgentError(
+            "runtime", f"cannot import numpy and onnxruntime: {error}", "install them, or let us push them"
+        ) from error
+    random = np.random.Generator(np.random.PCG64(1))
+    a = random.standard_normal((8, 64)).astype(np.float32)
+    b = random.standard_normal((64, 32)).astype(np.float32)
+    w = random.integers(-127, 128, (64, 32)).astype(np.int8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(CHECK_MODEL, options, providers=["CPUExecutionProvider"])
+    y, i, s, z = session.run(None, {"a": a, "b": b, "w": w})
+    quantized = np.clip(np.rint(a / s) + z, 0, 255).astype(np.int64) - int(z)
+    whole = np.abs(i - quantized @ w.astype(np.int64)).max()
+    if not np.allclose(y, a @ b, rtol=1e-4, atol=1e-4) or whole > 127:  # one step of rounding in a
+        raise AgentError("runtime", f"onnxruntime {onnxruntime.__version__} computes wrong numbers on this CPU")
+    return {"runtime": "onnxruntime", "runtime_version": onnxruntime.__version__, "numpy": np.__version__}
+
+
+class Worker:
+    """Answers requests one after the other.
+
+    Args:
+        output: Descriptor for frames.
+    """
+
+    def __init__(self, output: int) -> None:
+        self._output = output
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+        self._request = 0
+        self._session: Session | None = None
+        self._opened: dict[str, object] = {}
+        self._machine = Machine()
+        self._operations: dict[str, Callable[[dict[str, Any]], dict[str, object]]] = {
+            "check": lambda request: check_runtime(),
+            "trial": self._trial,
+            "measure": self._measure,
+            "perplexity": self._perplexity,
+            "open": self._open,
+            "generate": self._generate,
+        }
+
+    def send(self, kind: int, value: dict[str, object]) -> None:
+        """Send one frame to the agent."""
+        data = frames.encode_json(kind, self._request, value)
+        with self._lock:
+            while data:
+                data = data[os.write(self._output, data) :]
+
+    def serve(self, requests: Any) -> None:
+        """Answer each request until `requests` (a queue) gives None."""
+        while True:
+            frame = requests.get()
+            if frame is None:
+                return
+            self._cancelled.clear()
+            self._request = frame.request
+            try:
+                request = frame.json()
+                operation = self._operations.get(str(request.get("op")))
+                if operation is None:
+                    raise AgentError("request", f"the measuring child knows no {request.get('op')!r}")
+                self.send(frames.RESULT, operation(request))
+            except AgentError as error:
+                self.send(frames.ERROR, error.to_json())
+            except MemoryError:
+                self.send(frames.ERROR, AgentError("memory", "memory ran out while the model was running").to_json())
+            except Exception as error:  # noqa: BLE001  a runtime may raise anything; the agent must hear of it
+                self.send(frames.ERROR, AgentError("failed", f"{type(error).__name__}: {error}").to_json())
+
+    def cancel(self) -> None:
+        """Stop at the next token or pass (called by the reading thread)."""
+        self._cancelled.set()
+
+    def _check(self) -> None:
+        if self._cancelled.is_set():
+            raise AgentError("cancelled", "stopped as asked")
+
+    def _load(self, request: dict[str, Any]) -> tuple[Session, dict[str, Any], int]:
+        """Open a bundle; returns (session, manifest, nanoseconds it took)."""
+        folder = Path(str(request["folder"]))
+        manifest: dict[str, Any] = dict(read_json(folder / "manifest.json"))
+        self._check_memory(manifest, int(request.get("context_length") or 0))
+        begin = time.perf_counter_ns()
+        session = open_session(folder, manifest, int(request["threads"]))
+        return session, manifest, time.perf_counter_ns() - begin
+
+    def _check_memory(self, manifest: dict[str, Any], context_length: int) -> None:
+        """Never load what does not fit: a board that swaps or kills is worse than a clear word."""
+        free = memory(self._machine)["available"]
+        architecture = manifest["architecture"]
+        cache = sum(2 * 4 * b["depth"] * b["width"] for b in architecture["blocks"]) * context_length * 2
+        needed = int(manifest["file_bytes"]) + cache + SPARE_MEMORY_BYTES
+        if free is not None and needed > free:
+            raise AgentError(
+                "memory",
+                f"the model needs about {needed >> 20} MiB and {free >> 20} MiB are free on the device",
+                "choose a smaller model with: merino-edge search --memory",
+                needed_bytes=needed,
+                free_bytes=free,
+            )
+
+    def _trial(self, request: dict[str, Any]) -> dict[str, object]:
+        """Open a bundle and compare what it answers with its manifest."""
+        import numpy as np
+
+        versions = check_runtime()
+        session, manifest, load_ns = self._load(request)
+        check = manifest["check"]
+        prompt = [int(token) for token in check["token_ids"]]
+        logits = session.feed(prompt, [len(prompt) - 1])[0]
+        worst = max(abs(float(logits[int(token)]) - float(value)) for token, value in check["top"])
+        if not np.isfinite(logits).all() or not worst <= float(check["tolerance"]):
+            raise AgentError(
+                "smoke",
+                f"the bundle answers differently on the device: a logit is off by {worst:.3g}, "
+                f"{float(check['tolerance']):.3g} is allowed",
+                "export again; if it stays, this runtime computes wrongly on this CPU",
+                max_abs_diff=worst if np.isfinite(worst) else None,
+            )
+        if not np.isfinite(session.feed([int(np.argmax(logits))], [0])).all():
+            raise AgentError("smoke", "the bundle cannot generate a token from its cache")
+        session.close()
+        return {"max_abs_diff": worst, "load_ns": load_ns, "provider": session.provider, **versions}
+
+    def _measure(self, request: dict[str, Any]) -> dict[str, object]:
+        """Time a bundle; see `measure.py`."""
+        versions = check_runtime()
+        empty = measure.memory_bytes()
+        threads, context = int(request["threads"]), int(request["context_length"])
+        session, _, load_ns = self._load(request)
+        tests = request["tests"]
+        state = {"test": "load", "done": 0, "of": len(tests)}
+
+        def progress(share: float) -> None:
+            self.send(frames.EVENT, {**state, "share": share})
+
+        budget = float(request["budget_s"])
+        timer = measure.Timer(session, budget, progress, self._check, seed=int(request.get("seed", 0)))
+        state["test"] = "memory"
+        progress(0.0)
+        timer.fill(context)
+        full = measure.memory_bytes()
+        results = []
+        for number, test in enumerate(tests):
+            state.update(test=str(test["test"]), done=number)
+            before = conditions.snapshot(self._machine)
+            samples, warmup = timer.run(str(test["test"]), int(test["tokens"]), int(test["depth"]))
+            after = conditions.snapshot(self._machine)
+            reason = conditions.invalid_reason(before, after, threads)
+            share = conditions.queued_share(before, after, threads)
+            noted = {"before": before, "after": after, "queued_share": share}
+            results.append({"samples_ns": samples, "warmup_ns": warmup, "conditions": noted, "invalid_reason": reason})
+        session.close()
+        peak, base = full["peak"] or 0, empty["peak"] or 0
+        return {
+            **versions,
+            "provider": session.provider,
+            "threads": threads,
+            "load_ns": load_ns,
+            "peak_memory_bytes": peak,
+            "model_memory_bytes": max(0, peak - base),
+            "file_backed_bytes": full["file_backed"] or 0,
+            "memory": {"empty_runtime": empty, "cache_full": full, "end": measure.memory_bytes()},
+            "tests": results,
+        }
+
+    def _perplexity(self, request: dict[str, Any]) -> dict[str, object]:
+        """Sum the negative log likelihood of a file of little-endian int32 tokens."""
+        import numpy as np
+
+        check_runtime()
+        token_ids = np.fromfile(str(request["tokens_file"]), "<i4")
+        if len(token_ids) < 2:
+            raise AgentError("request", "a perplexity needs at least two tokens")
+        session, _, _ = self._load(request)
+
+        def progress(count: int) -> None:
+            self._check()
+            self.send(frames.EVENT, {"done": count, "of": len(token_ids) - 1})
+
+        total, count = measure.negative_log_likelihood(session, token_ids, int(request["context_length"]), progress)
+        session.close()
+        return {"nll_nats_sum": total, "tokens": count}
+
+    def _open(self, request: dict[str, Any]) -> dict[str, object]:
+        """Load a bundle and keep it for `generate`."""
+        versions = check_runtime()
+        self._session, _, load_ns = self._load(request)
+        self._opened = {"load_ns": load_ns, "provider": self._session.provider, **versions}
+        return self._opened
+
+    def _generate(self, request: dict[str, Any]) -> dict[str, object]:
+        """Sample tokens after a prompt; each goes out as an event at once."""
+        session = self._session
+        if session is None:
+            raise AgentError("request", "no bundle is open")
+        prompt = [int(token) for token in request["token_ids"]]
+        context, limit = int(request["context_length"]), int(request["max_tokens"])
+        if not 0 < len(prompt) < context:
+            raise AgentError("request", f"a prompt needs 1 to {context - 1} tokens, this one has {len(prompt)}")
+        stop = {int(token) for token in request["stop_ids"]}
+        sample = Sampler(
+            float(request["temperature"]), float(request["top_p"]), int(request["top_k"]), int(request["seed"])
+        )
+        session.truncate(0)
+        begin = time.perf_counter()
+        logits = session.prefill(prompt)
+        prefill_s = time.perf_counter() - begin
+        count, ended = 0, "length"
+        while count < limit:
+            self._check()
+            token = sample(logits)
+            if token in stop:
+                ended = "stop"
+                break
+            count += 1
+            self.send(frames.EVENT, {"token": token})
+            if session.length >= context:
+                ended = "context"
+                break
+            if count < limit:
+                logits = session.feed([token], [0])[0]
+        seconds = time.perf_counter() - begin
+        return {"tokens": count, "seconds": seconds, "prefill_ms": prefill_s * 1e3, "ended": ended, **self._opened}
+
+
+def _read_requests(worker: Worker, requests: Any) -> None:
+    """Turn stdin into requests; the end of stdin is the end of this process."""
+    decoder = frames.Decoder()
+    while True:
+        data = os.read(0, 1 << 16)
+        if not data:
+            os._exit(0)
+        for frame in decoder.feed(data):
+            if frame.type == frames.CANCEL:
+                worker.cancel()
+            elif frame.type == frames.REQUEST:
+                requests.put(frame)
+            elif frame.type == frames.END:
+                requests.put(None)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when the agent dies, however it dies."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(0)
+        with contextlib.suppress(OSError):  # some containers forbid it; then nobody is first
+            Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+
+
+def main() -> int:
+    """Run the child until the agent ends it."""
+    import queue
+
+    output = os.dup(1)
+    os.dup2(2, 1)  # what a runtime prints must not reach the frames
+    die_with_parent()
+    requests: queue.Queue[frames.Frame | None] = queue.Queue()
+    worker = Worker(output)
+    threading.Thread(target=_read_requests, args=(worker, requests), daemon=True).start()
+    worker.serve(requests)
+    return 0

@@ -1,0 +1,316 @@
+"""A device as the flows see it: one protocol, spoken by a board, by this machine, and by a fake.
+
+`open_device` connects, pushes the agent where it is missing, and returns an `AgentDevice`; the
+`FakeDevice` of `merino_edge.testing` speaks the same protocol with an analytic clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from merino_edge.bundle import Bundle
+from merino_edge.device.agent_link import AgentLink
+from merino_edge.device.provision import ensure_runtime, start_agent
+from merino_edge.device.records import (
+    GenerateOptions,
+    InstallResult,
+    Perplexity,
+    Progress,
+    PushResult,
+    TestResult,
+    TestSpec,
+    clean,
+    positive,
+    read_results,
+    whole,
+)
+from merino_edge.device.registry import DeviceEntry
+from merino_edge.device.releases import install_bundle, push_bundle, push_files
+from merino_edge.device.transport import LocalTransport, Transport
+from merino_edge.errors import ProtocolError, UsageError
+
+__all__ = [
+    "AgentDevice",
+    "Device",
+    "GenerateOptions",
+    "InstallResult",
+    "Perplexity",
+    "Progress",
+    "PushResult",
+    "TestResult",
+    "TestSpec",
+    "open_device",
+]
+
+MAX_TESTS = 32  # of one request
+
+
+class Device(Protocol):
+    """Anything that bundles can be installed, measured and run on."""
+
+    @property
+    def name(self) -> str:
+        """How the user calls it."""
+
+    @property
+    def last_generation(self) -> dict[str, float] | None:
+        """`tokens`, `seconds`, `load_ms`, `prefill_ms` of the last complete generation."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the device is: see `merino_edge.agent.facts.gather`, and `runtimes`."""
+
+    def push(self, bundle: Bundle, progress: Progress | None = None) -> PushResult:
+        """Send those files of a bundle that the device lacks."""
+
+    def install(self, bundle: Bundle, progress: Progress | None = None) -> InstallResult:
+        """Send, verify, try and switch to a bundle; until then the former one serves."""
+
+    def current(self) -> dict[str, Any] | None:
+        """Return the release in use (`release`, `runtime`, `manifest`, ...), None where there is none."""
+
+    def releases(self) -> list[dict[str, Any]]:
+        """Return all releases as `current` does, the oldest first."""
+
+    def activate(self, release: int) -> int | None:
+        """Switch to an installed release after checking its files; returns the one before."""
+
+    def collect(self, keep: int | None = None) -> int:
+        """Remove what no release needs, and all but the newest `keep` releases; returns bytes freed."""
+
+    def measure(
+        self,
+        bundle: Bundle,
+        tests: Sequence[TestSpec],
+        threads: int | None = None,
+        context_length: int | None = None,
+        budget_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> list[TestResult]:
+        """Time a bundle without switching to it.
+
+        Args:
+            bundle: What is measured; sent where the device lacks it.
+            tests: One result each, in order.
+            threads: None takes all performance cores.
+            context_length: Tokens the cache is filled to for the memory reading; None takes the manifest's.
+            budget_s: Seconds for each test; None takes the agent's 10.
+            progress: Called with (tests done, tests in all); fractions while one runs.
+        """
+
+    def perplexity(
+        self,
+        bundle: Bundle,
+        token_ids: npt.NDArray[np.integer],
+        context_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> Perplexity:
+        """Sum the negative log likelihood of a text `(N,)` on the device, window by window."""
+
+    def generate(self, token_ids: Sequence[int], options: GenerateOptions) -> Iterator[int]:
+        """Yield tokens after a prompt from the release in use; closing the iterator stops the device."""
+
+    def close(self) -> None:
+        """End the conversation."""
+
+    def __enter__(self) -> Self:
+        """Return the device."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+
+
+def open_device(entry: DeviceEntry, ask: Callable[..., Any] | None = None) -> AgentDevice:
+    """Connect to a device and start its agent.
+
+    Args:
+        entry: From the registry.
+        ask: Asks the user about an unknown host key or a password; None where nobody can be asked.
+
+    Raises:
+        DeviceError: it cannot be reached, or refused.
+    """
+    transport = _open_transport(entry, ask)
+    try:
+        return AgentDevice(entry, transport, start_agent(transport, entry))
+    except BaseException:
+        transport.close()
+        raise
+
+
+def _open_transport(entry: DeviceEntry, ask: Callable[..., Any] | None) -> Transport:
+    if entry.transport == "local":
+        return LocalTransport()
+    from merino_edge.device.ssh import open_ssh  # paramiko takes its time to import
+
+    return open_ssh(entry, ask)
+
+
+class AgentDevice:
+    """A device reached through its agent; a context manager.
+
+    Args:
+        entry: Which one.
+        transport: The way to it.
+        link: The conversation with its agent.
+    """
+
+    def __init__(self, entry: DeviceEntry, transport: Transport, link: AgentLink) -> None:
+        """Keep the parts; nothing is asked yet."""
+        self.name = entry.name
+        self.last_generation: dict[str, float] | None = None
+        self._entry = entry
+        self._transport = transport
+        self._link = link
+        self._runtime: str | None = None
+
+    def __enter__(self) -> Self:
+        """Return the device."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """End agent and connection."""
+        self._link.close()
+        self._transport.close()
+
+    def runtime(self, progress: Progress | None = None) -> str:
+        """Return the name of the runtime that bundles are run with, provisioned where there is none."""
+        if self._runtime is None:
+            self._runtime = ensure_runtime(self._link, self._entry, progress)
+        return self._runtime
+
+    def facts(self) -> dict[str, Any]:
+        """See `Device.facts`."""
+        facts: dict[str, Any] = clean(self._link.ask("facts"))
+        return facts
+
+    def push(self, bundle: Bundle, progress: Progress | None = None) -> PushResult:
+        """See `Device.push`."""
+        return push_bundle(self._link, bundle, progress)[0]
+
+    def install(self, bundle: Bundle, progress: Progress | None = None) -> InstallResult:
+        """See `Device.install`."""
+        return install_bundle(self._link, bundle, self.runtime(), progress)
+
+    def current(self) -> dict[str, Any] | None:
+        """See `Device.current`."""
+        answer = clean(self._link.ask("releases"))
+        return next((r for r in answer["releases"] if r.get("release") == answer.get("current")), None)
+
+    def releases(self) -> list[dict[str, Any]]:
+        """See `Device.releases`."""
+        found = clean(self._link.ask("releases")).get("releases")
+        if not isinstance(found, list) or not all(isinstance(r, dict) for r in found):
+            raise ProtocolError("the device answered no list of releases")
+        return found
+
+    def activate(self, release: int) -> int | None:
+        """See `Device.activate`."""
+        answer = self._link.ask("activate", release=release)
+        return None if answer.get("previous") is None else whole(answer, "previous", 1)
+
+    def collect(self, keep: int | None = None) -> int:
+        """See `Device.collect`."""
+        return whole(self._link.ask("collect", keep=keep), "bytes_freed")
+
+    def measure(
+        self,
+        bundle: Bundle,
+        tests: Sequence[TestSpec],
+        threads: int | None = None,
+        context_length: int | None = None,
+        budget_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> list[TestResult]:
+        """See `Device.measure`."""
+        specs = tuple(tests)
+        if not 1 <= len(specs) <= MAX_TESTS:
+            raise UsageError(f"1 to {MAX_TESTS} tests can be asked for at once, not {len(specs)}")
+        _, digest = push_bundle(self._link, bundle)
+
+        def on_event(event: dict[str, Any]) -> None:
+            if progress is not None:
+                progress(whole(event, "done") + min(1.0, positive(event, "share")), len(specs))
+
+        answer = self._link.ask(
+            "measure",
+            on_event,
+            manifest_sha256=digest,
+            runtime=self.runtime(),
+            tests=[{"test": s.test, "tokens": s.tokens, "depth": s.depth} for s in specs],
+            threads=threads,
+            context_length=context_length or bundle.manifest.context_length,
+            budget_s=budget_s,
+        )
+        return read_results(answer, specs)
+
+    def perplexity(
+        self,
+        bundle: Bundle,
+        token_ids: npt.NDArray[np.integer],
+        context_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> Perplexity:
+        """See `Device.perplexity`."""
+        _, digest = push_bundle(self._link, bundle)
+        content = np.ascontiguousarray(token_ids, "<i4").tobytes()
+        tokens = hashlib.sha256(content).hexdigest()
+        with tempfile.TemporaryDirectory(prefix="merino-edge-") as folder:
+            path = Path(folder) / "token_ids"
+            path.write_bytes(content)
+            push_files(self._link, {tokens: path})
+
+        def on_event(event: dict[str, Any]) -> None:
+            if progress is not None:
+                progress(whole(event, "done"), whole(event, "of"))
+
+        answer = self._link.ask(
+            "perplexity",
+            on_event,
+            manifest_sha256=digest,
+            tokens_sha256=tokens,
+            runtime=self.runtime(),
+            context_length=context_length or bundle.manifest.context_length,
+        )
+        return Perplexity(positive(answer, "nll_nats_sum"), whole(answer, "tokens", 1))
+
+    def generate(self, token_ids: Sequence[int], options: GenerateOptions) -> Iterator[int]:
+        """See `Device.generate`."""
+        exchange = self._link.exchange(
+            "generate",
+            token_ids=[int(token) for token in token_ids],
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            seed=options.seed,
+            stop_ids=list(options.stop_ids),
+        )
+        try:
+            while True:
+                yield whole(next(exchange), "token")
+        except StopIteration as end:
+            answer = end.value
+            self.last_generation = {
+                "tokens": whole(answer, "tokens"),
+                "seconds": positive(answer, "seconds"),
+                "load_ms": positive(answer, "load_ns") / 1e6,
+                "prefill_ms": positive(answer, "prefill_ms"),
+            }
+        finally:
+            exchange.close()

@@ -1,0 +1,100 @@
+"""Bundles onto a device: what is missing is sent, whole files are never sent twice.
+
+The device keeps files by their SHA-256 and takes an upload up where it was cut. What a bundle's
+files must be stands in its manifest; the device checks it, and so a file that was changed here
+after its export is refused there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from merino_edge.bundle import MANIFEST, Bundle
+from merino_edge.device.agent_link import AgentLink, AgentRefusal
+from merino_edge.device.records import InstallResult, Progress, PushResult, whole
+from merino_edge.errors import DeployError, ProtocolError
+from merino_edge.files import sha256_file
+
+
+def push_files(link: AgentLink, files: dict[str, Path], progress: Progress | None = None) -> PushResult:
+    """Send those files that the device does not have.
+
+    Args:
+        link: The device.
+        files: SHA-256 to path.
+        progress: Called with (bytes sent, bytes to send).
+
+    Raises:
+        DeployError: the device has no room, or a file is not what its digest says.
+    """
+    sizes = {digest: path.stat().st_size for digest, path in files.items()}
+    objects = [{"sha256": digest, "bytes": size} for digest, size in sizes.items()]
+    answer = link.ask("have", objects=objects).get("missing")
+    if not isinstance(answer, list) or not all(isinstance(m, dict) and m.get("sha256") in sizes for m in answer):
+        raise ProtocolError("the device lacks files that nobody spoke of")
+    missing = [(str(m["sha256"]), whole(m, "offset")) for m in answer]
+    to_send = sum(sizes[digest] - offset for digest, offset in missing)
+    sent = 0
+
+    def count(bytes_sent: int) -> None:
+        nonlocal sent
+        sent += bytes_sent
+        if progress is not None:
+            progress(sent, to_send)
+
+    for digest, offset in missing:
+        if offset > sizes[digest]:
+            raise ProtocolError(f"the device holds more of {files[digest].name} than there is")
+        try:
+            _upload(link, digest, files[digest], sizes[digest], offset, count)
+        except AgentRefusal as refusal:
+            if refusal.kind != "corrupt":
+                raise refusal.error from None
+            raise DeployError(
+                f"{files[digest]} is not what its manifest says (its SHA-256 is another): refused by the device",
+                hint="export again with: merino-edge export",
+            ) from None
+    return PushResult(bytes_sent=sent, bytes_total=sum(sizes.values()))
+
+
+def _upload(link: AgentLink, digest: str, path: Path, size: int, offset: int, count: Callable[[int], None]) -> None:
+    """Send a file; where a resumed one turns out wrong, the part there was damaged: once more from the start."""
+    try:
+        link.upload(digest, path, size, offset, count)
+    except AgentRefusal as refusal:
+        if refusal.kind != "corrupt" or offset == 0:
+            raise
+        link.upload(digest, path, size, 0, count)
+
+
+def push_bundle(link: AgentLink, bundle: Bundle, progress: Progress | None = None) -> tuple[PushResult, str]:
+    """Send what the device lacks of a bundle; returns the counts and the digest of its manifest."""
+    manifest = bundle.folder / MANIFEST
+    digest = sha256_file(manifest)
+    files = {f.sha256: bundle.folder / f.name for f in bundle.manifest.files}
+    for f in bundle.manifest.files:
+        if (bundle.folder / f.name).stat().st_size != f.bytes:
+            raise DeployError(
+                f"{bundle.folder / f.name} has another size than its manifest says", hint="merino-edge export"
+            )
+    return push_files(link, {**files, digest: manifest}, progress), digest
+
+
+def install_bundle(link: AgentLink, bundle: Bundle, runtime: str, progress: Progress | None = None) -> InstallResult:
+    """Send, verify, try and switch; until the switch the former release serves.
+
+    Raises:
+        DeployError: the device refused it, with the reason; nothing was changed.
+    """
+    pushed, digest = push_bundle(link, bundle, progress)
+    answer = link.ask("install", manifest_sha256=digest, runtime=runtime)
+    if answer.get("sha256") != digest:
+        raise ProtocolError("the device installed something else than it was given")
+    previous = answer.get("previous")
+    return InstallResult(
+        release=whole(answer, "release", 1),
+        sha256=digest,
+        bytes_sent=pushed.bytes_sent,
+        previous=None if previous is None else whole(answer, "previous", 1),
+    )
