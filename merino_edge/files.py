@@ -186,5 +186,8 @@ def read_lines(path: Path, what: str = "log") -> list[dict[str, Any]]:
 
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InvalidFileError(f"cannot read {path}: {error.strerror or error}") from error

@@ -54,12 +54,18 @@ def parse_seconds(text: str) -> float:
 
 def parse_bytes(text: str) -> int:
     """Parse a size (`64MB`, `48MiB`) to bytes."""
-    return round(_parse(text, BYTES, "size", "64MB"))
+    return _whole(text, _parse(text, BYTES, "size", "64MB"), "size", "64MB")
 
 
 def parse_count(text: str) -> int:
     """Parse a count (`61M`, `110G`, `8192`) to a number."""
-    return round(_parse(text, COUNT, "count", "61M"))
+    return _whole(text, _parse(text, COUNT, "count", "61M"), "count", "61M")
+
+
+def _whole(text: str, value: float, what: str, example: str) -> int:
+    if round(value) < 1:
+        raise UsageError(f"'{text}': a {what} must be at least one", hint=f"write it like {example}")
+    return round(value)
 
 
 def parse_energy_mj(text: str) -> float:
