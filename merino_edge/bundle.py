@@ -8,6 +8,7 @@ the device repeats before it trusts the files. A bundle holds one format, one re
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +30,15 @@ class BundleFile:
     sha256: str
     bytes: int
 
+    def __post_init__(self) -> None:
+        """Refuse names that lead out of the folder, and digests that are none."""
+        if not isinstance(self.name, str) or self.name in ("", ".", "..", MANIFEST) or set(self.name) & set("/\\\0"):
+            raise InvalidFileError(f"{self.name!r} is no name for a file of a bundle")
+        if not isinstance(self.sha256, str) or not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise InvalidFileError(f"{self.name}: {self.sha256!r} is no sha256")
+        if type(self.bytes) is not int or self.bytes < 0:
+            raise InvalidFileError(f"{self.name}: bytes must be a whole number, not {self.bytes!r}")
+
 
 @dataclass(frozen=True)
 class OutputCheck:
@@ -43,6 +53,13 @@ class OutputCheck:
     token_ids: tuple[int, ...]
     top: tuple[tuple[int, float], ...]
     tolerance: float
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no model gives."""
+        if any(type(t) is not int or t < 0 for t in (*self.token_ids, *(token for token, _ in self.top))):
+            raise InvalidFileError("the output check holds token ids that are none")
+        if not all(map(math.isfinite, (self.tolerance, *(x for _, x in self.top)))) or self.tolerance <= 0:
+            raise InvalidFileError("the output check holds numbers that no model gives")
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,18 @@ class Manifest:
     weights_sha256: str | None = None
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Check the type of every plain value, and the check's token ids against the vocabulary."""
+        plain: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "dict[str, Any]": (dict,)}
+        plain |= {f"{name} | None": (*types, type(None)) for name, types in plain.items()}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            wrong = type(value) not in plain.get(str(f.type), (type(value),))
+            if wrong or (f.type == "int" and value < 0):
+                raise InvalidFileError(f"{f.name} cannot be {value!r}")
+        if any(t >= self.architecture.vocab_size for t in self.check.token_ids):
+            raise InvalidFileError("the output check holds token ids beyond the vocabulary")
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of `manifest.json` (without `schema_version`)."""
         value = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -111,27 +140,25 @@ class Manifest:
         try:
             architecture = Architecture.from_json(value["architecture"], where)
             if value["architecture_digest"] != architecture.digest:
-                raise InvalidFileError(f"{where}: architecture_digest does not belong to the architecture in it")
-            files = tuple(BundleFile(f["name"], f["sha256"], int(f["bytes"])) for f in value["files"])
+                raise InvalidFileError("architecture_digest does not belong to the architecture in it")
+            for f in (*value["files"], value["check"]):
+                check_keys(f, ("name", "sha256", "bytes", "token_ids", "top", "tolerance"), "files and check")
             check = OutputCheck(
-                tuple(int(t) for t in value["check"]["token_ids"]),
-                tuple((int(t), float(x)) for t, x in value["check"]["top"]),
+                tuple(value["check"]["token_ids"]),
+                tuple((token, float(logit)) for token, logit in value["check"]["top"]),
                 float(value["check"]["tolerance"]),
             )
-            parts = {"architecture": architecture, "files": files, "check": check, "notes": tuple(value["notes"])}
-            manifest = cls(**{**{n: value[n] for n in known}, **parts})
-        except (KeyError, TypeError, ValueError) as error:
+            parts = {
+                "architecture": architecture,
+                "files": tuple(BundleFile(**f) for f in value["files"]),
+                "check": check,
+                "notes": tuple(value["notes"]),
+            }
+            return cls(**{**{n: value[n] for n in known}, **parts})
+        except InvalidFileError as error:
+            raise InvalidFileError(f"{where}: {error.message}") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InvalidFileError(f"{where}: not a manifest: {error}") from error
-        for f in manifest.files:
-            if f.name in ("", ".", "..", MANIFEST) or "/" in f.name or "\\" in f.name or f.bytes < 0:
-                raise InvalidFileError(f"{where}: '{f.name}' is no name for a file of a bundle")
-        for name in ("context_length", "file_bytes", "unique_bytes", "exporter_version", "trained_tokens"):
-            number = getattr(manifest, name)
-            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-                raise InvalidFileError(f"{where}: {name} must be a whole number, not {number!r}")
-        if not all(math.isfinite(x) for _, x in check.top) or not check.tolerance > 0:
-            raise InvalidFileError(f"{where}: the output check holds numbers that no model gives")
-        return manifest
 
 
 @dataclass(frozen=True)

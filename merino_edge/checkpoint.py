@@ -79,9 +79,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             raise InvalidFileError(f"checkpoint {path}: tensor '{name}' holds NaN or infinity", hint="train again")
     tokenizer = folder / TOKENIZER
     numbers = {}
-    for key, default in (("trained_tokens", 0), ("max_position_embeddings", 1024)):
+    for key, default, least in (("trained_tokens", 0, 0), ("max_position_embeddings", 1024, 1)):
         number = config.get(key, default)
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise InvalidFileError(f"checkpoint {folder / CONFIG}: {key} must be a whole number, not {number!r}")
         numbers[key] = number
     return Checkpoint(

@@ -26,7 +26,7 @@ class MeasurementKey:
         runtime: `onnxruntime`, `ai-edge-litert`, ...
         runtime_version: Its version.
         provider: Execution provider really used (`CPUExecutionProvider`).
-        power_mode: Governor or power mode.
+        power_mode: Governor or power mode; None where the machine has none.
         threads: Threads the runtime was given.
         format: `onnx`, `tflite`.
         recipe: `fp32`, `dynamic_wi8_afp32`, ...
@@ -42,7 +42,7 @@ class MeasurementKey:
     runtime: str
     runtime_version: str
     provider: str
-    power_mode: str
+    power_mode: str | None
     threads: int
     format: str
     recipe: str
@@ -51,6 +51,14 @@ class MeasurementKey:
     architecture_digest: str
     test: str
     depth: int
+
+    def __post_init__(self) -> None:
+        """Refuse values of another type: they would never compare equal, and nobody would know why."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            wanted: dict[str, tuple[type, ...]] = {"int": (int,), "str": (str,), "str | None": (str, type(None))}
+            if type(value) not in wanted[str(f.type)] or (f.type == "int" and value < 0):
+                raise InvalidFileError(f"key: {f.name} cannot be {value!r}")
 
 
 @dataclass(frozen=True)
@@ -97,12 +105,14 @@ class Measurement:
 
     def __post_init__(self) -> None:
         """Refuse samples that no clock gives."""
-        if not self.samples_ns or any(not isinstance(s, int) or s <= 0 for s in self.samples_ns):
+        if not self.samples_ns or any(type(s) is not int or s <= 0 for s in self.samples_ns):
             raise InvalidFileError("a measurement needs samples, each a positive number of nanoseconds")
-        for name in ("load_ns", "peak_memory_bytes", "model_memory_bytes", "file_bytes", "unique_bytes"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InvalidFileError(f"measurement: {name} must be a whole number, not {value!r}")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type == "int" and (type(value) is not int or value < 0):
+                raise InvalidFileError(f"{f.name} must be a whole number, not {value!r}")
+        if not isinstance(self.valid, bool):
+            raise InvalidFileError(f"valid must be true or false, not {self.valid!r}")
 
     @property
     def p50_ms(self) -> float:
@@ -119,7 +129,7 @@ class Measurement:
         check_keys(value, (f.name for f in fields(cls)), where)
         try:
             key = value["key"]
-            check_keys(key, (f.name for f in fields(MeasurementKey)), f"{where}, key")
+            check_keys(key, (f.name for f in fields(MeasurementKey)), "key")
             numbers = {n: tuple(value[n]) for n in ("samples_ns", "warmup_ns")}
             return cls(**{**value, "key": MeasurementKey(**key), **numbers})
         except InvalidFileError as error:

@@ -101,7 +101,7 @@ class Run:
 
 def check_run_name(name: str) -> str:
     """Return the name, or raise where it is not a plain folder name."""
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise UsageError(f"'{name}' is no name for a run", hint="use letters, digits, '.', '_' and '-'")
     return name
 
