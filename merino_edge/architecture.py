@@ -48,7 +48,7 @@ class Block:
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DIMENSION:
                 raise InvalidFileError(f"block {name} must be a whole number from 1 to {MAX_DIMENSION}, not {value!r}")
         ratio = self.ffn_ratio
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or math.isnan(ratio):
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or ratio != ratio:
             raise InvalidFileError(f"block ffn_ratio must be a number, not {ratio!r}")
         if not 0 < ratio <= MAX_DIMENSION or not 1 <= int(ratio * self.width) <= MAX_DIMENSION:
             raise InvalidFileError(f"block ffn_ratio {ratio!r} at width {self.width} gives no feed-forward network")

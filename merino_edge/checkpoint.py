@@ -107,4 +107,5 @@ def read_safetensors(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     for name, tensor in tensors.items():
         if tensor.dtype.name not in _WEIGHT_TYPES:
             raise InvalidFileError(f"{where}: tensor '{name}' is {tensor.dtype.name}, which is no weight type")
-    return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
+    with np.errstate(over="ignore"):  # what does not fit becomes infinity, which the caller refuses
+        return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
