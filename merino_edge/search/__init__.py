@@ -11,8 +11,10 @@ numpy and scipy only. Read in the order of the data:
     memory.py     bytes that a device must have free
     problem.py    one request as columns: the score, and every limited quantity
     tables.py     those columns over a whole space, by outer sums over blocks
+    candidate.py  one architecture as a search lists it
     classes.py    architectures that differ only in the order of their blocks
     pareto.py     the exact non-dominated front
+    survey.py     what a search remembers: the best, the front, what each limit costs
     exact.py      the constrained optimum of an enumerable space
     evolution.py  the paper's evolutionary search, for spaces beyond that
     engine.py     SearchRequest -> SearchOutcome: what the command calls

@@ -1,0 +1,198 @@
+"""A search from request to outcome: what the command, the measuring loop and a notebook call.
+
+Up to 10^8 architectures every one is looked at and the answer is exact; beyond, the evolutionary search
+looks at a stated number of them. Either way: the winner, the runners-up, the Pareto front, what each
+limit costs, and, where nothing is feasible, why.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from merino_edge.errors import InfeasibleError, UsageError
+from merino_edge.search.candidate import Candidate, make_candidates
+from merino_edge.search.evolution import Archive, Evolution
+from merino_edge.search.exact import MAX_SIZE, Clock, Diagnosis, Shortfall, diagnose, survey_space
+from merino_edge.search.problem import Measured, Problem, SearchRequest, make_problem
+from merino_edge.search.scores import SumScore
+from merino_edge.search.survey import Survey
+from merino_edge.units import Limit, format_bytes, format_count, format_ms
+
+__all__ = ["Candidate", "Measured", "SearchOutcome", "SearchRequest", "search"]
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What a search found.
+
+    Attributes:
+        mode: `exact` or `evolution`.
+        space: Its name.
+        space_size: Its members.
+        evaluated: Members looked at.
+        feasible: Of those, how many keep every limit.
+        seconds: `score`, `search`, `total`.
+        winner: The best.
+        runners_up: The next ten, one a class.
+        front: Non-dominated in score, latency, parameters and memory, best score first.
+        constraints: For each limit `name, limit, lower, value, binding`; a better score lies behind a binding one.
+        sensitivity: For each limit and factor `name, factor, limit, score`: the best score, or None.
+    """
+
+    mode: str
+    space: str
+    space_size: int
+    evaluated: int
+    feasible: int
+    seconds: dict[str, float]
+    winner: Candidate
+    runners_up: tuple[Candidate, ...]
+    front: tuple[Candidate, ...]
+    constraints: tuple[dict[str, Any], ...]
+    sensitivity: tuple[dict[str, Any], ...]
+
+
+def search(request: SearchRequest) -> SearchOutcome:
+    """Find the best architecture that keeps the limits.
+
+    Raises:
+        InfeasibleError: there is none; it names the binding limit, the least reachable value and the nearest
+            candidate.
+        UsageError: a limit that nothing here can tell, an unknown name, or a space too large for `exact`.
+    """
+    started = time.perf_counter()
+    problem = make_problem(request)
+    mode = _mode(problem)
+    if mode == "exact":
+        survey, clock = survey_space(problem)
+        index: Callable[[int], int] = int
+        if not survey.feasible:
+            raise _infeasible(problem, diagnose(problem), index, survey.seen, mode)
+    else:
+        survey, clock, archive, evolution = _evolve(problem)
+
+        def index(number: int) -> int:
+            return evolution.index(archive.genes[number])
+
+        if not survey.feasible:
+            diagnosis = Diagnosis(problem)
+            diagnosis.show(np.arange(len(archive.score)), archive.columns)
+            raise _infeasible(problem, diagnosis.shortfall(), index, survey.seen, mode)
+    front = survey.front()
+    clock.lap("search")
+    listed = make_candidates(problem, [index(number) for number in survey.best])
+    return SearchOutcome(
+        mode=mode,
+        space=problem.space.name,
+        space_size=problem.space.size,
+        evaluated=survey.seen,
+        feasible=survey.feasible,
+        winner=listed[0],
+        runners_up=listed[1:],
+        front=make_candidates(problem, [index(number) for number in front]),
+        constraints=_constraints(problem, survey, listed[0]),
+        sensitivity=_sensitivity(survey),
+        seconds={"score": clock.score, "search": clock.search, "total": time.perf_counter() - started},
+    )
+
+
+def _mode(problem: Problem) -> str:
+    """Choose how to search; a score that is no sum over parts is never searched exactly."""
+    asked, additive = problem.request.mode, isinstance(problem.score, SumScore)
+    if asked == "exact" and not additive:
+        raise UsageError(
+            f"score '{problem.request.score.name}' is no sum over blocks: exact search cannot use it",
+            hint="use --mode evolution",
+        )
+    if asked == "auto":
+        return "exact" if additive and problem.space.size <= MAX_SIZE else "evolution"
+    return asked
+
+
+def _evolve(problem: Problem) -> tuple[Survey, Clock, Archive, Evolution]:
+    """Run the evolutionary search and show all it looked at, in the order of the index, to a survey."""
+    clock, evolution = Clock(), Evolution(problem, problem.request.seed)
+    archive = evolution.run(problem.request.evaluations)
+    archive = archive.take(np.lexsort(archive.genes.T[::-1]))
+    clock.lap("score")
+    survey = Survey(problem.limits)
+    rows = len(archive.score)
+    survey.show(np.arange(rows), archive.score, archive.columns, np.ones(rows, bool))
+    clock.lap("search")
+    return survey, clock, archive, evolution
+
+
+def _constraints(problem: Problem, survey: Survey, winner: Candidate) -> tuple[dict[str, Any], ...]:
+    values = problem.values(winner.architecture)
+    return tuple(
+        {
+            "name": name,
+            "limit": limit.upper,
+            "lower": limit.lower,
+            "value": values[name],
+            "binding": survey.relaxed[name, math.inf] > survey.best_score,
+        }
+        for name, limit in problem.limits.items()
+    )
+
+
+def _sensitivity(survey: Survey) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {
+            "name": name,
+            "factor": factor,
+            "limit": survey.limits[name].upper * factor,
+            "score": score if math.isfinite(score) else None,
+        }
+        for (name, factor), score in survey.relaxed.items()
+        if math.isfinite(factor)
+    )
+
+
+def _infeasible(
+    problem: Problem, shortfall: Shortfall, index: Callable[[int], int], seen: int, mode: str
+) -> InfeasibleError:
+    """Put a shortfall into words."""
+    limit = problem.limits[shortfall.binding]
+    nearest = problem.space.decode(index(shortfall.nearest))
+    values = problem.values(nearest)
+    name, binding = problem.space.name, shortfall.binding
+    too_small = limit.lower is not None and shortfall.least < limit.lower
+    extreme = "the most" if too_small else "the least"
+    others = "" if shortfall.alone else " while the other limits hold"
+    found = f"none of {seen:,} architectures of space {name} meets the limits"
+    if mode == "evolution":
+        found += f" (looked at by evolution, of {problem.space.size:,})"
+    message = (
+        f"{found}: {binding} must be {_range(binding, limit)}, {extreme} that can be reached{others} is "
+        f"{_quantity(binding, shortfall.least)}; nearest: {nearest.describe()}"
+    )
+    return InfeasibleError(
+        message,
+        hint=f"allow {binding} up to {_quantity(binding, max(shortfall.least, values[binding]))}, or widen the space",
+        binding=binding,
+        limit=limit.upper,
+        least=shortfall.least,
+        nearest={"architecture": nearest.to_json(), "values": values},
+        feasible=0,
+        space_size=problem.space.size,
+        evaluated=seen,
+    )
+
+
+def _range(name: str, limit: Limit) -> str:
+    if limit.lower is None:
+        return f"at most {_quantity(name, limit.upper)}"
+    return f"{_quantity(name, limit.lower)} to {_quantity(name, limit.upper)}"
+
+
+def _quantity(name: str, value: float) -> str:
+    if name.endswith("_ms"):
+        return format_ms(value)
+    return format_bytes(value) if name.endswith("_bytes") else format_count(value)

@@ -1,0 +1,176 @@
+"""The exact search: every member of an enumerable space, scored and held against the limits.
+
+No sampling and no seed: the same request gives the same answer, bit for bit. Members come in chunks by
+outer sums (`tables.py`), so memory does not grow with the space.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from merino_edge.errors import UsageError
+from merino_edge.search.cost import Array
+from merino_edge.search.problem import Problem
+from merino_edge.search.survey import Survey, excess
+from merino_edge.search.tables import CHUNK_ROWS, GroupTables
+
+MAX_SIZE = 10**8
+PROGRESS_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Members:
+    """Columns of consecutive members.
+
+    Attributes:
+        start: Index of the first.
+        score: `(n,)`.
+        columns: `(n,)` each.
+        representative: `(n,)`: which stand for their class.
+    """
+
+    start: int
+    score: Array
+    columns: dict[str, Array]
+    representative: Array
+
+
+@dataclass
+class Clock:
+    """Seconds spent filling columns, and on everything after."""
+
+    score: float = 0.0
+    search: float = 0.0
+    _last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, name: str) -> None:
+        """Add the time since the last lap to `score` or `search`."""
+        now = time.perf_counter()
+        setattr(self, name, getattr(self, name) + now - self._last)
+        self._last = now
+
+
+def sweep(problem: Problem) -> Iterator[Members]:
+    """Yield the columns of all members of the space, in the order of the index.
+
+    Raises:
+        UsageError: the space is too large, or one block has more options than memory allows.
+    """
+    space = problem.space
+    if space.size > MAX_SIZE:
+        raise UsageError(
+            f"space {space.name} has {space.size:,} members; exact search takes up to {MAX_SIZE:,}",
+            hint="use --mode evolution",
+        )
+    _check_memory(problem)
+    parts = problem.parts
+    overrides = sorted(problem.overrides)
+    for group in space.groups:
+        for chunk in GroupTables(space, group, parts).chunks():
+            score, columns = problem.fill(chunk.sums)
+            assert score is not None  # the engine sends scores that are no sum to the evolutionary search
+            _override(problem, chunk.start, len(score), columns, overrides)
+            yield Members(chunk.start, score, columns, chunk.representative)
+
+
+def _override(problem: Problem, start: int, rows: int, columns: dict[str, Array], indices: list[int]) -> None:
+    for index in indices:
+        if start <= index < start + rows:
+            for name, value in problem.overrides[index].items():
+                if name in columns:
+                    columns[name][index - start] = value
+
+
+def _check_memory(problem: Problem) -> None:
+    """Refuse a space whose chunks would not fit: a chunk is at least all options of the last block."""
+    rows = max(max(CHUNK_ROWS, len(group.options[-1])) for group in problem.space.groups)
+    seams = max(
+        (len(a) * len(b) for group in problem.space.groups for a, b in itertools.pairwise(group.options)), default=0
+    )
+    needed = 8 * (rows + seams) * (4 * len(problem.parts) + 20)
+    if needed > 4 * 2**30:
+        raise UsageError(
+            f"space {problem.space.name}: a block has so many options that {needed / 2**30:.0f} GiB would be needed",
+            hint="offer fewer widths, depths or ratios per block, or use --mode evolution",
+        )
+
+
+def survey_space(problem: Problem) -> tuple[Survey, Clock]:
+    """Show every member to a survey; return it with the time spent."""
+    survey, clock = Survey(problem.limits), Clock()
+    size, progress, told = problem.space.size, problem.request.progress, 0.0
+    for members in sweep(problem):
+        clock.lap("score")
+        numbers = members.start + np.arange(len(members.score), dtype=np.int64)
+        survey.show(numbers, members.score, members.columns, members.representative)
+        clock.lap("search")
+        if progress is not None and clock.score + clock.search - told > PROGRESS_SECONDS:
+            told = clock.score + clock.search
+            progress(survey.seen / size)
+    clock.lap("score")
+    return survey, clock
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """Why nothing is feasible.
+
+    Attributes:
+        binding: The limit that excludes most narrowly: without it the least would have to be relaxed.
+        least: The nearest to it that can be reached while the other limits hold, or at all.
+        alone: True where no member meets this limit even by itself.
+        nearest: Number of the member that passes its limits by the smallest share.
+    """
+
+    binding: str
+    least: float
+    alone: bool
+    nearest: int
+
+
+class Diagnosis:
+    """Finds the shortfall over members that are shown."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.limits = problem.limits
+        self.alone = dict.fromkeys(self.limits, (np.inf, np.nan))  # smallest excess of one limit, its value
+        self.with_others = dict(self.alone)
+        self.nearest = (np.inf, -1)
+
+    def show(self, numbers: Array, columns: dict[str, Array]) -> None:
+        """Take in members."""
+        each = {name: excess({name: limit}, columns) for name, limit in self.limits.items()}
+        worst = np.maximum.reduce(list(each.values()))
+        at = int(worst.argmin())
+        self.nearest = min(self.nearest, (float(worst[at]), int(numbers[at])))
+        for name, over in each.items():
+            at = int(over.argmin())
+            self.alone[name] = min(self.alone[name], (float(over[at]), float(columns[name][at])))
+            others = [o for n, o in each.items() if n != name]
+            kept = np.flatnonzero(np.maximum.reduce(others) == 0) if others else np.arange(len(over))
+            if len(kept):
+                at = int(kept[over[kept].argmin()])
+                self.with_others[name] = min(self.with_others[name], (float(over[at]), float(columns[name][at])))
+
+    def shortfall(self) -> Shortfall:
+        """Return what stands in the way."""
+        alone = {name: found for name, found in self.alone.items() if found[0] > 0}
+        if alone:
+            name = max(alone, key=lambda n: (alone[n][0], n))
+            return Shortfall(name, alone[name][1], True, self.nearest[1])
+        name = min(self.limits, key=lambda n: (self.with_others[n][0], n))
+        found = self.with_others[name] if np.isfinite(self.with_others[name][0]) else self.alone[name]
+        return Shortfall(name, found[1], False, self.nearest[1])
+
+
+def diagnose(problem: Problem) -> Shortfall:
+    """Say which limit makes a space infeasible, and what comes nearest."""
+    diagnosis = Diagnosis(problem)
+    for members in sweep(problem):
+        diagnosis.show(members.start + np.arange(len(members.score), dtype=np.int64), members.columns)
+    return diagnosis.shortfall()

@@ -1,0 +1,78 @@
+"""The exact non-dominated front: what nothing else beats in everything at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merino_edge.search.cost import Array
+
+BATCH = 512
+
+
+def non_dominated(points: Array) -> Array:
+    """Say which points no other point dominates, all objectives to be minimised.
+
+    A point dominates another where it is nowhere larger and somewhere smaller; equal points stay together.
+    Points are taken in lexicographic order, so that only earlier ones can dominate, and compared by
+    their ranks with the front so far.
+
+    Args:
+        points: `(n, objectives)`.
+
+    Returns:
+        `(n,)` bool.
+    """
+    if len(points) == 0:
+        return np.zeros(0, bool)
+    order = np.lexsort(points.T[::-1])
+    ordered = points[order]
+    fresh = np.ones(len(points), bool)
+    fresh[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    ranks = np.column_stack([_rank(column) for column in ordered[fresh].T])
+    kept = _front(ranks[:, 1:])  # the first objective never falls along the order
+    result = np.zeros(len(points), bool)
+    result[order] = kept[np.cumsum(fresh) - 1]
+    return result
+
+
+def _rank(values: Array) -> Array:
+    """Replace values by small whole numbers in the same order: they compare faster."""
+    distinct, rank = np.unique(values, return_inverse=True)
+    return rank.astype(np.int16 if len(distinct) < 1 << 15 else np.int32)
+
+
+def _front(ranks: Array) -> Array:
+    """Say which rows have no earlier row that is nowhere larger; all rows differ."""
+    kept = np.zeros(len(ranks), bool)
+    if ranks.shape[1] == 0:
+        kept[0] = True
+        return kept
+    front = ranks[:0]
+    for start in range(0, len(ranks), BATCH):
+        batch = ranks[start : start + BATCH]
+        alive = np.flatnonzero(~_dominated(batch, front))
+        batch = batch[alive]
+        inside = np.tril(_no_larger(batch, batch), -1)  # (later, earlier)
+        alive, batch = alive[~inside.any(1)], batch[~inside.any(1)]
+        kept[start + alive] = True
+        front = np.concatenate([front, batch])
+    return kept
+
+
+def _no_larger(later: Array, earlier: Array) -> Array:
+    """Return `(later, earlier)`: whether the earlier row is nowhere larger."""
+    result: Array = earlier[None, :, 0] <= later[:, None, 0]
+    for column in range(1, later.shape[1]):
+        result &= earlier[None, :, column] <= later[:, None, column]
+    return result
+
+
+def _dominated(batch: Array, front: Array) -> Array:
+    """Say which rows of the batch some row of the front dominates; rows that fall early cost little."""
+    dominated = np.zeros(len(batch), bool)
+    for start in range(0, len(front), BATCH):
+        alive = np.flatnonzero(~dominated)
+        if len(alive) == 0:
+            break
+        dominated[alive] = _no_larger(batch[alive], front[start : start + BATCH]).any(1)
+    return dominated

@@ -1,0 +1,241 @@
+"""One search as columns: the score and every quantity that may be limited, for many members at once.
+
+A column is made of sums over parts, so it can be filled for one architecture, a population or a whole
+space. What was measured on the device replaces what was predicted, for the architecture and for those
+that differ from it only in the order of their blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from merino_edge.architecture import Architecture, Block
+from merino_edge.errors import UsageError, did_you_mean
+from merino_edge.search.classes import class_members
+from merino_edge.search.cost import Array, Flops, Sum, bytes_sum, parameters_sum, total
+from merino_edge.search.latency import LatencyModel
+from merino_edge.search.memory import MemoryModel
+from merino_edge.search.scores import PlainScore, ScoreOptions, SumScore, make_score
+from merino_edge.search.space import Space
+from merino_edge.units import Limit
+
+LIMITS = ("latency_ms", "memory_bytes", "file_bytes", "parameters", "flops", "energy_mj")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the device said about one architecture.
+
+    Attributes:
+        architecture: Which one.
+        ms: Median of each test measured.
+        memory_bytes: Peak, runtime included, or None.
+    """
+
+    architecture: Architecture
+    ms: Mapping[str, float]
+    memory_bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What to look for.
+
+    Attributes:
+        space: Where.
+        score: What makes one architecture better than another.
+        limits: What it may cost, by name (`LIMITS`).
+        latency: Latency models by test.
+        latency_of: The test that `latency_ms` means; `ttft` is `pp128` and one token.
+        memory: Model of the peak memory.
+        recipe: How weights are stored.
+        context_length: Positions the cache must hold.
+        mode: `exact`, `evolution`, or `auto`: exact up to 10^8 architectures.
+        seed: Of the evolutionary search.
+        measured: What is known from the device, by architecture digest.
+        progress: Called with the share done.
+        evaluations: How many architectures the evolutionary search may look at.
+    """
+
+    space: Space
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    latency: Mapping[str, LatencyModel] = field(default_factory=dict)
+    latency_of: str = "tg"
+    memory: MemoryModel | None = None
+    recipe: str = "dynamic_wi8_afp32"
+    context_length: int = 1024
+    mode: str = "auto"
+    seed: int = 0
+    measured: Mapping[str, Measured] = field(default_factory=dict)
+    progress: Callable[[float], None] | None = None
+    evaluations: int = 40_000
+
+
+@dataclass(frozen=True)
+class Column:
+    """A quantity of many members, from sums over their parts."""
+
+    parts: tuple[Sum, ...]
+    combine: Callable[..., Array]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A request, checked and turned into columns.
+
+    Attributes:
+        request: As asked.
+        score: How members are ranked.
+        columns: What they cost; those that no model can tell are missing.
+        overrides: Measured values by column, for members by their index.
+    """
+
+    request: SearchRequest
+    score: SumScore | PlainScore
+    columns: dict[str, Column]
+    overrides: dict[int, dict[str, float]]
+
+    @property
+    def space(self) -> Space:
+        """Where to look."""
+        return self.request.space
+
+    @property
+    def limits(self) -> Mapping[str, Limit]:
+        """What may not be passed."""
+        return self.request.limits
+
+    @property
+    def parts(self) -> list[Sum]:
+        """Every sum that the score and the columns need, in the order that `fill` takes them."""
+        score = list(self.score.parts) if isinstance(self.score, SumScore) else []
+        return score + [part for column in self.columns.values() for part in column.parts]
+
+    def fill(self, sums: list[Array]) -> tuple[Array | None, dict[str, Array]]:
+        """Return the score (None where it is no sum) and the columns."""
+        score = None
+        if isinstance(self.score, SumScore):
+            used = len(self.score.parts)
+            score, sums = self.score.combine(*sums[:used]), sums[used:]
+        filled = {}
+        for name, column in self.columns.items():
+            mine, sums = sums[: len(column.parts)], sums[len(column.parts) :]
+            filled[name] = column.combine(*mine)
+        return score, filled
+
+    def plain(self, architecture: Architecture) -> float:
+        """Return the score of one architecture where it is no sum."""
+        assert not isinstance(self.score, SumScore)
+        return float(self.score(architecture))
+
+    def values(self, architecture: Architecture) -> dict[str, float]:
+        """Return the columns of one architecture, measured values included."""
+        values = {
+            name: np.asarray(column.combine(*(np.asarray(total(p, architecture)) for p in column.parts))).item()
+            for name, column in self.columns.items()
+        }
+        index = self.space.index_of(architecture)
+        return {**values, **(self.overrides.get(index, {}) if index is not None else {})}
+
+
+def make_problem(request: SearchRequest) -> Problem:
+    """Check a request and turn it into columns.
+
+    Raises:
+        UsageError: a limit on something that nothing here can tell, or an unknown name.
+    """
+    if request.mode not in ("auto", "exact", "evolution"):
+        raise UsageError(f"unknown mode '{request.mode}'{did_you_mean(request.mode, ('auto', 'exact', 'evolution'))}")
+    columns = _columns(request)
+    for name in request.limits:
+        if name not in LIMITS:
+            raise UsageError(f"unknown limit '{name}'{did_you_mean(name, LIMITS)}")
+        if name not in columns:
+            why = {
+                "latency_ms": f"no latency model for '{request.latency_of}'",
+                "memory_bytes": "no memory model",
+                "energy_mj": "no energy model for this device",
+            }[name]
+            raise UsageError(f"cannot limit {name}: there is {why}", hint="profile the device, or leave the limit out")
+    _check_range(request.space)
+    return Problem(request, make_score(request.score), columns, _overrides(request))
+
+
+def _columns(request: SearchRequest) -> dict[str, Column]:
+    norms = request.space.per_layer_norms
+    columns = {
+        "parameters": Column((parameters_sum(norms),), _same),
+        "flops": Column((Flops(),), _same),
+        "file_bytes": Column((bytes_sum(request.recipe, norms),), _same),
+    }
+    tests = latency_tests(request.latency_of)
+    if all(test in request.latency for test in tests):
+        columns["latency_ms"] = _upper([request.latency[test] for test in tests])
+    if request.memory is not None:
+        columns["memory_bytes"] = _upper([request.memory])
+    return columns
+
+
+def latency_tests(latency_of: str) -> tuple[str, ...]:
+    """Return the tests whose times add up to the latency meant."""
+    return ("pp128", "tg") if latency_of == "ttft" else (latency_of,)
+
+
+def _same(value: Array) -> Array:
+    return value
+
+
+def raised(factor: float, *models: Sum) -> Column:
+    """Return the column of predictions times a factor."""
+    return Column(models, lambda *sums: _weighted(sums, [factor] * len(models)))
+
+
+def _upper(models: Sequence[LatencyModel | MemoryModel]) -> Column:
+    """Return the column of the bands' ends, added up."""
+    return Column(tuple(models), lambda *sums: _weighted(sums, [1.0 + model.band for model in models]))
+
+
+def _weighted(sums: Sequence[Array], factors: Sequence[float]) -> Array:
+    result = sums[0] * factors[0]
+    for value, factor in zip(sums[1:], factors[1:], strict=True):
+        result = result + value * factor
+    return result
+
+
+def _overrides(request: SearchRequest) -> dict[int, dict[str, float]]:
+    """Give measured values to each measured member of the space and its class."""
+    overrides: dict[int, dict[str, float]] = {}
+    for measured in request.measured.values():
+        index = request.space.index_of(measured.architecture)
+        if index is None:
+            continue
+        values: dict[str, float] = {}
+        tests = latency_tests(request.latency_of)
+        if all(test in measured.ms for test in tests):
+            values["latency_ms"] = sum(measured.ms[test] for test in tests)
+        if measured.memory_bytes is not None:
+            values["memory_bytes"] = measured.memory_bytes
+        for member in class_members(request.space, index):
+            overrides.setdefault(member, {}).update(values)
+    return overrides
+
+
+def _check_range(space: Space) -> None:
+    """Refuse a space whose largest member would not fit 64-bit counting."""
+    blocks = []
+    for choices in space.blocks:
+        widths = choices.widths or space.widths or (1,)
+        blocks.append(Block(max(widths), max(choices.ffn_ratios), max(choices.depths)))
+    head_dim = math.gcd(*(b.width for b in blocks))
+    if head_dim % 2:
+        return
+    largest = Architecture(tuple(blocks), max(space.embedding_widths or (blocks[0].width,)), space.vocab_size, head_dim)
+    flops: Any = total(Flops(head=True), largest)
+    if flops >= 2**60:
+        raise UsageError(f"space {space.name}: its largest member needs {flops:.1e} FLOPs, more than can be counted")

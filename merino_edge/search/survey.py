@@ -1,0 +1,169 @@
+"""What a search remembers while members pass by in chunks: the best, the front, what each limit costs.
+
+Both searches feed it: the exact one every member of the space, the evolutionary one every member that
+it looked at. Ties go to fewer parameters, then fewer FLOPs, then the lower number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from merino_edge.search.cost import Array
+from merino_edge.search.pareto import non_dominated
+from merino_edge.units import Limit
+
+LISTED = 11  # the winner and ten runners-up
+FACTORS = (0.8, 1.2, 1.5)
+FRONT_BUFFER = 1 << 16
+SCREEN = 24  # points of the front that a chunk is held against first
+MINIMISED = ("latency_ms", "parameters", "memory_bytes")
+
+
+def admitted(limit: Limit, values: Array, factor: float = 1.0) -> Array:
+    """Say which values a limit admits, its upper end stretched by a factor."""
+    mask: Array = values <= limit.upper * factor
+    if limit.lower is not None:
+        mask &= values >= limit.lower
+    return mask
+
+
+def excess(limits: Mapping[str, Limit], columns: Mapping[str, Array]) -> Array:
+    """Return by what share each member passes the limit that it passes most; 0 where it keeps all."""
+    worst: Array | None = None
+    for name, limit in limits.items():
+        over = np.maximum(columns[name] / limit.upper - 1.0, 0.0)
+        if limit.lower is not None:
+            over = np.maximum(over, limit.lower / np.maximum(columns[name], 1e-300) - 1.0)
+        worst = over if worst is None else np.maximum(worst, over)
+    assert worst is not None
+    return worst
+
+
+@dataclass
+class Survey:
+    """Running results over all members shown.
+
+    Attributes:
+        limits: What admits a member.
+        seen: Members shown.
+        feasible: Members that keep every limit.
+        best: Numbers of the best `LISTED` classes, best first.
+        relaxed: Best score by (limit, factor), all other limits kept; factor inf is without the limit.
+    """
+
+    limits: Mapping[str, Limit]
+    seen: int = 0
+    feasible: int = 0
+    relaxed: dict[tuple[str, float], float] = field(default_factory=dict)
+    _best: Array = field(default_factory=lambda: np.empty((4, 0)))  # score, parameters, FLOPs, row of _numbers
+    _numbers: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    _front: Array = field(default_factory=lambda: np.empty((0, 0)))
+    _front_numbers: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    _buffer: list[tuple[Array, Array]] = field(default_factory=list)
+    _buffered: int = 0
+
+    def show(self, numbers: Array, score: Array, columns: Mapping[str, Array], representative: Array) -> None:
+        """Take in members.
+
+        Args:
+            numbers: `(n,)` their numbers.
+            score: `(n,)`.
+            columns: What they cost, `(n,)` each.
+            representative: `(n,)`: which stand for their class; only these are listed.
+        """
+        self.seen += len(score)
+        fits = {name: admitted(limit, columns[name]) for name, limit in self.limits.items()}
+        every = _all(list(fits.values()), len(score))
+        self.feasible += int(np.count_nonzero(every))
+        self._show_relaxed(fits, score, columns)
+        listed = np.flatnonzero(every & representative)
+        if len(listed):
+            self._show_best(listed, numbers, score, columns)
+            self._show_front(listed, numbers, score, columns)
+
+    def _show_relaxed(self, fits: Mapping[str, Array], score: Array, columns: Mapping[str, Array]) -> None:
+        for name, limit in self.limits.items():
+            others = _all([mask for other, mask in fits.items() if other != name], len(score))
+            free = np.where(others, score, -np.inf)
+            if limit.lower is not None:
+                free = np.where(columns[name] >= limit.lower, free, -np.inf)
+            for factor in (*FACTORS, math.inf):
+                key = (name, factor)
+                former = self.relaxed.get(key, -math.inf)
+                if math.isinf(factor):
+                    found = float(free.max(initial=-math.inf))
+                else:
+                    found = float(np.where(columns[name] <= limit.upper * factor, free, -np.inf).max(initial=-math.inf))
+                self.relaxed[key] = max(former, found)
+
+    def _show_best(self, listed: Array, numbers: Array, score: Array, columns: Mapping[str, Array]) -> None:
+        values = score[listed]
+        if self._best.shape[1] == LISTED:
+            listed = listed[values >= self._best[0, -1]]
+        elif len(listed) > LISTED:
+            listed = listed[values >= np.partition(values, len(values) - LISTED)[len(values) - LISTED]]
+        keys = np.stack([score[listed], columns["parameters"][listed], columns["flops"][listed]]).astype(np.float64)
+        keys = np.concatenate([self._best[:3], keys], axis=1)
+        merged = np.concatenate([self._numbers, numbers[listed]])
+        order = np.lexsort((merged, keys[2], keys[1], -keys[0]))[:LISTED]
+        self._best, self._numbers = keys[:, order], merged[order]
+
+    def _show_front(self, listed: Array, numbers: Array, score: Array, columns: Mapping[str, Array]) -> None:
+        names = [name for name in MINIMISED if name in columns]
+        points = np.column_stack([-score[listed], *(columns[name][listed] for name in names)]).astype(np.float64)
+        keep = self._screen(points)
+        self._buffer.append((points[keep], numbers[listed[keep]]))
+        self._buffered += int(np.count_nonzero(keep))
+        if self._buffered > FRONT_BUFFER:
+            self._merge_front()
+
+    def _screen(self, points: Array) -> Array:
+        """Drop points that a few members of the front already dominate."""
+        keep = np.ones(len(points), bool)
+        if len(self._front) and len(points) > SCREEN:
+            for row in self._front[:: max(1, len(self._front) // SCREEN)]:
+                dominated = (points >= row).all(1) & (points > row).any(1)
+                keep &= ~dominated
+        return keep
+
+    def _merge_front(self) -> None:
+        if not self._buffer:
+            return
+        held = [(self._front, self._front_numbers)] if len(self._front) else []
+        parts = held + self._buffer
+        points = np.concatenate([points for points, _ in parts])
+        numbers = np.concatenate([numbers for _, numbers in parts])
+        keep = non_dominated(points)
+        self._front, self._front_numbers = points[keep], numbers[keep]
+        self._buffer, self._buffered = [], 0
+
+    @property
+    def best(self) -> list[int]:
+        """Numbers of the best members, one a class, best first."""
+        return [int(number) for number in self._numbers]
+
+    @property
+    def best_score(self) -> float:
+        """Score of the winner, -inf where nothing is feasible."""
+        return float(self._best[0, 0]) if self._best.shape[1] else -math.inf
+
+    def front(self) -> list[int]:
+        """Numbers of the non-dominated members, best score first."""
+        self._merge_front()
+        if not len(self._front):
+            return []
+        order = np.lexsort((self._front_numbers, *self._front.T[::-1]))
+        return [int(number) for number in self._front_numbers[order]]
+
+
+def _all(masks: list[Array], rows: int) -> Array:
+    if not masks:
+        return np.ones(rows, bool)
+    result = masks[0]
+    for mask in masks[1:]:
+        result = result & mask
+    return result
