@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.bundle import Bundle, read_bundle
+from merino_edge.bundle import Bundle, Manifest, describe_file, read_bundle, write_manifest
 from merino_edge.device.client import (
     GenerateOptions,
     InstallResult,
@@ -29,7 +29,9 @@ from merino_edge.device.client import (
     TestSpec,
 )
 from merino_edge.errors import DeployError, InvalidFileError
+from merino_edge.exporting import Exporter, ExportOptions
 from merino_edge.files import sha256_file
+from merino_edge.reference import random_tensors
 
 TINY_SPACE_TOML = """\
 # 2 x (2 x 2)^2 = 32 architectures, each of which trains and runs in a moment.
@@ -69,6 +71,49 @@ def tiny_architectures() -> tuple[Architecture, ...]:
         tiny_architecture(),
         Architecture((Block(32, 2, 2),), 32, 64, head_dim=16, per_layer_norms=True),
     )
+
+
+def write_bundle(
+    folder: Path,
+    export: Exporter,
+    architecture: Architecture,
+    recipe: str = "fp32",
+    context_length: int = 256,
+    seed: int = 0,
+) -> Bundle:
+    """Export random weights with any exporter and write the manifest around them; no tokenizer.
+
+    Args:
+        folder: Made where it is missing.
+        export: `merino_edge.exporters.to_onnx.export`, or yours.
+        architecture: The model.
+        recipe: Of the exporter.
+        context_length: Tokens the cache may hold.
+        seed: Of the weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = random_tensors(architecture, seed, scale=0.05)
+    result = export(architecture, tensors, folder, recipe, ExportOptions(context_length=context_length))
+    files = tuple(describe_file(folder, name) for name in result.files)
+    manifest = Manifest(
+        architecture=architecture,
+        format="onnx",
+        recipe=recipe,
+        form=result.form,
+        exporter_version=result.exporter_version,
+        runtime=result.runtime,
+        runtime_min_version=result.runtime_min_version,
+        files=files,
+        context_length=context_length,
+        file_bytes=sum(f.bytes for f in files),
+        unique_bytes=result.unique_bytes,
+        parity=result.parity,
+        quality=None,
+        trained=False,
+        trained_tokens=0,
+        check=result.check,
+    )
+    return write_manifest(folder, manifest)
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,8 @@ class Session:
 
 def open_session(folder: Path, manifest: dict[str, Any], threads: int) -> Session:
     """Open a laid-out bundle with the runtime its manifest names."""
-    if manifest.get("format") != "onnx" or manifest.get("form") != "standard":
-        raise AgentError(
-            "request", f"this agent cannot run format {manifest.get('format')}, form {manifest.get('form')}"
-        )
+    if manifest.get("format") != "onnx":
+        raise AgentError("request", f"this agent cannot run format {manifest.get('format')}")
     graph = [str(f["name"]) for f in manifest["files"] if str(f["name"]).endswith(".onnx")]
     if len(graph) != 1:
         raise AgentError("request", "the manifest must name one .onnx file")
@@ -98,7 +96,7 @@ def tune_malloc(loading: bool) -> None:
 
 
 class OnnxSession(Session):
-    """The `standard` ONNX form: inputs input_ids (1,T), logits_index (N), past.{b}.key|value [L,1,H,P,D].
+    """ONNX graphs with one cache a block: inputs input_ids (1,T), logits_index (N), past.{b}.key|value [L,1,H,P,D].
 
     Args:
         graph: The model file; its external data lies beside it.
@@ -127,6 +125,8 @@ class OnnxSession(Session):
                 layers, _, heads, _, width = value.shape
                 self._shapes[value.name] = (int(layers), int(heads), int(width))
         outputs = {value.name: value for value in self._runtime.get_outputs()}
+        if not self._shapes or "logits" not in outputs:
+            raise AgentError("request", f"{graph.name} has no inputs past.N.key and no output logits: another form")
         self.vocab_size = int(outputs["logits"].shape[-1])
         self._capacity = 0
         self._held: dict[str, npt.NDArray[Any]] = {}
