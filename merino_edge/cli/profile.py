@@ -77,8 +77,7 @@ def _print(document: dict[str, Any]) -> None:
             (
                 f"{row['which']} model",
                 f"tg {format_ms(row['tg_ms'])}, pp128 {format_ms(row['pp128_ms'])}, "
-                f"memory {format_bytes(row['memory_bytes'])}"
-                + (" (estimate)" if document["estimate"] else ""),
+                f"memory {format_bytes(row['memory_bytes'])}" + (" (estimate)" if document["estimate"] else ""),
             )
         )
     print_pairs(pairs)

@@ -130,11 +130,16 @@ def _measure_one(
     deadline: float,
     folder: Any,
 ) -> list[Measurement]:
+    """Measure one architecture; once more where the device was disturbed and there is time."""
     share = max(1.0, (deadline - time.monotonic()) / left)
-    records = measure_architecture(
-        device, facts, architecture, options.conditions, budget_s=0.6 * share, log=folder / MEASUREMENTS
-    )
-    return [r for r in records if r.valid]
+    records: list[Measurement] = []
+    for _ in range(2):
+        records = measure_architecture(
+            device, facts, architecture, options.conditions, budget_s=0.6 * share, log=folder / MEASUREMENTS
+        )
+        if all(r.valid for r in records) or time.monotonic() + share > deadline:
+            break
+    return records
 
 
 def _identity(facts: dict[str, Any]) -> dict[str, Any]:
@@ -163,10 +168,13 @@ def fit_recipe(
     """
     key = shared_key(records[-1]) if records else {}
     known = gather(records, key, conditions.depth, conditions.context_length)
+    known = {digest: k for digest, k in known.items() if all(test in k.ms for test in TESTS)}
     if len(known) < MIN_MODELS:
+        reasons = [r.invalid_reason for r in records if not r.valid]
         raise MeasurementError(
-            f"only {len(known)} of the models gave a valid measurement, {MIN_MODELS} are needed",
-            hint="stop what else runs on the device, let it cool, and profile again",
+            f"only {len(known)} models gave valid measurements, {MIN_MODELS} are needed"
+            + (f": {reasons[-1]}" if reasons else ""),
+            hint="stop what else runs on the device, let it cool, and profile again; what was measured is kept",
         )
     cache = int(facts["cpu"]["last_level_cache_bytes"] or 0)
     return fit_known(known, key, conditions, cache, seconds)

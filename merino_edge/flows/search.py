@@ -159,7 +159,9 @@ def _must_verify(options: SearchOptions, name: str) -> bool:
 
 
 def _request(space: Space, options: SearchOptions, state: _State) -> SearchRequest:
-    measured = {digest: Measured(ms=k.ms, memory_bytes=k.memory_bytes) for digest, k in state.known.items()}
+    measured = {
+        digest: Measured(k.architecture, ms=k.ms, memory_bytes=k.memory_bytes) for digest, k in state.known.items()
+    }
     return SearchRequest(
         space=space,
         score=options.score,

@@ -1,0 +1,59 @@
+"""`merino-edge train`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from merino_edge.cli.options import COUNT, SECONDS, json_option
+from merino_edge.cli.output import print_json, print_pairs, terminal_progress
+from merino_edge.units import format_count
+
+
+@click.command("train")
+@click.argument("subject", required=False, metavar="[RUN]")
+@click.option(
+    "--data", multiple=True, metavar="PATH|hf:NAME", help="Text: files or folders (txt, md, jsonl; gz, xz, zst)."
+)
+@click.option("--tokenizer", metavar="gpt2|PATH", help="Tokenizer to use instead of one trained on the text.")
+@click.option("--from", "start_from", metavar="RUN|DIR", help="Continue a checkpoint, with its tokenizer.")
+@click.option("--tokens", type=COUNT, help="Budget in tokens: 20M (default: one epoch).")
+@click.option("--steps", type=click.IntRange(1), help="Budget in optimizer steps.")
+@click.option("--time", "seconds", type=SECONDS, help="Budget in time: 3m.")
+@click.option("--context", "context_length", type=click.IntRange(2), default=256, show_default=True)
+@click.option("--batch-tokens", type=COUNT, help="Tokens of one optimizer step.")
+@click.option("--micro-batch", type=click.IntRange(1), help="Sequences of one forward pass.")
+@click.option("--learning-rate", type=float, help="At its highest (default: by width).")
+@click.option("--schedule", type=click.Choice(["cosine", "wsd", "constant"]), default="cosine", show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order and held-out text."
+)
+@click.option("--resume/--no-resume", default=True, help="Go on with an interrupted training.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.option("--compile", is_flag=True, help="Use torch.compile.")
+@json_option
+def command(as_json: bool, subject: str | None, **flags: Any) -> None:
+    """Train the run's architecture on text; an interrupted training goes on where it was.
+
+    Without --data: WikiText-2 in $MERINO_EDGE_DATA where that is set, else the English text in Python's own library.
+    """
+    from merino_edge.flows.train import TrainOptions, train
+
+    document = train(subject, TrainOptions(**flags), progress=terminal_progress())
+    if as_json:
+        print_json(document)
+        return
+    print_pairs(
+        [
+            ("checkpoint", document["checkpoint"]),
+            (
+                "trained",
+                f"{format_count(document['tokens'])} tokens, {document['steps']} steps, {document['seconds']:.0f} s",
+            ),
+            ("speed", f"{document['tokens_per_s']:,.0f} tokens/s"),
+            ("loss", f"training {document['train_loss']:.4f}, held-out text {document['validation_loss']:.4f}"),
+            ("perplexity", f"{document['perplexity']:.2f} ({document['bits_per_byte']:.3f} bits per byte)"),
+        ]
+    )
+    click.echo(f"next: merino-edge export {document['run']}", err=True)

@@ -1,0 +1,164 @@
+"""`train`: the run's architecture is trained on text; the checkpoint lies in the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merino_edge.checkpoint import WEIGHTS, is_checkpoint, read_config
+from merino_edge.errors import MerinoEdgeError, UsageError
+from merino_edge.flows.subject import Subject, resolve_subject
+from merino_edge.progress import SILENT, Progress, Task
+from merino_edge.search.cost import count_flops
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line says; None leaves it to `TrainRequest`.
+
+    Attributes:
+        data: Sources of text.
+        tokenizer: `gpt2` or a path; None trains one on the text.
+        start_from: A run or checkpoint folder to continue from.
+        tokens: Budget in tokens.
+        steps: Budget in steps.
+        seconds: Budget in seconds.
+        context_length: Tokens of one sequence.
+        batch_tokens: Tokens of one step.
+        micro_batch: Sequences of one forward pass.
+        learning_rate: At its highest.
+        schedule: `cosine`, `wsd`, `constant`.
+        seed: Of weights, order and split.
+        resume: Go on with an interrupted training.
+        threads: Of the CPU.
+        compile: Use torch.compile.
+    """
+
+    data: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    start_from: str | None = None
+    tokens: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    context_length: int = 256
+    batch_tokens: int | None = None
+    micro_batch: int | None = None
+    learning_rate: float | None = None
+    schedule: str = "cosine"
+    seed: int = 0
+    resume: bool = True
+    threads: int | None = None
+    compile: bool = False
+
+
+def train(subject_name: str | None, options: TrainOptions, progress: Progress = SILENT) -> dict[str, Any]:
+    """Train a run's architecture and write its checkpoint.
+
+    Returns:
+        The document of `merino-edge train --json`.
+    """
+    subject = resolve_subject(subject_name)
+    run = subject.require_run()
+    start_from = _checkpoint_of(options.start_from) if options.start_from else None
+    if start_from is not None and read_config(start_from)[0] != subject.architecture:
+        raise UsageError(
+            f"{start_from} holds {read_config(start_from)[0].describe()}, the run's architecture is "
+            f"{subject.architecture.describe()}",
+            hint="train without --from, or name the run it belongs to",
+        )
+    try:
+        from merino_edge.training.train import TrainRequest
+        from merino_edge.training.train import train as run_training
+    except ModuleNotFoundError as error:
+        raise MerinoEdgeError(
+            f"training needs the package '{error.name}', which is not installed",
+            hint="pip install 'merino-edge[train]'",
+        ) from error
+    context = options.context_length
+    request = TrainRequest(
+        architecture=subject.architecture,
+        output=run.checkpoint,
+        data=options.data or None,
+        tokenizer=options.tokenizer,
+        start_from=start_from,
+        tokens=options.tokens,
+        steps=options.steps,
+        seconds=options.seconds,
+        context_length=context,
+        tokens_per_batch=options.batch_tokens,
+        micro_batch=options.micro_batch,
+        learning_rate=options.learning_rate,
+        schedule=options.schedule,
+        seed=options.seed,
+        resume=options.resume,
+        flops_per_token=count_flops(subject.architecture, tokens=context, head=True) / context,
+        threads=options.threads,
+        compile=options.compile,
+    )
+    note_budget(subject, options, progress)
+    with progress.task("training", 1.0) as task:
+        result = run_training(request, _Reporter(task, progress))
+    return {
+        "run": run.name,
+        "checkpoint": str(result.checkpoint),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "train_loss": result.train_loss,
+        "validation_loss": result.validation_loss,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
+        "tokens_per_s": result.tokens_per_s,
+        "seconds": result.seconds,
+        "parameters": subject.architecture.unique_parameters,
+        "architecture": subject.architecture.to_json(),
+        "curve": [dict(point) for point in result.curve],
+    }
+
+
+def note_budget(subject: Subject, options: TrainOptions, progress: Progress) -> None:
+    """Point out a budget far from the one that the search was told."""
+    searched = subject.run.search() if subject.run else None
+    if not searched or options.tokens is None:
+        return
+    told = int(searched["conditions"]["train_tokens"])
+    if not told / 3 <= options.tokens <= told * 3:
+        progress.note(f"the search was told {told:,} training tokens, this training has {options.tokens:,}")
+
+
+def _checkpoint_of(name: str) -> Path:
+    path = Path(name)
+    if path.is_dir() and is_checkpoint(path):
+        return path
+    checkpoint = resolve_subject(name, make_run=False).checkpoint
+    if checkpoint is None or not (checkpoint / WEIGHTS).is_file():
+        raise UsageError(
+            f"'{name}' has no checkpoint to continue from", hint="train it first: merino-edge train " + name
+        )
+    return checkpoint
+
+
+class _Reporter:
+    """Turns what training tells into one bar with a line of text."""
+
+    def __init__(self, task: Task, progress: Progress) -> None:
+        self._task, self._progress, self._told = task, progress, False
+
+    def __call__(self, facts: Mapping[str, Any]) -> None:
+        if facts.get("note"):
+            self._progress.note(str(facts["note"]))
+            return
+        step, steps = facts.get("step"), facts.get("steps")
+        done = step / steps if step is not None and steps else 0.0
+        text = {"tokenizer": "training the tokenizer", "tokens": "reading the text", "validation": "validating"}.get(
+            str(facts["stage"]), "training"
+        )
+        if facts.get("loss") is not None:
+            text += f" step {step}, loss {facts['loss']:.3f}, {facts['tokens_per_s']:,.0f} tokens/s"
+        self._task.update(min(1.0, done), text)
+        if not self._told and step is not None and step >= 20 and facts["stage"] == "training":
+            self._told = True
+            self._progress.note(
+                f"{facts['tokens_per_s']:,.0f} tokens/s, about {facts['seconds_left']:.0f} s left for {steps} steps"
+            )

@@ -1,0 +1,90 @@
+"""What is typed wrong gets one line, the next step, and the right exit code; with --json one document."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def run_command(tmp_path: Path):
+    """Run `merino-edge` as a user would, in a home of its own."""
+
+    def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "XDG_DATA_HOME": str(tmp_path / "data"),
+            "XDG_CONFIG_HOME": str(tmp_path / "config"),
+            "MERINO_EDGE_RUNS": str(tmp_path / "runs"),
+            **env,
+        }
+        command = [sys.executable, "-m", "merino_edge.cli", *args]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL, timeout=60
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("serch",), 2, "did you mean 'search'"),
+        (("search", "--latency", "50"), 2, "no unit"),
+        (("search", "--latency", "0ms"), 2, "greater than zero"),
+        (("search", "--latency", "-5ms"), 2, "greater than zero"),
+        (("search", "--latency", "50lightyears"), 2, "unknown unit"),
+        (("search", "--memory", "20..10MB"), 2, "empty"),
+        (("search", "--device", "nowhere", "--latency", "50ms"), 2, "unknown device 'nowhere'"),
+        (("search", "--space", "nospace"), 2, "nospace"),
+        (("search", "--no-such-option"), 2, "no-such-option"),
+        (("search", "--run", "../up"), 2, "no name for a run"),
+        (("profile", "nowhere"), 2, "unknown device"),
+        (("profile", "pi4"), 4, "pi4"),
+        (("train",), 2, "there is no run"),
+        (("export", "norun"), 2, "norun"),
+        (("deploy",), 2, "there is no run"),
+        (("generate", "hello", "--temperature", "-1"), 2, "--temperature"),
+        (("bench",), 2, "there is no run"),
+    ],
+)
+def test_a_wrong_call_gets_one_line_and_its_exit_code(
+    run_command, args: tuple[str, ...], code: int, words: str
+) -> None:
+    done = run_command(*args, "--json")
+    assert done.returncode == code, done.stderr
+    document = json.loads(done.stdout)
+    assert document["error"]["exit_code"] == code
+    assert words in document["error"]["message"] + str(document["error"]["hint"])
+    assert "Traceback" not in done.stderr
+    assert sum(line.startswith("error:") for line in done.stderr.splitlines()) == 1
+
+
+def test_profile_of_a_board_nobody_added_names_the_command_that_adds_it(run_command) -> None:
+    done = run_command("profile", "pi4")
+    assert done.returncode == 4
+    assert "merino-edge profile pi4 --host" in done.stderr
+
+
+def test_nothing_but_the_result_goes_to_stdout(run_command) -> None:
+    done = run_command("search", "--parameters", "20M", "--no-verify", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parameters"] <= 20_000_000
+
+
+def test_no_escape_codes_where_stdout_is_no_terminal(run_command) -> None:
+    done = run_command("search", "--parameters", "20M", "--no-verify")
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_limits_that_nothing_meets_name_the_binding_one_and_the_nearest(run_command) -> None:
+    done = run_command("search", "--parameters", "1k", "--no-verify", "--json")
+    assert done.returncode == 3
+    error = json.loads(done.stdout)["error"]
+    assert error["binding"] == "parameters"
+    assert error["nearest"] is not None
