@@ -114,9 +114,9 @@ class Decoder:
         q, k, v = g.ops("Split", qkv, outputs=3, axis=-1, num_outputs=3)
         q, k = (self.layer.rotate(g, t, tables, heads) for t in (q, k))
         attended, key, value = self.layer.attend(g, (q, k, v), past, heads, [None, None, None])
-        x = g.op("Add", x, self._linear(g, part, ("output",), attended))
-        h = self._linear(g, part, ("ffn_in",), self.layer.norm(g, x, norms[1]))
-        return g.op("Add", x, self._linear(g, part, ("ffn_out",), self.layer.gelu(g, h))), key, value
+        x, h = self.layer.add_norm(g, x, self._linear(g, part, ("output",), attended), norms[1])
+        h = self.layer.gelu(g, self._linear(g, part, ("ffn_in",), h))  # (1, T, F)
+        return g.op("Add", x, self._linear(g, part, ("ffn_out",), h)), key, value
 
     def _linear(self, g: GraphWriter, part: str, names: tuple[str, ...], x: ir.Value) -> ir.Value:
         label = f"{part}{'_'.join(names)}.weight"

@@ -104,6 +104,17 @@ class GraphWriter:
             self._initializers[name] = _initializer(name, tensor, array.shape)
         return self._initializers[name]
 
+    def alias(self, name: str, of: str, shape: Sequence[int]) -> ir.Value:
+        """Return an initializer on the same bytes as the weight `of`, in another shape."""
+        if name not in self._initializers:
+            tensor = self._initializers[of].const_value
+            assert tensor is not None
+            if isinstance(tensor, ir.ExternalTensor):
+                self._initializers[name] = _initializer(name, _moved(tensor, name, shape), tuple(shape))
+            else:
+                self.weight(name, tensor.numpy().reshape(shape))
+        return self._initializers[name]
+
     def stored(self, name: str) -> ir.Value:
         """Return a weight stored before."""
         return self._initializers[name]
@@ -157,6 +168,12 @@ def annotate(value: ir.Value, dtype: ir.DataType, *shape: int | str) -> ir.Value
     value.type = ir.TensorType(dtype)
     value.shape = ir.Shape(shape)
     return value
+
+
+def _moved(tensor: ir.ExternalTensor, name: str, shape: Sequence[int]) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        tensor.location, tensor.offset, tensor.length, tensor.dtype, shape=ir.Shape(shape), name=name
+    )
 
 
 def _initializer(name: str, tensor: ir.TensorProtocol, shape: tuple[int, ...]) -> ir.Value:

@@ -1,8 +1,9 @@
 """The same layer in different operators.
 
 Two small classes make an operator set: `Matrices` writes whatever multiplies by a weight matrix,
-by recipe; `StandardLayer` writes all the rest (norm, rotary positions, attention, activation), by
-form. `decoder.py` knows neither recipe nor form.
+by recipe; `Layer` writes all the rest (norm, rotary positions, attention, activation), by form.
+`decoder.py` knows neither recipe nor form. Here are the two protocols and the operators of the ONNX
+standard; `operators_fast.py` has onnxruntime's own.
 
 Shapes: T new tokens, P tokens in the cache, E width, H heads, D head_dim, N logits, V vocabulary.
 """
@@ -49,6 +50,9 @@ class Layer(Protocol):
 
     def norm(self, g: GraphWriter, x: ir.Value, gain: ir.Value) -> ir.Value:
         """RMSNorm over the last axis."""
+
+    def add_norm(self, g: GraphWriter, x: ir.Value, delta: ir.Value, gain: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """`x + delta`, and its norm."""
 
     def gelu(self, g: GraphWriter, x: ir.Value) -> ir.Value:
         """Exact: x * Phi(x)."""
@@ -124,6 +128,7 @@ class DynamicInt8Matrices:
     def _product(
         self, g: GraphWriter, x: ir.Value, values: ir.Value, scale: ir.Value, name: str | None = None
     ) -> ir.Value:
+        """One product (..., in) x (in, out), the row scales taken in after the integers are summed."""
         codes, step, zero = g.ops("DynamicQuantizeLinear", x, outputs=3)
         sums = g.op("Cast", g.op("MatMulInteger", codes, values, zero), to=ir.DataType.FLOAT)
         return g.op("Mul", sums, g.op("Mul", step, scale), name=name)
@@ -154,6 +159,11 @@ class StandardLayer:
     def norm(self, g: GraphWriter, x: ir.Value, gain: ir.Value) -> ir.Value:
         """See `Layer`."""
         return g.op("RMSNormalization", x, gain, axis=-1, epsilon=NORM_EPSILON)
+
+    def add_norm(self, g: GraphWriter, x: ir.Value, delta: ir.Value, gain: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """See `Layer`."""
+        total = g.op("Add", x, delta)
+        return total, self.norm(g, total, gain)
 
     def gelu(self, g: GraphWriter, x: ir.Value) -> ir.Value:
         """See `Layer`."""

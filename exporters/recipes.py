@@ -6,7 +6,8 @@
     weight_only_wi8_b32_afp32   weights int8, one scale per 32 input values; activations float32
     weight_only_wi4_b128_afp32  weights int4, one scale per 128 input values; activations float32
 
-Every matrix of the model is stored so, the token table too; norm gains stay float32.
+Every matrix of the model is stored so, the token table too; norm gains stay float32. The block of a
+weight-only recipe is 32, 64 or 128 and must divide every matrix's input width.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from merino_edge.errors import UsageError, did_you_mean
 from merino_edge.exporters.quantize import QuantizedTensor, quantize_blocks, quantize_rows
 
 Float32 = npt.NDArray[np.float32]
-FORMS = ("standard",)
+FORMS = ("standard", "fast")
+BLOCKS = (128, 64, 32)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Recipe:
         dynamic: Activations are quantized inside each product.
         forms: Forms that can carry it, the preferred first.
         parity_bound: Largest difference to the reference run with the same dequantized weights, as
-            a share of the logits' standard deviation.
+            a share of the logits' standard deviation. Where the product rounds activations to 8
+            bits this is a bound on that rounding; `exact_bound` then holds for the graph itself.
+        exact_bound: The same for the graph told to multiply in float32, where it can be told.
         check_tolerance: The same for another CPU's answer against the exported file's own here.
             Float32: another order of summation and other exponentials, far above any seen. Dynamic
             int8: a value near the middle of two steps may round to either, and products of x86
@@ -48,6 +52,7 @@ class Recipe:
     dynamic: bool
     forms: tuple[str, ...]
     parity_bound: float
+    exact_bound: float | None
     check_tolerance: float
 
     def quantize(self, matrix: Float32) -> QuantizedTensor:
@@ -77,17 +82,26 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("fp32", 32, 0, False, ("standard",), parity_bound=1e-4, check_tolerance=1e-3),
-        Recipe("dynamic_wi8_afp32", 8, 0, True, ("standard",), parity_bound=0.2, check_tolerance=0.35),
+        Recipe("fp32", 32, 0, False, FORMS, parity_bound=1e-4, exact_bound=None, check_tolerance=1e-3),
+        Recipe("dynamic_wi8_afp32", 8, 0, True, FORMS, parity_bound=0.2, exact_bound=None, check_tolerance=0.35),
+        *(
+            Recipe(f"weight_only_wi{bits}_b{block}_afp32", bits, block, False, ("fast",), 0.2, 1e-4, 0.35)
+            for bits in (8, 4)
+            for block in BLOCKS
+        ),
     )
 }
 
 
-def find_recipe(name: str, form: str) -> Recipe:
-    """Return the recipe of a name, if the form can carry it.
+def find_recipe(name: str, form: str, architecture: Architecture) -> tuple[Recipe, str]:
+    """Return the recipe of a name, and the form it is written in.
+
+    That is `form`, but a weight-only recipe, which the standard's operators cannot carry, implies
+    `fast` where `standard`, the form of no special wish, is asked for.
 
     Raises:
-        UsageError: no such recipe or form, or a pair that does not exist.
+        UsageError: no such recipe or form, a pair that does not exist, or matrices that blocks do
+            not divide.
     """
     allowed = f"recipes: {', '.join(RECIPES)}; forms: {', '.join(FORMS)}"
     if name not in RECIPES:
@@ -95,9 +109,26 @@ def find_recipe(name: str, form: str) -> Recipe:
     if form not in FORMS:
         raise UsageError(f"unknown form '{form}' of an ONNX export{did_you_mean(form, FORMS)}", hint=allowed)
     recipe = RECIPES[name]
+    _check_blocks(recipe, architecture)
+    if form == "standard":
+        form = recipe.forms[0]
     if form not in recipe.forms:
         raise UsageError(
             f"recipe '{name}' cannot be written in the form '{form}'",
             hint=f"nearest: form '{recipe.forms[0]}' of this recipe",
         )
-    return recipe
+    return recipe, form
+
+
+def _check_blocks(recipe: Recipe, architecture: Architecture) -> None:
+    columns = {name: shape[1] for name, shape in architecture.tensor_shapes.items() if len(shape) == 2}
+    odd = [name for name, width in columns.items() if recipe.block and width % recipe.block]
+    if not odd:
+        return
+    fitting = [b for b in BLOCKS if all(width % b == 0 for width in columns.values())]
+    nearest = f"weight_only_wi{recipe.bits}_b{fitting[0]}_afp32" if fitting else "dynamic_wi8_afp32"
+    raise UsageError(
+        f"recipe '{recipe.name}': blocks of {recipe.block} do not divide the {columns[odd[0]]} inputs of '{odd[0]}'",
+        hint=f"nearest recipe that fits: {nearest}",
+        nearest=nearest,
+    )

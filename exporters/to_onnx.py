@@ -16,6 +16,7 @@ from merino_edge.errors import ExportError, MerinoEdgeError
 from merino_edge.exporters.decoder import Decoder
 from merino_edge.exporters.graph import GraphWriter, WeightFile
 from merino_edge.exporters.operators import DynamicInt8Matrices, Float32Matrices, Matrices, StandardLayer
+from merino_edge.exporters.operators_fast import BlockMatrices, FastInt8Matrices, FastLayer
 from merino_edge.exporters.parity import FileRunner, compare, output_check
 from merino_edge.exporters.recipes import Recipe, find_recipe
 from merino_edge.exporting import ExportOptions, ExportResult, Tensors
@@ -23,7 +24,7 @@ from merino_edge.files import open_atomic, write_atomic
 
 EXPORTER_VERSION = 1
 GRAPH, WEIGHTS = "model.onnx", "model.data"
-RUNTIME_MIN_VERSION = {"standard": "1.23"}
+RUNTIME_MIN_VERSION = {"standard": "1.23", "fast": "1.28"}
 
 
 def export(
@@ -44,22 +45,22 @@ def export(
         ExportError: weights that are no numbers, or a file that does not compute the model. Nothing
             is left in `folder` then.
     """
-    chosen = find_recipe(recipe, options.form)
+    chosen, form = find_recipe(recipe, options.form, architecture)
     check_tensors(architecture, {name: tensor.shape for name, tensor in tensors.items()}, "weights to export")
     check_values(tensors)
     made = not folder.exists()
     try:
-        write_files(architecture, tensors, folder, chosen, options.form)
+        write_files(architecture, tensors, folder, chosen, form)
         parity, check = _check_file(architecture, tensors, folder, chosen, options)
     except BaseException:  # Ctrl-C too: nothing half-written stays
         _remove(folder, made)
         raise
     return ExportResult(
         files=(GRAPH, WEIGHTS),
-        form=options.form,
+        form=form,
         exporter_version=EXPORTER_VERSION,
         runtime="onnxruntime",
-        runtime_min_version=RUNTIME_MIN_VERSION[options.form],
+        runtime_min_version=RUNTIME_MIN_VERSION[form],
         unique_bytes=chosen.unique_bytes(architecture),
         parity=parity,
         check=check,
@@ -86,7 +87,8 @@ def write_files(architecture: Architecture, tensors: Tensors, folder: Path, reci
         "merino_edge.form": form,
         "merino_edge.exporter_version": str(EXPORTER_VERSION),
     }
-    decoder = Decoder(architecture, tensors, _matrices(recipe), StandardLayer())
+    layer = FastLayer() if form == "fast" else StandardLayer()
+    decoder = Decoder(architecture, tensors, matrices_of(recipe, form), layer)
     try:
         with open_atomic(folder / WEIGHTS) as stream:
             graph = decoder.write(GraphWriter(WeightFile(stream, WEIGHTS)), metadata)
@@ -95,8 +97,13 @@ def write_files(architecture: Architecture, tensors: Tensors, folder: Path, reci
         raise ExportError(f"export of {recipe.name} stopped: {error.message}", hint=error.hint) from error
 
 
-def _matrices(recipe: Recipe) -> Matrices:
-    return DynamicInt8Matrices() if recipe.dynamic else Float32Matrices()
+def matrices_of(recipe: Recipe, form: str) -> Matrices:
+    """Return the operators that multiply by weights stored so."""
+    if recipe.bits == 32:
+        return Float32Matrices()
+    if recipe.dynamic:
+        return FastInt8Matrices() if form == "fast" else DynamicInt8Matrices()
+    return BlockMatrices(recipe.bits, recipe.block)
 
 
 def _check_file(

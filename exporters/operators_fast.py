@@ -1,0 +1,114 @@
+"""onnxruntime's own operators (domain com.microsoft): the form `fast`, onnxruntime 1.28 and later.
+
+`BlockMatrices` keeps int4 or int8 weights with a scale per block of inputs, as MatMulNBits takes
+them. The token table is one run of bytes under two names: GatherBlockQuantized reads rows of it,
+MatMulNBits multiplies by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from merino_edge.architecture import NORM_EPSILON
+from merino_edge.exporters.graph import GraphWriter
+from merino_edge.exporters.operators import DynamicInt8Matrices, Float32, StandardLayer
+from merino_edge.exporters.quantize import QuantizedTensor, quantize_blocks
+
+MICROSOFT = "com.microsoft"
+INT8_COMPUTE = 4  # accuracy_level: activations go to int8, per block, inside the product
+
+
+class FastLayer(StandardLayer):
+    """The standard's layer with the residual sum and its norm in one operator."""
+
+    opsets: ClassVar[dict[str, int]] = {"": 23, MICROSOFT: 1}
+
+    def add_norm(self, g: GraphWriter, x: ir.Value, delta: ir.Value, gain: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """See `Layer`."""
+        op = "SkipSimplifiedLayerNormalization"
+        names = [None, "", "", None]  # mean and deviation are not wanted
+        normed, _, _, total = g.ops(op, x, delta, gain, outputs=4, names=names, domain=MICROSOFT, epsilon=NORM_EPSILON)
+        return total, normed
+
+
+class FastInt8Matrices(DynamicInt8Matrices):
+    """The same weights as the standard form; quantization, product and scales as one operator."""
+
+    def _product(
+        self, g: GraphWriter, x: ir.Value, values: ir.Value, scale: ir.Value, name: str | None = None
+    ) -> ir.Value:
+        return g.op("DynamicQuantizeMatMul", x, values, scale, domain=MICROSOFT, name=name)
+
+
+@dataclass(frozen=True)
+class BlockMatrices:
+    """Weights of `bits` bits with one scale per `block` input values."""
+
+    bits: int
+    block: int
+
+    def embed(self, g: GraphWriter, table: Float32, token_ids: ir.Value) -> ir.Value:
+        """See `Matrices`."""
+        self._store(g, "embedding.weight", [table])
+        rows = g.alias("embedding.rows", "embedding.weight", (len(table), table.shape[1] * self.bits // 8))
+        scale = g.stored("embedding.weight.scale")
+        return g.op(
+            "GatherBlockQuantized",
+            rows,
+            token_ids,
+            scale,
+            domain=MICROSOFT,
+            bits=self.bits,
+            block_size=self.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def linear(self, g: GraphWriter, name: str, matrices: Sequence[Float32], x: ir.Value) -> ir.Value:
+        """See `Matrices`."""
+        self._store(g, name, matrices)
+        return self._product(g, x, name, sum(len(m) for m in matrices), matrices[0].shape[1])
+
+    def head(self, g: GraphWriter, table: Float32, x: ir.Value) -> ir.Value:
+        """See `Matrices`."""
+        return self._product(g, x, "embedding.weight", len(table), table.shape[1], output="logits")
+
+    def _store(self, g: GraphWriter, name: str, matrices: Sequence[Float32]) -> None:
+        quantized = [quantize_blocks(m, self.block, self.bits) for m in matrices]
+        g.weight(name, np.concatenate([pack(q) for q in quantized]))  # (out, blocks, bytes of a block)
+        g.weight(f"{name}.scale", np.concatenate([q.scale for q in quantized]))  # (out, blocks)
+
+    def _product(
+        self, g: GraphWriter, x: ir.Value, name: str, rows: int, columns: int, output: str | None = None
+    ) -> ir.Value:
+        return g.op(
+            "MatMulNBits",
+            x,
+            g.stored(name),
+            g.stored(f"{name}.scale"),
+            domain=MICROSOFT,
+            name=output,
+            K=columns,
+            N=rows,
+            bits=self.bits,
+            block_size=self.block,
+            accuracy_level=INT8_COMPUTE,
+        )
+
+
+def pack(quantized: QuantizedTensor) -> npt.NDArray[np.uint8]:
+    """Return `(out, groups, bytes)` as MatMulNBits stores values: offset by half the range.
+
+    Two 4-bit values share a byte, the earlier in the low half.
+    """
+    rows, groups = quantized.scale.shape
+    codes: npt.NDArray[np.uint8] = quantized.values.view(np.uint8) + np.uint8(1 << quantized.bits - 1)  # modulo 256
+    if quantized.bits == 4:
+        codes = codes[:, 0::2] + codes[:, 1::2] * np.uint8(16)
+    return codes.reshape(rows, groups, -1)
