@@ -1,0 +1,253 @@
+"""What both ways over SSH share: how a file is put whole, how a failure is told, and whom to ask.
+
+A file goes to the device under a temporary name that carries its SHA-256, is checked and flushed there, and renamed. A
+transfer that was cut is taken up where it stopped: the device tells how much it has, and the hash of that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from merino_edge.device.ssh_config import SshSettings
+from merino_edge.device.transport import Channel, Completed, Progress
+from merino_edge.errors import DeviceError
+
+Ask = Callable[[str, bool], str | None]
+"""Asks the person at the terminal: the question, and whether the answer is secret. None where they would not say."""
+
+CONNECT_LIMIT_S = 10.0
+DEAD_AFTER_S = 8.0  # a peer that shows no sign of life for so long is gone
+PUT_ANSWER_LIMIT_S = 120.0  # hashing and flushing a large file on an SD card takes its time
+OUTPUT_LIMIT_BYTES = 64 * 2**20  # what one command may say before it is cut off
+CHUNK_BYTES = 2**20
+
+_UNPRINTABLE = re.compile(r"[^\t\n -~\u00a1-\u200a\u2010-\u2027\u2030-\u205e\u2070-\ud7ff\uf900-\ufdcf\ufdf0-\ufffd]")
+
+# Arguments: target, mode, bytes, SHA-256. Says `have BYTES SHA-256`, reads from where to go on, then the bytes.
+PUT_SCRIPT = r"""
+set -eu; umask 077
+target=$1 mode=$2 size=$3 sum=$4
+case $target in '~/'*) target=$HOME/${target#'~/'} ;; esac
+flush() { if sync --version >/dev/null 2>&1; then sync "$1"; else sync; fi; }
+hash() { sha256sum < "$1" | cut -c1-64; }
+folder=$(dirname "$target")
+mkdir -p "$folder"
+if [ -d "$target" ]; then echo "$target is a folder" >&2; exit 73; fi
+find "$folder" -maxdepth 1 -name '.put-*' -mtime +2 -exec rm -f {} + 2>/dev/null || :
+part=$folder/.put-$sum
+have=0 seen=-
+if [ -f "$part" ]; then have=$(($(wc -c < "$part"))); fi
+if [ "$have" -gt 0 ]; then seen=$(hash "$part"); fi
+echo "have $have $seen"
+read -r from
+if [ "$from" = 0 ]; then
+    seen=$(tee "$part" | sha256sum | cut -c1-64)
+else
+    cat >> "$part"
+    seen=$(hash "$part")
+fi
+have=$(($(wc -c < "$part")))
+if [ "$have" -lt "$size" ]; then echo "only $have of $size bytes came" >&2; exit 75; fi
+if [ "$seen" != "$sum" ]; then rm -f "$part"; echo 'what came is damaged' >&2; exit 74; fi
+chmod "$mode" "$part"
+flush "$part"
+mv -f "$part" "$target"
+flush "$folder"
+echo done
+"""
+
+
+class RemoteChannel(Channel, Protocol):
+    """A program on the device: a channel whose end can be waited for."""
+
+    def end_input(self) -> None:
+        """Close the program's stdin; its stdout stays open."""
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Return the exit code, negative for a signal or where none was told; None where it goes on running."""
+
+
+def unreachable(settings: SshSettings, reason: str) -> DeviceError:
+    """Say why a host cannot be reached, and how to look further."""
+    where = settings.description if settings.host == settings.name else f"{settings.description} ({settings.host})"
+    if "Name or service" in reason or "nodename" in reason or "name resolution" in reason:
+        hint = "check the name, or give the address: pi@192.0.2.7"
+    elif "refused" in reason:
+        hint = f"is sshd running there, at port {settings.port}? On the device: sudo systemctl enable --now ssh"
+    else:
+        hint = f"check its power and network, then try by hand: ssh {settings.address_words}"
+    return DeviceError(f"cannot reach {where}: {reason}", hint=hint)
+
+
+def refused_login(settings: SshSettings, reason: str, have_key: bool = True) -> DeviceError:
+    """Say that nobody is let in, and what to do."""
+    copy = f"ssh-copy-id {settings.address_words}"
+    hint = copy if have_key else f"ssh-keygen -t ed25519, then {copy}"
+    return DeviceError(f"{settings.description} refuses the login: {reason}", hint=hint)
+
+
+def shell_command(argv: Sequence[str]) -> str:
+    """Return one line for the login shell of the device, every word quoted."""
+    if not argv or any("\0" in word for word in argv):
+        raise DeviceError("a command for the device must have words, none of them with a NUL")
+    return shlex.join(argv)
+
+
+def plain(text: str, limit: int = 400) -> str:
+    """Return what a device said as one harmless line: no control, escape or direction characters, not endless."""
+    line = " ".join(_UNPRINTABLE.sub(" ", text).split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def run_command(channel: RemoteChannel, argv: Sequence[str], data: bytes, timeout_s: float, where: str) -> Completed:
+    """Feed a program, read it to its end and return what it said; the channel is closed in any case."""
+    output = bytearray()
+    late = DeviceError(
+        f"{argv[0]} on {where} did not end within {timeout_s:g} s", hint="look what keeps the device busy"
+    )
+
+    def feed() -> None:
+        try:
+            channel.send(data)
+            channel.end_input()
+        except DeviceError:
+            pass  # it need not read all; a broken link shows in recv
+
+    feeder = threading.Thread(target=feed, name="stdin", daemon=True)
+    clock = _Clock(timeout_s)
+    try:
+        feeder.start()
+        while chunk := channel.recv(65536, clock.left_s()):
+            output += chunk
+            if len(output) > OUTPUT_LIMIT_BYTES:
+                raise DeviceError(f"{argv[0]} on {where} says more than {OUTPUT_LIMIT_BYTES >> 20} MiB")
+        exit_code = channel.wait(clock.left_s())
+        if exit_code is None:
+            raise late
+        return Completed(exit_code, bytes(output), channel.stderr_tail().encode())
+    except TimeoutError as error:
+        raise late from error
+    finally:
+        channel.close()
+
+
+def put_file(
+    start: Callable[[Sequence[str]], RemoteChannel],
+    content: bytes | Path,
+    remote_path: str,
+    mode: int,
+    progress: Progress | None,
+    where: str,
+) -> None:
+    """Write a file on the device whole: see the module's docstring.
+
+    Args:
+        start: Opens a channel to a program on the device.
+        content: The bytes, or the file that holds them.
+        remote_path: Where to; `~/` is the home folder there.
+        mode: Rights of the file.
+        progress: Told how many bytes are there, of how many.
+        where: The device, for messages.
+
+    Raises:
+        DeviceError: the link broke (the next call goes on from there), or the device cannot write the file.
+    """
+    with _open(content) as stream:
+        digest, size = _digest(stream), stream.seek(0, io.SEEK_END)
+        argv = ["sh", "-c", PUT_SCRIPT, "put", remote_path, f"{mode:o}", str(size), digest]
+        channel = start(argv)
+        try:
+            begin = _agree(channel, stream, size)
+            channel.send(b"%d\n" % begin)
+            stream.seek(begin)
+            done = begin
+            while chunk := stream.read(CHUNK_BYTES):
+                channel.send(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, size)
+            channel.end_input()
+            answer = _read_line(channel)
+            exit_code = channel.wait(PUT_ANSWER_LIMIT_S)
+        except (TimeoutError, DeviceError) as error:
+            raise _put_failure(channel, remote_path, where, error) from error
+        finally:
+            channel.close()
+        if answer != "done" or exit_code:
+            raise _put_failure(channel, remote_path, where, None)
+        if progress is not None and begin == size:
+            progress(size, size)
+
+
+def _agree(channel: RemoteChannel, stream: io.BufferedIOBase, size: int) -> int:
+    """Return from which byte to go on: after what the device has, if that is really the beginning of the file."""
+    words = _read_line(channel).split()
+    if len(words) != 3 or words[0] != "have" or not words[1].isascii() or not words[1].isdigit():
+        raise DeviceError(f"the device answers {plain(' '.join(words), 60)!r} to an upload")
+    have = int(words[1]) if len(words[1]) < 20 else size + 1
+    if not 0 < have <= size:
+        return 0
+    return have if _digest(stream, have) == words[2] else 0
+
+
+def _digest(stream: io.BufferedIOBase, size: int | None = None) -> str:
+    """Return the SHA-256 of the first `size` bytes, by default of all."""
+    stream.seek(0)
+    digest = hashlib.sha256()
+    while chunk := stream.read(CHUNK_BYTES if size is None else min(CHUNK_BYTES, size)):
+        digest.update(chunk)
+        size = None if size is None else size - len(chunk)
+    return digest.hexdigest()
+
+
+def _read_line(channel: RemoteChannel) -> str:
+    line = bytearray()
+    clock = _Clock(PUT_ANSWER_LIMIT_S)
+    while not line.endswith(b"\n") and len(line) < 4096:
+        byte = channel.recv(1, clock.left_s())
+        if not byte:
+            break
+        line += byte
+    return plain(line.decode("utf-8", "replace"))
+
+
+def _put_failure(channel: RemoteChannel, path: str, where: str, error: Exception | None) -> DeviceError:
+    channel.wait(1.0)
+    said = plain(channel.stderr_tail())
+    if "No space left" in said or "quota" in said.lower():
+        return DeviceError(f"cannot write {path} on {where}: the disk is full", hint="free some space on the device")
+    if isinstance(error, DeviceError) and not said:
+        return error
+    reason = said or (str(error) if error else "it does not say why")
+    return DeviceError(f"cannot write {path} on {where}: {reason}", hint="run the command again: it goes on from there")
+
+
+@contextmanager
+def _open(content: bytes | Path) -> Iterator[io.BufferedIOBase]:
+    if isinstance(content, bytes):
+        yield io.BytesIO(content)
+        return
+    try:
+        with open(content, "rb") as stream:
+            yield stream
+    except OSError as error:
+        raise DeviceError(f"cannot read {content}: {error.strerror or error}") from error
+
+
+class _Clock:
+    """Time left until a limit."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._end = time.monotonic() + limit_s
+
+    def left_s(self) -> float:
+        return max(0.0, self._end - time.monotonic())
