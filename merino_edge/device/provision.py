@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -34,10 +35,15 @@ REMOTE_ROOT = "~/.local/share/merino-edge"
 LOWEST_PYTHON = (3, 8)
 _INTERPRETERS = (*(f"python3.{minor}" for minor in range(14, 7, -1)), "python3")
 _PROBE = (
-    "import hashlib,json,os,sys;"
+    "import hashlib,importlib.util,json,os,sys;"
     "r=os.path.abspath(os.path.expanduser(sys.argv[1]));p=os.path.join(r,'agent-'+sys.argv[2]+'.pyz');"
     "h=hashlib.sha256(open(p,'rb').read()).hexdigest() if os.path.isfile(p) else '';"
-    "print(json.dumps({'probe':1,'version':list(sys.version_info[:3]),'root':r,'path':p,'have':h==sys.argv[2]}))"
+    "f=importlib.util.find_spec;w=bool(f('onnxruntime') and f('numpy'));"
+    "print(json.dumps({'probe':1,'python':sys.executable,'version':list(sys.version_info[:3]),"
+    "'root':r,'path':p,'have':h==sys.argv[2],'runtime':w}))"
+)
+_PROBE_ALL = (
+    'code=$1 root=$2 sum=$3; shift 3; for p; do command -v "$p" >/dev/null && "$p" -c "$code" "$root" "$sum"; done; :'
 )
 RUNTIME = "onnxruntime"
 RUNTIME_WHEELS = ("onnxruntime>=1.21.1", "numpy")
@@ -71,46 +77,49 @@ def start_agent(transport: Transport, entry: DeviceEntry) -> AgentLink:
     program, digest = agent_program()
     local = entry.transport == "local"
     root = entry.root or (str(data_home() / "device-root") if local else REMOTE_ROOT)
-    python, found = _find_python(transport, [sys.executable] if local else list(_INTERPRETERS), root, digest)
+    found = _find_python(transport, [sys.executable] if local else list(_INTERPRETERS), root, digest)
     path = str(found["path"])
     if not found["have"]:
         transport.put(program, path, mode=0o600)
-    link = AgentLink(transport.open([python, path, "--root", str(found["root"])]), transport.description)
+    link = AgentLink(transport.open([str(found["python"]), path, "--root", str(found["root"])]), transport.description)
     if link.hello.get("digest") != digest:
         link.close()
         raise DeviceError(f"{transport.description}: the agent there is not the one that was sent", hint="try again")
     return link
 
 
-def _find_python(transport: Transport, interpreters: list[str], root: str, digest: str) -> tuple[str, dict[str, Any]]:
-    """Return the newest interpreter that will do, and what the probe found."""
-    seen: list[str] = []
-    for python in interpreters:
-        done = transport.run([python, "-c", _PROBE, root, digest], timeout_s=30.0)
-        found = _probe_answer(done.stdout)
-        if done.exit_code != 0 or found is None:
-            continue
-        version = tuple(int(n) for n in found["version"])
-        if version >= LOWEST_PYTHON:
-            return python, found
-        seen.append(".".join(str(n) for n in version))
-    there = f"only Python {', '.join(seen)}" if seen else "no Python 3"
+def _find_python(transport: Transport, interpreters: list[str], root: str, digest: str) -> dict[str, Any]:
+    """Return what the probe found of the best interpreter: one that has the runtime already, then the newest."""
+    done = transport.run(["sh", "-c", _PROBE_ALL, "probe", _PROBE, root, digest, *interpreters], timeout_s=60.0)
+    found = list(_probe_answers(done.stdout))
+    good = [f for f in found if tuple(f["version"]) >= LOWEST_PYTHON]
+    if good:
+        return max(good, key=lambda f: (f["runtime"] is True, f["version"]))
+    versions = ", ".join(sorted({".".join(str(n) for n in f["version"]) for f in found}))
     raise DeviceError(
-        f"{transport.description} has {there}; the agent needs {'.'.join(str(n) for n in LOWEST_PYTHON)} or newer",
+        f"{transport.description} has {f'only Python {versions}' if versions else 'no Python 3'}; "
+        f"the agent needs {'.'.join(str(n) for n in LOWEST_PYTHON)} or newer",
         hint="on the device: sudo apt install python3.8 (or a newer one); nothing else is needed",
     )
 
 
-def _probe_answer(output: bytes) -> dict[str, Any] | None:
-    """Find the probe's line; a login script may have printed others before."""
-    for line in reversed(output.decode("utf-8", "replace").splitlines()):
+def _probe_answers(output: bytes) -> Iterator[dict[str, Any]]:
+    """Find the probe's lines; a login script may have printed others before."""
+    for line in output.decode("utf-8", "replace").splitlines():
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict) and value.get("probe") == 1:
-            return value
-    return None
+        if not isinstance(value, dict) or value.get("probe") != 1:
+            continue
+        version = value.get("version")
+        texts = [value.get(name) for name in ("python", "root", "path")]
+        if (
+            isinstance(version, list)
+            and all(isinstance(n, int) for n in version)
+            and all(isinstance(text, str) and text.startswith("/") for text in texts)
+        ):
+            yield value
 
 
 def ensure_runtime(link: AgentLink, entry: DeviceEntry, progress: Progress | None = None) -> str:

@@ -78,8 +78,18 @@ def test_a_payload_over_a_mebibyte_is_refused_on_both_sides() -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"[1]", b"{", b'{"a":NaN}', b'{"a":1e999}', b'{"a":1,"a":2}', b"\xff", b"[" * 100_000, b'{"a":' + b"9" * 40 + b"}"]
-)  # fmt: skip
+    "payload",
+    [
+        b"[1]",
+        b"{",
+        b'{"a":NaN}',
+        b'{"a":1e999}',
+        b'{"a":1,"a":2}',
+        b"\xff",
+        b"[" * 100_000,
+        b'{"a":' + b"9" * 40 + b"}",
+    ],
+)
 def test_a_payload_that_is_no_honest_object_is_refused(payload: bytes) -> None:
     with pytest.raises(FrameError):
         frames.parse_object(payload)

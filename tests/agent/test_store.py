@@ -95,9 +95,11 @@ def test_more_than_the_disk_holds_is_refused_beforehand(tmp_path: Path) -> None:
 def test_second_holder_of_the_lock_is_told_who_has_it(tmp_path: Path) -> None:
     first, second = Store(tmp_path), Store(tmp_path)
     with first.lock("measure"):
-        with pytest.raises(AgentError, match=f"process {os.getpid()} works on the device \\(measure\\) since") as caught:
-            with second.lock("install"):
-                pass
+        with (
+            pytest.raises(AgentError, match=f"process {os.getpid()} works on the device \\(measure\\) since") as caught,
+            second.lock("install"),
+        ):
+            pass
         assert caught.value.kind == "busy"
     with second.lock("install"):
         pass

@@ -1,0 +1,113 @@
+"""The timing protocol on a session whose clock is known, and sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from merino_edge.agent import measure
+from merino_edge.agent.errors import AgentError
+from merino_edge.agent.measure import Timer
+from merino_edge.agent.sampling import Sampler
+from merino_edge.agent.session import Session
+
+
+class Recorder(Session):
+    """A session that writes down what it is fed."""
+
+    vocab_size = 7
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int, int]] = []  # (cache before, tokens, logits wanted)
+
+    def feed(self, token_ids: Any, want: Sequence[int]) -> Any:
+        self.calls.append((self.length, len(token_ids), len(want)))
+        self.length += len(token_ids)
+        return np.zeros((len(want), 7), np.float32)
+
+    def truncate(self, length: int) -> None:
+        self.length = length
+
+
+def run(test: str, tokens: int, depth: int, budget_s: float = 0.0) -> tuple[Recorder, list[int], list[int]]:
+    session = Recorder()
+    timer = Timer(session, budget_s or 1e-9, lambda share: None, lambda: None)
+    return session, *timer.run(test, tokens, depth)
+
+
+def test_tg_times_single_tokens_after_the_context() -> None:
+    session, samples, warmup = run("tg", 64, 128)
+    assert (len(samples), len(warmup)) == (64, 8)
+    assert session.calls[0] == (0, 128, 1)
+    assert [call for call in session.calls if call[1] > 1] == [(0, 128, 1)]
+    assert [past for past, _, _ in session.calls[-64:]] == list(range(128, 192))
+
+
+def test_pp_times_whole_prompts_from_an_empty_cache_at_least_five_times() -> None:
+    session, samples, warmup = run("pp", 96, 0)
+    assert (len(samples), len(warmup)) == (5, 1)
+    assert set(session.calls) == {(0, 96, 1)}
+
+
+def test_full_wants_the_logits_of_all_positions() -> None:
+    session, _, _ = run("full", 32, 0)
+    assert set(session.calls) == {(0, 32, 32)}
+
+
+def test_samples_are_bounded_however_long_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "is_settled", lambda samples: False)
+    _, samples, _ = run("tg", 64, 0, budget_s=60)
+    assert len(samples) == measure.MAX_SAMPLES
+
+
+@pytest.mark.parametrize(("test", "tokens", "depth"), [("xx", 1, 0), ("tg", 0, 0), ("pp", 5, -1)])
+def test_what_is_no_test_is_refused(test: str, tokens: int, depth: int) -> None:
+    with pytest.raises(AgentError, match="no test"):
+        run(test, tokens, depth)
+
+
+def test_equal_samples_are_settled_and_scattered_ones_are_not() -> None:
+    assert measure.is_settled([1000] * 64)
+    assert not measure.is_settled([1000, 1100] * 32)
+
+
+def test_likelihood_predicts_every_token_but_the_first_once() -> None:
+    session, count = Recorder(), 1 + 300
+    total, tokens = measure.negative_log_likelihood(session, np.zeros(count, np.int32), 200, lambda done: None)
+    assert tokens == 300
+    assert total == pytest.approx(300 * math.log(7))
+    assert [past for past, _, _ in session.calls] == [0, 128, 0]
+
+
+def test_temperature_zero_takes_the_largest() -> None:
+    assert Sampler(0.0, 1.0, 0, 0)(np.array([0.0, 3.0, 1.0], np.float32)) == 1
+
+
+def test_same_seed_draws_the_same_tokens_and_another_seed_others() -> None:
+    logits = np.zeros(1000, np.float32)
+    draws = [[sampler(logits) for _ in range(20)] for sampler in (Sampler(1, 1, 0, s) for s in (1, 1, 2))]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_frequencies_are_the_probabilities() -> None:
+    probabilities = np.array([0.5, 0.3, 0.15, 0.05])
+    sampler = Sampler(1.0, 1.0, 0, 3)
+    counts = np.bincount([sampler(np.log(probabilities)) for _ in range(4000)], minlength=4) / 4000
+    assert np.abs(counts - probabilities).max() < 0.03
+
+
+@pytest.mark.parametrize(("top_p", "top_k", "kept"), [(0.79, 0, {0, 1}), (0.81, 0, {0, 1, 2}), (1.0, 1, {0})])
+def test_top_p_and_top_k_keep_the_likeliest(top_p: float, top_k: int, kept: set[int]) -> None:
+    sampler = Sampler(1.0, top_p, top_k, 5)
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05]))
+    assert {sampler(logits) for _ in range(400)} == kept
+
+
+@pytest.mark.parametrize("wrong", [(-1.0, 1.0, 0, 0), (1.0, 0.0, 0, 0), (1.0, 1.5, 0, 0), (1.0, 1.0, -1, 0)])
+def test_what_cannot_be_sampled_with_is_refused(wrong: tuple[float, float, int, int]) -> None:
+    with pytest.raises(AgentError, match="cannot sample"):
+        Sampler(*wrong)
