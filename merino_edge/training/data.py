@@ -13,10 +13,9 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +23,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from merino_edge.errors import DataError, InvalidFileError, MerinoEdgeError
 from merino_edge.files import canonical_json, read_json, sync_folder, write_json
+from merino_edge.training.request import Report
 from merino_edge.training.text import SEPARATOR, Piece, TextSource, open_text
 
-Report = Callable[[Mapping[str, Any]], None]
 TokenArray = npt.NDArray[np.uint16 | np.uint32]
 
 FORMAT = 1  # raised when the same text would give other token files

@@ -1,0 +1,273 @@
+"""Hugging Face's Trainer as it is used here: order of the data, schedule, saving, reporting.
+
+All that a step depends on is saved or follows from the seed and the step's number, so a training
+that was killed goes on exactly where its last complete save was.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging as hf_logging
+
+from merino_edge.errors import TrainingError
+from merino_edge.files import sync_folder, write_json
+from merino_edge.training.data import TokenArray
+from merino_edge.training.request import Report
+
+FINAL_SHARE = 0.1  # of the learning rate, where a schedule ends
+DECAY_SHARE = 0.2  # of the steps, at the end of warm-up, stable, decay
+PROBE_STEPS = 10  # after which a time budget becomes a number of steps
+REFITS = (0.25, 0.5, 0.75, 0.9)  # shares of the time at which that number is looked at again
+ENDLESS = 1 << 40  # steps, while their number is unknown
+COMPLETE = "complete.json"  # the last file of a save: a save without it was interrupted
+
+
+class PackedTokens(Dataset[dict[str, torch.Tensor]]):
+    """Windows of one long token sequence in an order that follows from the seed alone.
+
+    Each epoch starts at another offset within the first window and takes its windows in another
+    order. The length is that of the whole training, so the place in the data is the step's number.
+    """
+
+    def __init__(self, tokens: TokenArray, context_length: int, seed: int, length: int) -> None:
+        """Keep the mapped tokens; `length` windows are asked for in the whole training."""
+        self.tokens, self.context_length, self.seed, self.length = tokens, context_length, seed, length
+        self.windows = max(1, (len(tokens) - context_length) // context_length)
+        self._epoch, self._order, self._offset = -1, np.zeros(0, np.int64), 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        epoch, place = divmod(index, self.windows)
+        if epoch != self._epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            spare = len(self.tokens) - self.windows * self.context_length
+            self._epoch, self._order = epoch, rng.permutation(self.windows)
+            self._offset = int(rng.integers(0, min(spare, self.context_length) + 1))
+        start = self._offset + int(self._order[place]) * self.context_length
+        ids = torch.from_numpy(self.tokens[start : start + self.context_length].astype(np.int64))  # (T,)
+        return {"input_ids": ids, "labels": ids}
+
+
+def stack(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Join windows `(T,)` to a batch `(B, T)`."""
+    ids = torch.stack([item["input_ids"] for item in items])
+    return {"input_ids": ids, "labels": ids}
+
+
+@dataclass
+class Plan:
+    """How many steps there will be; under a time budget that is found out on the way.
+
+    Attributes:
+        steps: None until the first steps of a time budget have been timed.
+        seconds: The time budget of the steps, None where their number was given.
+        warmup: Steps of rising learning rate; None for a tenth of the steps, at most 50.
+        schedule: One of `request.SCHEDULES`.
+        seconds_used: By earlier processes of the same training.
+        validation_steps: Steps whose time the validation afterwards will take.
+    """
+
+    steps: int | None
+    seconds: float | None
+    warmup: int | None
+    schedule: str
+    seconds_used: float = 0.0
+    validation_steps: float = 0.0
+
+    def factor(self, step: int) -> float:
+        """Share of the learning rate at a step."""
+        warmup = self.warmup if self.warmup is not None else min(50, (self.steps or ENDLESS) // 10)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if self.schedule == "constant" or self.steps is None:
+            return 1.0
+        done = min(1.0, (step - warmup) / max(1, self.steps - warmup))
+        if self.schedule == "wsd":
+            return 1.0 - (1.0 - FINAL_SHARE) * max(0.0, (done - (1.0 - DECAY_SHARE)) / DECAY_SHARE)
+        return FINAL_SHARE + (1.0 - FINAL_SHARE) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+    def refit(self, step: int, elapsed: float, step_seconds: float) -> None:
+        """Fit the number of steps to the time that is left."""
+        if self.seconds is not None:
+            self.steps = max(step, step + int((self.seconds - elapsed) / step_seconds - self.validation_steps))
+
+
+@dataclass
+class Watch(TrainerCallback):
+    """Stops, saves and reports; its numbers become the curve.
+
+    Attributes:
+        plan: See `Plan`.
+        tokens_per_step: Tokens of one batch, all processes together.
+        save_seconds: Time from one save to the next.
+        report: Told how far the training is, at most twice a second.
+        log_steps: Steps from one recorded loss to the next.
+        on_plan: Called when the plan has changed or a save is complete.
+    """
+
+    plan: Plan
+    tokens_per_step: int
+    save_seconds: float
+    report: Report
+    log_steps: int
+    on_plan: Callable[[Plan], None]
+    curve: list[dict[str, float]] = field(default_factory=list)
+    _started: float = 0.0
+    _first_step: int = 0
+    _probed: tuple[int, float] = (0, 0.0)
+    _reported: float = 0.0
+    _saved: float = 0.0
+    _refits: int = 0
+
+    def elapsed(self) -> float:
+        """Seconds spent on steps, those of earlier processes included."""
+        return self.plan.seconds_used + time.monotonic() - self._started
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock; a continued training keeps its curve."""
+        self._started = self._saved = time.monotonic()
+        self._first_step = state.global_step
+        self._refits = sum(self.plan.seconds_used >= share * (self.plan.seconds or 0.0) for share in REFITS)
+        self.curve = [_point(entry) for entry in state.log_history if "loss" in entry]
+        state.max_steps = self.plan.steps or ENDLESS
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Fit the plan to the clock, and decide whether to log, save or stop."""
+        step, here = state.global_step, state.global_step - self._first_step
+        self._refit(step, here)
+        state.max_steps = self.plan.steps or ENDLESS
+        control.should_training_stop = step >= state.max_steps
+        control.should_log = step % self.log_steps == 0 or control.should_training_stop
+        due = time.monotonic() - self._saved >= self.save_seconds
+        control.should_save = due and step % self.log_steps == 0 and not control.should_training_stop
+        if time.monotonic() - self._reported >= 0.5 or control.should_training_stop:
+            self._reported = time.monotonic()
+            self._tell(step, here)
+
+    def _refit(self, step: int, here: int) -> None:
+        if self.plan.seconds is None:
+            return
+        now = time.monotonic()
+        if here == 2:
+            self._probed = (here, now)  # the first steps warm up caches and kernels
+        timed = here - self._probed[0]
+        share = self.elapsed() / self.plan.seconds
+        first = self.plan.steps is None and here >= PROBE_STEPS
+        late = share >= 1.0 or (self._refits < len(REFITS) and share >= REFITS[self._refits])
+        if (first or late) and self._probed[0] and timed:
+            self._refits = sum(share >= s for s in REFITS)
+            self.plan.refit(step, self.elapsed(), (now - self._probed[1]) / timed)
+            self.on_plan(self.plan)
+        elif share >= 1.0:
+            self.plan.steps = step
+
+    def _tell(self, step: int, here: int) -> None:
+        rate = here / (time.monotonic() - self._started)
+        left = (self.plan.steps - step) / rate if self.plan.steps else (self.plan.seconds or 0.0) - self.elapsed()
+        self.report(
+            {
+                "stage": "training",
+                "step": step,
+                "steps": self.plan.steps or step + max(1, round(left * rate)),
+                "tokens": step * self.tokens_per_step,
+                "loss": self.curve[-1]["loss"] if self.curve else None,
+                "tokens_per_s": rate * self.tokens_per_step,
+                "seconds_left": max(0.0, left),
+            }
+        )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Keep the loss for the curve; stop where it is no number."""
+        if not logs or "loss" not in logs:
+            return
+        entry = state.log_history[-1]
+        entry["tokens"] = state.global_step * self.tokens_per_step
+        if not math.isfinite(logs["loss"]):
+            raise TrainingError(
+                f"the loss became {logs['loss']} at step {state.global_step}",
+                hint="train again with a lower --learning-rate",
+            )
+        self.curve.append(_point(entry))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Mark the save as complete once all of it is on the disk."""
+        assert args.output_dir is not None
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            for file in folder.iterdir():
+                handle = os.open(file, os.O_RDONLY)
+                os.fsync(handle)
+                os.close(handle)
+            sync_folder(folder)
+            write_json(folder / COMPLETE, {"step": state.global_step})
+            self.on_plan(self.plan)
+        self._saved = time.monotonic()
+
+
+def _point(entry: Mapping[str, float]) -> dict[str, float]:
+    return {key: entry[key] for key in ("step", "tokens", "loss", "learning_rate") if key in entry}
+
+
+def last_save(folder: Path) -> Path | None:
+    """Return the newest complete save; what an interruption left half-written is removed."""
+    best: Path | None = None
+    for save in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+        if (save / COMPLETE).is_file():
+            best = save
+        else:
+            shutil.rmtree(save)
+    return best
+
+
+class OrderedTrainer(Trainer):
+    """A Trainer that takes the data in the order of the data set, which is random already."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        assert isinstance(self.train_dataset, PackedTokens)
+        return SequentialSampler(self.train_dataset)
+
+
+def make_optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019), fused; weight decay for matrices, none for norm gains."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() == 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() != 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+class quiet(AbstractContextManager[None]):
+    """Keeps transformers from printing and from drawing bars; restores what was."""
+
+    def __enter__(self) -> None:
+        self.level, self.bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+        hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *_: object) -> None:
+        hf_logging.set_verbosity(self.level)
+        if self.bars:
+            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,151 @@
+"""What can be asked of a training, and what comes of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from merino_edge.architecture import Architecture
+from merino_edge.errors import UsageError, did_you_mean
+
+Report = Callable[[Mapping[str, Any]], None]
+SCHEDULES = ("cosine", "wsd", "constant")
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train, on what, for how long.
+
+    Attributes:
+        architecture: The model.
+        output: The checkpoint folder to write.
+        data: Sources as for `open_text`; None for the default text.
+        tokenizer: None for a BPE of the text (or that of `start_from`), `gpt2`, or a path.
+        start_from: A checkpoint to continue from, with its tokenizer.
+        tokens: Budget in tokens. At most one of the three budgets; without any, one epoch.
+        steps: Budget in optimizer steps.
+        seconds: Budget in seconds of the whole call, text and validation included.
+        context_length: Tokens of one sequence.
+        tokens_per_batch: Of one optimizer step, all processes together; None for `default_batch`.
+        micro_batch: Sequences of one forward pass; halved where the GPU's memory is too small.
+        learning_rate: At its highest; None for `default_learning_rate`.
+        weight_decay: For matrices.
+        warmup: Steps of rising learning rate; None for a tenth of the steps, at most 50.
+        schedule: `cosine`, `wsd` (falls over the last fifth) or `constant`.
+        seed: Of weights, order and held-out text.
+        resume: Go on where an unfinished training of the same request stopped; else drop it.
+        flops_per_token: Of one forward pass, head included; recorded as FLOP/s.
+        threads: Of the CPU; None for torch's choice.
+        compile: Use `torch.compile`.
+        save_seconds: Time between saves.
+        token_folder: Where token files are kept; None for the user's cache folder.
+    """
+
+    architecture: Architecture
+    output: Path
+    data: tuple[str, ...] | None = None
+    tokenizer: str | None = None
+    start_from: Path | None = None
+    tokens: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    context_length: int = 256
+    tokens_per_batch: int | None = None
+    micro_batch: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float = 0.1
+    warmup: int | None = None
+    schedule: str = "cosine"
+    seed: int = 0
+    resume: bool = True
+    flops_per_token: float | None = None
+    threads: int | None = None
+    compile: bool = False
+    save_seconds: float = 60.0
+    token_folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers once, at the door."""
+        if sum(budget is not None for budget in (self.tokens, self.steps, self.seconds)) > 1:
+            raise UsageError("more than one budget", hint="give one of --tokens, --steps, --time")
+        for name in ("tokens", "steps", "seconds", "tokens_per_batch", "micro_batch", "learning_rate", "threads"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} must be greater than zero, not {value}")
+        if not 2 <= self.context_length <= 1 << 20:
+            raise UsageError(f"context_length must be 2 to {1 << 20}, not {self.context_length}")
+        if self.seed < 0 or self.weight_decay < 0 or (self.warmup or 0) < 0:
+            raise UsageError("seed, weight_decay and warmup must not be negative")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"unknown schedule '{self.schedule}'{did_you_mean(self.schedule, SCHEDULES)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what decides the result, free of this host's paths: the record, and the key of a resume."""
+        names = ["tokens", "steps", "seconds", "context_length", "tokens_per_batch", "learning_rate"]
+        names += ["weight_decay", "warmup", "schedule", "seed"]
+        return {"architecture": self.architecture.digest, **{name: getattr(self, name) for name in names}}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training.
+
+    Attributes:
+        checkpoint: The folder written.
+        steps: Optimizer steps.
+        tokens: Tokens trained on, in this training.
+        train_loss: Mean of the last recorded steps, nats per token.
+        validation_loss: On the checkpoint's held-out tokens, nats per token.
+        perplexity: Exp of it.
+        bits_per_byte: The same for each byte of the held-out text.
+        tokens_per_s: Over all steps.
+        seconds: Of the whole call (earlier, killed calls apart).
+        curve: `step`, `tokens`, `loss`, `learning_rate` of each recorded point.
+    """
+
+    checkpoint: Path
+    steps: int
+    tokens: int
+    train_loss: float
+    validation_loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens_per_s: float
+    seconds: float
+    curve: tuple[Mapping[str, float], ...]
+
+
+def default_batch(context_length: int, cuda: bool) -> int:
+    """Tokens of one step: few on a CPU, where a budget of minutes must still give hundreds of steps."""
+    return max(context_length, 65_536 if cuda else 4_096)
+
+
+def default_learning_rate(architecture: Architecture) -> float:
+    """Highest learning rate: falls with the width, as tried on models of 5 to 12 M parameters."""
+    width = max(block.width for block in architecture.blocks)
+    return 3e-3 * min(1.0, 256 / width)
+
+
+def with_defaults(request: TrainRequest, cuda: bool) -> TrainRequest:
+    """Fill in what was left open; batch and micro-batch become whole numbers of sequences."""
+    batch = request.tokens_per_batch or default_batch(request.context_length, cuda)
+    if batch % request.context_length:
+        batch = max(1, round(batch / request.context_length)) * request.context_length
+    sequences = batch // request.context_length
+    micro = min(sequences, request.micro_batch or (64 if cuda else 8))
+    while sequences % micro:
+        micro -= 1
+    rate = request.learning_rate or default_learning_rate(request.architecture)
+    return replace(request, tokens_per_batch=batch, micro_batch=micro, learning_rate=rate)
+
+
+def smaller_micro_batch(request: TrainRequest) -> TrainRequest:
+    """Halve the micro-batch, to a number that divides the batch."""
+    sequences = (request.tokens_per_batch or 0) // request.context_length
+    micro = max(1, (request.micro_batch or 2) // 2)
+    while sequences % micro:
+        micro -= 1
+    return replace(request, micro_batch=micro)

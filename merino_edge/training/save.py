@@ -1,0 +1,111 @@
+"""What a finished training leaves: a Hugging Face folder, complete or not there at all.
+
+`config.json model.safetensors generation_config.json tokenizer.json tokenizer_config.json`, and of
+our own `training.json` (request, data, curve, result), `validation_tokens.npy`, `validation.json`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import GenerationConfig
+
+from merino_edge.errors import TrainingError
+from merino_edge.files import read_json, sync_folder, write_json
+from merino_edge.training.data import TokenData, end_of_text_id, write_validation
+from merino_edge.training.evaluate import Evaluation
+from merino_edge.training.loop import Watch
+from merino_edge.training.model import MerinoForCausalLM
+from merino_edge.training.request import TrainRequest, TrainResult
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; put it in the place of `folder` if all went well."""
+    temporary = folder.parent / f".{folder.name}.new"
+    old = folder.parent / f".{folder.name}.old"
+    for rest in (temporary, old):
+        if rest.exists():
+            shutil.rmtree(rest)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def write_checkpoint(
+    request: TrainRequest,
+    data: TokenData,
+    model: MerinoForCausalLM,
+    watch: Watch,
+    evaluation: Evaluation,
+    tokens: int,
+    started: float,
+) -> TrainResult:
+    """Write the checkpoint folder and return what it records."""
+    if not math.isfinite(evaluation.loss):
+        raise TrainingError("the validation loss is no number", hint="train again with a lower --learning-rate")
+    with _replacing(request.output) as folder:
+        _write_model(model, data, request, folder)
+        write_validation(data, folder)
+        held_out = read_json(folder / "validation.json")
+        seconds = time.monotonic() - started
+        rate = tokens / watch.elapsed() if watch.elapsed() else 0.0
+        result = TrainResult(
+            checkpoint=request.output,
+            steps=tokens // (request.tokens_per_batch or 1),
+            tokens=tokens,
+            train_loss=watch.curve[-1]["loss"] if watch.curve else float("nan"),
+            validation_loss=evaluation.loss,
+            perplexity=evaluation.perplexity,
+            bits_per_byte=evaluation.bits_per_byte(held_out["bytes"]),
+            tokens_per_s=rate,
+            seconds=seconds,
+            curve=tuple(watch.curve),
+        )
+        write_json(folder / "training.json", _record(request, data, result))
+    return result
+
+
+def _record(request: TrainRequest, data: TokenData, result: TrainResult) -> dict[str, Any]:
+    names = ["steps", "tokens", "train_loss", "validation_loss", "perplexity", "bits_per_byte"]
+    names += ["tokens_per_s", "seconds"]
+    cuda = torch.cuda.is_available()
+    return {
+        "request": request.to_json(),
+        "micro_batch": request.micro_batch,
+        "data": {"source": data.source, "train_tokens": data.train_tokens, "digest": data.digest},
+        "result": {name: getattr(result, name) for name in names},
+        "model_flops_per_s": 3 * request.flops_per_token * result.tokens_per_s if request.flops_per_token else None,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "torch": torch.__version__,
+        "curve": [dict(point) for point in result.curve],
+    }
+
+
+def _write_model(model: MerinoForCausalLM, data: TokenData, request: TrainRequest, folder: Path) -> None:
+    """Write the Hugging Face part: weights, configs, tokenizer."""
+    tokenizer = Tokenizer.from_file(str(data.tokenizer))
+    end = end_of_text_id(tokenizer)
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder)
+    shutil.copyfile(data.tokenizer, folder / "tokenizer.json")
+    word = None if end is None else tokenizer.id_to_token(end)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": request.context_length}
+    write_json(folder / "tokenizer_config.json", {**settings, "eos_token": word, "pad_token": word})

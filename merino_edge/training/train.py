@@ -1,0 +1,241 @@
+"""Train an architecture on text: from a request to a checkpoint folder.
+
+The work goes on in a hidden folder beside the checkpoint (`.checkpoint.training`), which a killed
+training continues from; the finished checkpoint is written to another and renamed. The same request
+on the same machine gives the same loss, to the last bit on a CPU; a budget in seconds turns the
+clock into a number of steps, so there only the request with that number of steps repeats.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from merino_edge.checkpoint import WEIGHTS, read_config
+from merino_edge.errors import TrainingError
+from merino_edge.files import read_json, sha256_file, write_json
+from merino_edge.training.data import TokenData, prepare_data
+from merino_edge.training.evaluate import evaluate_tokens, load_model
+from merino_edge.training.loop import (
+    ENDLESS,
+    OrderedTrainer,
+    PackedTokens,
+    Plan,
+    Watch,
+    last_save,
+    make_optimizer,
+    quiet,
+    stack,
+)
+from merino_edge.training.model import MerinoConfig, MerinoForCausalLM
+from merino_edge.training.request import Report, TrainRequest, TrainResult, smaller_micro_batch, with_defaults
+from merino_edge.training.save import write_checkpoint
+
+__all__ = ["TrainRequest", "TrainResult", "train"]
+
+PLAN = "plan.json"
+VALIDATION_COST = 0.4  # of a token's training: one pass of three, and slower kernels
+
+
+def train(request: TrainRequest, progress: Report | None = None) -> TrainResult:
+    """Train, and write the checkpoint folder.
+
+    Args:
+        request: What to do.
+        progress: Told `stage`, `step`, `steps`, `tokens`, `loss`, `tokens_per_s`, `seconds_left`;
+            the stages are `tokenizer`, `tokens`, `training`, `validation`. With `note`: a line for a person.
+
+    Raises:
+        DataError: the text cannot be used.
+        TrainingError: the disk is full, the loss is no number, or another training is unfinished here.
+    """
+    started = time.monotonic()
+
+    def report(facts: Mapping[str, Any]) -> None:
+        if progress:
+            empty = dict.fromkeys(("step", "steps", "tokens", "loss", "tokens_per_s", "seconds_left"))
+            progress({"stage": "training", **empty, **facts})
+
+    request = with_defaults(request, torch.cuda.is_available())
+    threads = torch.get_num_threads()
+    try:
+        with quiet():
+            if request.threads:
+                torch.set_num_threads(request.threads)
+            data = _data(request, report)
+            return _train(request, data, started, report)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"training into {request.output} stopped: {error}", hint="free some space; the same command goes on"
+        ) from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error) and "file write failed" not in str(error):
+            raise
+        raise TrainingError(
+            f"cannot save the training of {request.output}: {error}", hint="free some space; the same command goes on"
+        ) from error
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _data(request: TrainRequest, report: Report) -> TokenData:
+    tokenizer = request.tokenizer
+    if request.start_from is not None:
+        architecture, _ = read_config(request.start_from)
+        if architecture.digest != request.architecture.digest:
+            raise TrainingError(
+                f"{request.start_from} holds another architecture: {architecture.describe()},"
+                f" not {request.architecture.describe()}"
+            )
+        tokenizer = tokenizer or str(request.start_from / "tokenizer.json")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return prepare_data(
+        request.data,
+        vocab_size=request.architecture.vocab_size,
+        tokenizer=tokenizer,
+        context_length=request.context_length,
+        seed=request.seed,
+        folder=request.token_folder or cache / "merino-edge" / "tokens",
+        progress=report,
+    )
+
+
+def _train(request: TrainRequest, data: TokenData, started: float, report: Report) -> TrainResult:
+    work = request.output.parent / f".{request.output.name}.training"
+    plan, record = _open_work(work, request, data)
+    trained_before = read_config(request.start_from)[1].get("trained_tokens", 0) if request.start_from else 0
+    if plan.seconds is not None:
+        plan.seconds -= time.monotonic() - started  # reading the text costs time too
+    while True:
+        try:
+            model, watch, steps = _run(request, data, work, plan, record, report)
+            break
+        except torch.OutOfMemoryError as error:
+            if request.micro_batch == 1 or request.micro_batch is None:
+                raise TrainingError(
+                    "one sequence does not fit the memory of the GPU", hint="use a shorter --context"
+                ) from error
+            request = smaller_micro_batch(request)
+            torch.cuda.empty_cache()
+            report({"note": f"out of GPU memory: going on with micro-batches of {request.micro_batch}"})
+    evaluation = evaluate_tokens(
+        model,
+        data.validation(),
+        request.context_length,
+        progress=lambda share: report({"stage": "validation", "step": round(100 * share), "steps": 100}),
+    )
+    tokens = steps * (request.tokens_per_batch or 0)
+    model.config.trained_tokens = int(trained_before) + tokens
+    result = write_checkpoint(request, data, model, watch, evaluation, tokens, started)
+    shutil.rmtree(work)
+    return result
+
+
+def _open_work(work: Path, request: TrainRequest, data: TokenData) -> tuple[Plan, dict[str, Any]]:
+    """Open the folder of an unfinished training, or begin one; return its plan and its record."""
+    record = {**request.to_json(), "tokens_digest": data.digest}
+    record["start_from"] = sha256_file(request.start_from / WEIGHTS) if request.start_from else None
+    used, steps = 0.0, _steps(request, data)
+    if not request.resume and work.exists():
+        shutil.rmtree(work)
+    if (work / PLAN).exists():
+        old = read_json(work / PLAN, "training plan")
+        different = [key for key in record if old.get("request", {}).get(key) != record[key]]
+        if different:
+            raise TrainingError(
+                f"an unfinished training with other settings lies in {work}: {', '.join(different)} differ",
+                hint="give the same settings to go on, or --no-resume to drop it",
+            )
+        if request.seconds is not None:
+            used, steps = old.get("seconds_used", 0.0), old.get("steps")
+    else:
+        write_json(work / PLAN, {"request": record, "steps": steps, "seconds_used": 0.0})
+    validation_steps = VALIDATION_COST * len(data.validation()) / (request.tokens_per_batch or 1)
+    return Plan(steps, request.seconds, request.warmup, request.schedule, used, validation_steps), record
+
+
+def _steps(request: TrainRequest, data: TokenData) -> int | None:
+    batch = request.tokens_per_batch or 1
+    if request.seconds is not None:
+        return None
+    if request.steps is not None:
+        return request.steps
+    return max(1, math.ceil((request.tokens or data.train_tokens) / batch))
+
+
+def _run(
+    request: TrainRequest, data: TokenData, work: Path, plan: Plan, record: dict[str, Any], report: Report
+) -> tuple[MerinoForCausalLM, Watch, int]:
+    """Train to the end of the plan, from the last complete save where there is one."""
+    torch.manual_seed(request.seed)
+    if request.start_from is not None:
+        model = load_model(request.start_from)
+        model.config.max_position_embeddings = request.context_length
+    else:
+        model = MerinoForCausalLM(
+            MerinoConfig(architecture=request.architecture.to_json(), max_position_embeddings=request.context_length)
+        )
+    assert request.tokens_per_batch and request.micro_batch and request.learning_rate
+    cuda = torch.cuda.is_available()
+    if cuda:
+        model.to(torch.device("cuda"))  # type: ignore[arg-type]  # transformers types its wrapper wrongly
+    optimizer = make_optimizer(model, request.learning_rate, request.weight_decay)
+    watch: Watch
+
+    def keep(plan: Plan) -> None:
+        write_json(work / PLAN, {"request": record, "steps": plan.steps, "seconds_used": watch.elapsed()})
+
+    watch = Watch(
+        plan,
+        request.tokens_per_batch,
+        request.save_seconds,
+        report,
+        log_steps=max(1, min(10, (plan.steps or ENDLESS) // 20)) if request.seconds is None else 10,
+        on_plan=keep,
+    )
+    sequences = request.tokens_per_batch // request.context_length
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=plan.steps or ENDLESS,
+        per_device_train_batch_size=request.micro_batch,
+        gradient_accumulation_steps=max(1, sequences // (request.micro_batch * processes)),
+        seed=request.seed,
+        bf16=cuda and torch.cuda.is_bf16_supported(),
+        torch_compile=request.compile,
+        max_grad_norm=1.0,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        remove_unused_columns=False,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        save_total_limit=2,
+        disable_tqdm=True,
+        log_level="error",
+        report_to=[],
+    )
+    tokens = PackedTokens(data.train(), request.context_length, request.seed, (plan.steps or ENDLESS) * sequences)
+    trainer = OrderedTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=tokens,
+        data_collator=stack,
+        callbacks=[watch],
+        optimizers=(optimizer, LambdaLR(optimizer, lambda step: plan.factor(step))),
+    )
+    trainer.remove_callback(PrinterCallback)
+    save = last_save(work)
+    trainer.train(resume_from_checkpoint=str(save) if save else None)
+    return model, watch, trainer.state.global_step
