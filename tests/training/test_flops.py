@@ -47,8 +47,6 @@ def wide_like(seed: int) -> Architecture:
 
 MAKERS = (poster_like, wide_like)
 RANDOM = [pytest.param(make(seed), id=f"{make.__name__}-{seed}") for make in MAKERS for seed in range(12)]
-    pytest.param(make(seed), id=f"{make.__name__}-{seed}") for make in (poster_like, wide_like) for seed in range(12)
-]
 
 
 @pytest.mark.parametrize("architecture", RANDOM)
