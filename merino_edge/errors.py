@@ -16,6 +16,7 @@ Each class fixes the ``kind`` that ``--json`` prints and the exit code of the co
     ├── MeasurementError            5  a measurement is not valid (throttled, disturbed, too short)
     ├── PartialFailureError         6  some devices or rows failed, others are done
     ├── RegressionError             7  slower or larger than the baseline allows
+    ├── InternalError               1  a mistake of ours
     └── InterruptedByUser         130  Ctrl-C
 """
 
@@ -138,6 +139,12 @@ class RegressionError(MerinoEdgeError):
 
     exit_code = 7
     kind = "regression"
+
+
+class InternalError(MerinoEdgeError):
+    """Something that should not be possible: a mistake in merino-edge."""
+
+    kind = "internal"
 
 
 class InterruptedByUser(MerinoEdgeError):

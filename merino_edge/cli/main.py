@@ -14,7 +14,9 @@ from typing import Any
 import click
 
 from merino_edge import __version__
-from merino_edge.errors import InterruptedByUser, MerinoEdgeError, UsageError, did_you_mean
+from merino_edge.errors import InternalError, InterruptedByUser, MerinoEdgeError, UsageError, did_you_mean
+
+_REPORT = "this is a mistake in merino-edge: please report it with the lines above"
 
 COMMANDS = {
     "profile": "Measure a device and fit its latency model.",
@@ -89,6 +91,11 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except Exception as error:  # noqa: BLE001  a mistake of ours: say so, and keep the promise of --json
+        import traceback
+
+        traceback.print_exc()
+        code = _report(InternalError(f"internal error: {type(error).__name__}: {error}", hint=_REPORT), args)
     sys.exit(code)
 
 

@@ -14,7 +14,10 @@ from merino_edge.units import parse_bytes, parse_count, parse_energy_mj, parse_l
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-_ParamType = click.ParamType[Any] if TYPE_CHECKING else click.ParamType  # generic from click 8.4 on
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # older clicks have no generic one
 
 
 class Quantity(_ParamType):

@@ -48,7 +48,8 @@ def command(as_json: bool, **flags: Any) -> None:
     merino-edge search --parameters 50.4M..53.6M --flops 60G --vocab 50257
     """
     from merino_edge.flows.conditions import Conditions
-    from merino_edge.flows.search import SearchOptions, search
+    from merino_edge.flows.search import search
+    from merino_edge.flows.verify import SearchOptions
     from merino_edge.search.scores import ScoreOptions
 
     names = ("latency_of", "percentile", "depth", "recipe", "threads", "train_tokens")

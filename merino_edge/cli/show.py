@@ -49,7 +49,8 @@ def _print(document: dict[str, Any]) -> None:
         ("KV cache", f"{format_bytes(document['kv_cache_bytes'])} for {document['context_length']} tokens"),
     ]
     pairs += [(f"file {recipe}", format_bytes(size)) for recipe, size in document["file_bytes"].items()]
-    pairs += [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in entropy.items()]
+    terms = {name: value for name, value in entropy.items() if name != "blocks"}
+    pairs += [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in terms.items()]
     for row in document["devices"]:
         pairs.append(
             (

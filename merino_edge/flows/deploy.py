@@ -83,7 +83,7 @@ def deploy(
 def _install(device: Device, bundle: Bundle, progress: Progress) -> Any:
     total = sum(f.bytes for f in bundle.manifest.files)
     with progress.task(f"deploying {bundle.label} to {device.name}", total) as task:
-        return device.install(bundle, task.update)
+        return device.install(bundle, lambda done, _: task.update(done))
 
 
 def rollback(device_name: str | None, release: int | None, progress: Progress = SILENT) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def profile(
     """
     name = select_device(name, None, progress)
     if options.estimate:
-        return document(estimated_profile(name, board_of(name), options.conditions), options.conditions)
+        return document(estimated_profile(name, board_of(name), options.conditions), options)
     if options.host is not None or is_unregistered_board(name):
         register(name, options.host, ask=ask)
     entry = find_entry(name)
@@ -81,7 +81,7 @@ def profile(
     result = Profile(name, estimate=False, facts=facts, recipes={**kept, label: recipe})
     write_profile(result)
     (device_folder(name) / _PARTIAL).unlink(missing_ok=True)
-    return document(result, options.conditions)
+    return document(result, options)
 
 
 _PARTIAL = "profile.partial.json"
@@ -205,9 +205,9 @@ def fit_known(
     return RecipeProfile(conditions, key, latency, memory, len(known), seconds, cache_bytes)
 
 
-def document(profile: Profile, conditions: Conditions) -> dict[str, Any]:
+def document(profile: Profile, options: ProfileOptions) -> dict[str, Any]:
     """Return the JSON document of a profile, its default latency model first."""
-    recipe = profile.recipe(conditions)
+    recipe = profile.recipe(options.conditions)
     assert recipe is not None  # it was just made
     tg = recipe.latency["tg"]
     return {
@@ -222,13 +222,13 @@ def document(profile: Profile, conditions: Conditions) -> dict[str, Any]:
         "latency_model": tg.accuracy,
         "latency_models": {test: model.accuracy for test, model in recipe.latency.items()},
         "memory_model": getattr(recipe.memory, "accuracy", None),
-        "reach": _reach(recipe),
+        "reach": _reach(recipe, options),
     }
 
 
-def _reach(recipe: RecipeProfile) -> list[dict[str, Any]]:
+def _reach(recipe: RecipeProfile, options: ProfileOptions) -> list[dict[str, Any]]:
     """Predict the smallest and the largest architecture of the space, to show what limits make sense."""
-    space = load_space("poster", recipe.conditions.vocab_size)
+    space = load_space(options.space, options.conditions.vocab_size)
     rows = []
     for label, index in (("smallest", 0), ("largest", space.size - 1)):
         architecture = space.decode(index)

@@ -11,81 +11,21 @@ import csv
 import io
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from merino_edge.device.registry import device_folder
 from merino_edge.errors import UsageError
 from merino_edge.files import write_atomic, write_lines
-from merino_edge.flows.conditions import DEFAULT_CONDITIONS, Conditions
-from merino_edge.flows.devices import board_of, find_entry, is_unregistered_board, opened, select_device
-from merino_edge.flows.measuring import MEASUREMENTS, SHARED_KEY, Known, known_from_log, measure_architecture
-from merino_edge.flows.profile import MIN_MODELS, fit_known
-from merino_edge.flows.profile_file import Profile, RecipeProfile, estimated_profile, read_profile
-from merino_edge.measurement import Measurement, read_measurements
+from merino_edge.flows.devices import board_of, find_entry, is_unregistered_board, select_device
+from merino_edge.flows.profile_file import estimated_profile, read_profile
+from merino_edge.flows.verify import DEVICE_LIMITS, SearchOptions, State, blind_prediction, keeps, make_request, verify
+from merino_edge.measurement import read_measurements
 from merino_edge.progress import SILENT, Progress
 from merino_edge.run import Run, check_run_name, create_run, list_runs
-from merino_edge.search.engine import Candidate, Measured, SearchOutcome, SearchRequest
+from merino_edge.search.engine import Candidate, SearchOutcome
 from merino_edge.search.engine import search as run_search
-from merino_edge.search.scores import ScoreOptions
 from merino_edge.search.space import Space, load_space
-from merino_edge.units import Limit, format_ms
-
-MAX_ROUNDS = 8
-VERIFY_SECONDS = 4.0
-DEVICE_LIMITS = ("latency_ms", "memory_bytes", "energy_mj")
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """What the command line says.
-
-    Attributes:
-        device: `--device`.
-        limits: By name: latency_ms, memory_bytes, file_bytes, parameters, flops, energy_mj.
-        conditions: What the limits mean.
-        space: Name or TOML file.
-        score: Which score, with its parameters.
-        mode: `auto`, `exact`, `evolution`.
-        seed: Of the evolutionary search.
-        run: Name of the run to write.
-        verify: Measure the winner on the device.
-    """
-
-    device: str | None = None
-    limits: Mapping[str, Limit] = field(default_factory=dict)
-    conditions: Conditions = DEFAULT_CONDITIONS
-    space: str = "poster"
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-    mode: str = "auto"
-    seed: int = 0
-    run: str | None = None
-    verify: bool = True
-
-
-@dataclass
-class _State:
-    """What one search knows of its device; grows by every measurement."""
-
-    device: str
-    conditions: Conditions
-    profile: Profile
-    recipe: RecipeProfile
-    known: dict[str, Known]
-
-    @property
-    def log(self) -> Path:
-        return device_folder(self.device) / MEASUREMENTS
-
-    def learn(self) -> None:
-        """Read what the log says now and fit again."""
-        self.known = known_from_log(self.log, self.recipe.key, self.conditions.depth, self.conditions.context_length)
-        complete = {d: k for d, k in self.known.items() if len(k.ms) >= 2 and k.memory_bytes is not None}
-        if len(complete) >= MIN_MODELS:
-            self.recipe = fit_known(
-                complete, self.recipe.key, self.conditions, self.recipe.cache_bytes, self.recipe.seconds
-            )
+from merino_edge.units import format_ms
 
 
 def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any]:
@@ -107,19 +47,19 @@ def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any
     if state.profile.estimate and any(limit in options.limits for limit in DEVICE_LIMITS):
         progress.note(f"{name} was never profiled: every latency and memory below is an estimate (merino-edge profile)")
     _refuse_energy(options, name)
-    outcome = run_search(_request(space, options, state))
+    outcome = run_search(make_request(space, options, state))
     first = outcome
     rounds: list[dict[str, Any]] = []
     measured: dict[str, Any] | None = None
     if _must_verify(options, name):
-        outcome, measured, rounds = _verify(space, options, state, outcome, progress)
+        outcome, measured, rounds = verify(space, options, state, outcome, progress)
     document = _document(name, options, space, state, outcome, first, measured, rounds)
     document["seconds"]["total"] = time.monotonic() - started
     run = _write_run(options, name, outcome, document, state)
     return {**document, "run": run.name}
 
 
-def _open_state(name: str, options: SearchOptions) -> _State:
+def _open_state(name: str, options: SearchOptions) -> State:
     """Read the profile; the shipped estimate stands in where there is none."""
     conditions = options.conditions
     profile = None if is_unregistered_board(name) else read_profile(find_entry(name).name)
@@ -141,7 +81,7 @@ def _open_state(name: str, options: SearchOptions) -> _State:
                 f"{name} was profiled with {what} {have}, the search asks for {want}",
                 hint=f"merino-edge profile {name} --{flag} {want}",
             )
-    state = _State(name, conditions, profile, recipe, {})
+    state = State(name, conditions, profile, recipe, {})
     if recipe.key:
         state.learn()
     return state
@@ -158,100 +98,11 @@ def _must_verify(options: SearchOptions, name: str) -> bool:
     return wanted and not is_unregistered_board(name)
 
 
-def _request(space: Space, options: SearchOptions, state: _State) -> SearchRequest:
-    measured = {
-        digest: Measured(k.architecture, ms=k.ms, memory_bytes=k.memory_bytes) for digest, k in state.known.items()
-    }
-    return SearchRequest(
-        space=space,
-        score=options.score,
-        limits=options.limits,
-        latency=state.recipe.latency,
-        latency_of=options.conditions.latency_of,
-        memory=state.recipe.memory,
-        recipe=options.conditions.recipe,
-        context_length=options.conditions.context_length,
-        mode=options.mode,
-        seed=options.seed,
-        measured=measured,
-    )
-
-
-def _verify(
-    space: Space, options: SearchOptions, state: _State, outcome: SearchOutcome, progress: Progress
-) -> tuple[SearchOutcome, dict[str, Any] | None, list[dict[str, Any]]]:
-    """Measure the winner until it keeps its limits by the device's own clock.
-
-    Returns:
-        The last search, what was measured of its winner, and every round.
-    """
-    rounds: list[dict[str, Any]] = []
-    with (
-        opened(find_entry(state.device)) as device,
-        progress.task(f"measuring the winner on {state.device}", MAX_ROUNDS) as task,
-    ):
-        facts = device.facts()
-        for number in range(MAX_ROUNDS):
-            winner = outcome.winner
-            digest = winner.architecture.digest
-            if digest not in state.known or state.known[digest].memory_bytes is None:
-                records = measure_architecture(
-                    device, facts, winner.architecture, state.conditions, VERIFY_SECONDS, state.log
-                )
-                _adopt_key(state, records)
-                state.learn()
-            known = state.known.get(digest)
-            rounds.append(_round(winner, known, options))
-            task.update(number + 1)
-            if known is None:
-                progress.note("the measurement was disturbed and does not count; trying once more")
-                continue
-            outcome = run_search(_request(space, options, state))
-            if outcome.winner.architecture.digest == digest and rounds[-1]["meets"]:
-                break
-    known = state.known.get(outcome.winner.architecture.digest)
-    return outcome, _measured(known), rounds
-
-
-def _adopt_key(state: _State, records: list[Measurement]) -> None:
-    """Take the key of the first real record where the profile was only an estimate."""
-    if records and not state.recipe.key:
-        key = {name: getattr(records[0].key, name) for name in SHARED_KEY}
-        old = state.recipe
-        state.recipe = RecipeProfile(
-            old.conditions, key, old.latency, old.memory, old.models, old.seconds, old.cache_bytes
-        )
-
-
-def _measured(known: Known | None) -> dict[str, Any] | None:
-    if known is None:
-        return None
-    return {
-        "tg_ms": known.ms.get("tg"),
-        "pp128_ms": known.ms.get("pp128"),
-        "peak_memory_bytes": known.memory_bytes,
-    }
-
-
-def _round(winner: Candidate, known: Known | None, options: SearchOptions) -> dict[str, Any]:
-    measured = _measured(known)
-    meets = False
-    if known is not None:
-        values = {"latency_ms": known.ms.get(options.conditions.latency_of), "memory_bytes": known.memory_bytes}
-        meets = all(v is None or n not in options.limits or v <= options.limits[n].upper for n, v in values.items())
-    return {
-        "architecture": winner.architecture.to_json(),
-        "predicted": winner.predicted,
-        "measured": measured,
-        "meets": meets,
-    }
-
-
 def _document(
     name: str,
     options: SearchOptions,
     space: Space,
-    state: _State,
+    state: State,
     outcome: SearchOutcome,
     first: SearchOutcome,
     measured: dict[str, Any] | None,
@@ -277,9 +128,10 @@ def _document(
         "flops": winner.flops,
         "flops_with_head": winner.flops_with_head,
         "predicted": {**winner.predicted, "file_bytes": winner.file_bytes},
+        "predicted_blind": blind_prediction(winner, state, rounds),
         "measured": measured,
         "rounds": rounds,
-        "verified": bool(rounds) and bool(rounds[-1]["meets"]),
+        "verified": keeps(options, state, winner),
         "constraints": [dict(c) if isinstance(c, Mapping) else asdict(c) for c in outcome.constraints],
         "sensitivity": [dict(s) if isinstance(s, Mapping) else asdict(s) for s in outcome.sensitivity],
         "runners_up": [_brief(c) for c in outcome.runners_up],
@@ -304,31 +156,32 @@ def _brief(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _prediction_checks(name: str, state: _State) -> list[dict[str, Any]]:
-    """Hold what earlier runs predicted for their winners against what was measured since."""
+def _prediction_checks(name: str, state: State) -> list[dict[str, Any]]:
+    """Hold what earlier runs predicted of their winners, before measuring them, against what was measured since."""
     checks = []
     for run in list_runs():
         found = run.search()
-        if not found or found.get("device") != name or found.get("estimate"):
+        if not found or found.get("device") != name or not found.get("predicted_blind"):
             continue
-        known = state.known.get(found.get("architecture_digest", ""))
-        first = found["rounds"][0] if found.get("rounds") else found
-        if known is None or first.get("predicted") is None:
-            continue
-        if first is not found and first["architecture"] != found["architecture"]:
-            continue
-        for test, ms in known.ms.items():
-            predicted = first["predicted"].get(f"{test}_ms")
+        known = state.known.get(found["architecture_digest"])
+        for test, ms in known.ms.items() if known else ():
+            predicted = found["predicted_blind"].get(f"{test}_ms")
             if predicted:
-                error = 100 * (predicted - ms) / ms
-                checks.append({
-                    "run": run.name, "test": test, "predicted_ms": predicted, "measured_ms": ms, "error_percent": error,
-                })  # fmt: skip
+                checks.append(
+                    {
+                        "run": run.name,
+                        "test": test,
+                        "estimate": found["estimate"],
+                        "predicted_ms": predicted,
+                        "measured_ms": ms,
+                        "error_percent": 100 * (predicted - ms) / ms,
+                    }
+                )
     return checks
 
 
 def _write_run(
-    options: SearchOptions, name: str, outcome: SearchOutcome, document: Mapping[str, Any], state: _State
+    options: SearchOptions, name: str, outcome: SearchOutcome, document: Mapping[str, Any], state: State
 ) -> Run:
     run = create_run(options.run, name)
     run.set_architecture(outcome.winner.architecture)
@@ -338,7 +191,7 @@ def _write_run(
     return run
 
 
-def _keep_records(run: Run, state: _State) -> None:
+def _keep_records(run: Run, state: State) -> None:
     """Keep a copy of the measurements this search used, so that the run explains itself elsewhere."""
     used = [r.to_json() for r in read_measurements(state.log) if r.key.architecture_digest in state.known]
     write_lines(run.measurements_file, used)

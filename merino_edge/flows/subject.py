@@ -41,6 +41,8 @@ class Subject:
 def preset_names() -> list[str]:
     """Names of the shipped presets."""
     folder = resources.files("merino_edge.search") / "presets"
+    if not folder.is_dir():
+        return []
     return sorted(p.name.removesuffix(".json") for p in folder.iterdir() if p.name.endswith(".json"))
 
 

@@ -1,0 +1,218 @@
+"""The measuring loop of a search: the model proposes, the device disposes.
+
+The winner is exported with random weights and measured, and the models are fitted again with what was
+measured, until the winner's measured numbers keep the limits or the rounds are spent. Nothing is
+measured twice: every record lies in the device's log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from merino_edge.device.registry import device_folder
+from merino_edge.flows.conditions import DEFAULT_CONDITIONS, Conditions
+from merino_edge.flows.devices import find_entry, opened
+from merino_edge.flows.measuring import MEASUREMENTS, SHARED_KEY, Known, known_from_log, measure_architecture
+from merino_edge.flows.profile import MIN_MODELS, fit_known
+from merino_edge.flows.profile_file import Profile, RecipeProfile
+from merino_edge.measurement import Measurement
+from merino_edge.progress import Progress
+from merino_edge.search.engine import Candidate, Measured, SearchOutcome, SearchRequest
+from merino_edge.search.engine import search as run_search
+from merino_edge.search.scores import ScoreOptions
+from merino_edge.search.space import Space
+from merino_edge.units import Limit
+
+MAX_ROUNDS = 8
+VERIFY_SECONDS = 4.0
+SLACK = 0.9  # a measured winner below this share of a binding limit is worth another try
+DEVICE_LIMITS = ("latency_ms", "memory_bytes", "energy_mj")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What the command line says.
+
+    Attributes:
+        device: `--device`.
+        limits: By name: latency_ms, memory_bytes, file_bytes, parameters, flops, energy_mj.
+        conditions: What the limits mean.
+        space: Name or TOML file.
+        score: Which score, with its parameters.
+        mode: `auto`, `exact`, `evolution`.
+        seed: Of the evolutionary search.
+        run: Name of the run to write.
+        verify: Measure the winner on the device.
+    """
+
+    device: str | None = None
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    conditions: Conditions = DEFAULT_CONDITIONS
+    space: str = "poster"
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+    mode: str = "auto"
+    seed: int = 0
+    run: str | None = None
+    verify: bool = True
+
+
+@dataclass
+class State:
+    """What one search knows of its device; grows by every measurement."""
+
+    device: str
+    conditions: Conditions
+    profile: Profile
+    recipe: RecipeProfile
+    known: dict[str, Known]
+
+    @property
+    def log(self) -> Path:
+        """The device's measurements."""
+        return device_folder(self.device) / MEASUREMENTS
+
+    def learn(self) -> None:
+        """Read what the log says now and fit again."""
+        self.known = known_from_log(self.log, self.recipe.key, self.conditions.depth, self.conditions.context_length)
+        complete = {d: k for d, k in self.known.items() if len(k.ms) >= 2 and k.memory_bytes is not None}
+        if len(complete) >= MIN_MODELS:
+            self.recipe = fit_known(
+                complete, self.recipe.key, self.conditions, self.recipe.cache_bytes, self.recipe.seconds
+            )
+
+
+def make_request(space: Space, options: SearchOptions, state: State, band: bool = True) -> SearchRequest:
+    """Put together what is searched for; without the band the limits apply to the plain predictions."""
+    latency, memory = state.recipe.latency, state.recipe.memory
+    if not band:
+        latency = {test: replace(model, band=0.0) for test, model in latency.items()}
+        memory = replace(memory, band=0.0)
+    measured = {
+        digest: Measured(k.architecture, ms=k.ms, memory_bytes=k.memory_bytes) for digest, k in state.known.items()
+    }
+    return SearchRequest(
+        space=space,
+        score=options.score,
+        limits=options.limits,
+        latency=latency,
+        latency_of=options.conditions.latency_of,
+        memory=memory,
+        recipe=options.conditions.recipe,
+        context_length=options.conditions.context_length,
+        mode=options.mode,
+        seed=options.seed,
+        measured=measured,
+    )
+
+
+def verify(
+    space: Space, options: SearchOptions, state: State, outcome: SearchOutcome, progress: Progress
+) -> tuple[SearchOutcome, dict[str, Any] | None, list[dict[str, Any]]]:
+    """Measure the winner until it keeps its limits by the device's own clock.
+
+    Returns:
+        The last search, what was measured of its winner, and every round.
+    """
+    rounds: list[dict[str, Any]] = []
+    with (
+        opened(find_entry(state.device)) as device,
+        progress.task(f"measuring the winner on {state.device}", MAX_ROUNDS) as task,
+    ):
+        facts = device.facts()
+        for number in range(MAX_ROUNDS):
+            candidate = _next_candidate(space, options, state, outcome)
+            if candidate is None:
+                break
+            records = measure_architecture(
+                device, facts, candidate.architecture, state.conditions, VERIFY_SECONDS, state.log
+            )
+            _adopt_key(state, records)
+            state.learn()
+            known = state.known.get(candidate.architecture.digest)
+            rounds.append(_round(candidate, known, options))
+            task.update(number + 1)
+            if known is None:
+                progress.note(f"a measurement does not count: {records[0].invalid_reason}; trying again")
+            outcome = run_search(make_request(space, options, state))
+        task.update(MAX_ROUNDS)
+    return outcome, measured_json(state.known.get(outcome.winner.architecture.digest)), rounds
+
+
+def _next_candidate(space: Space, options: SearchOptions, state: State, outcome: SearchOutcome) -> Candidate | None:
+    """Choose what to measure next: the winner, then what the band forbids but might keep the limit.
+
+    The band makes the model careful. Where the measured winner leaves more than a tenth of a binding
+    limit unused, the winner of a search without the band is worth a measurement.
+    """
+    winner = outcome.winner
+    if not is_measured(state, winner):
+        return winner
+    measured = measured_json(state.known[winner.architecture.digest]) or {}
+    values = {
+        "latency_ms": measured.get(f"{options.conditions.latency_of}_ms"),
+        "memory_bytes": measured["peak_memory_bytes"],
+    }
+    binding = [c["name"] for c in outcome.constraints if c["binding"] and c["name"] in values]
+    if not any((values[name] or 0) < SLACK * options.limits[name].upper for name in binding):
+        return None
+    bold = run_search(make_request(space, options, state, band=False)).winner
+    return bold if bold.score > winner.score and not is_measured(state, bold) else None
+
+
+def is_measured(state: State, candidate: Candidate) -> bool:
+    """Say whether the device has told latency and memory of a candidate."""
+    known = state.known.get(candidate.architecture.digest)
+    return known is not None and known.memory_bytes is not None and state.conditions.latency_of in known.ms
+
+
+def _adopt_key(state: State, records: list[Measurement]) -> None:
+    """Take the key of the first real record where the profile was only an estimate."""
+    if records and not state.recipe.key:
+        key = {name: getattr(records[0].key, name) for name in SHARED_KEY}
+        old = state.recipe
+        state.recipe = RecipeProfile(
+            old.conditions, key, old.latency, old.memory, old.models, old.seconds, old.cache_bytes
+        )
+
+
+def measured_json(known: Known | None) -> dict[str, Any] | None:
+    """Return the `measured` object of the search's document."""
+    if known is None:
+        return None
+    return {
+        "tg_ms": known.ms.get("tg"),
+        "pp128_ms": known.ms.get("pp128"),
+        "peak_memory_bytes": known.memory_bytes,
+    }
+
+
+def _round(candidate: Candidate, known: Known | None, options: SearchOptions) -> dict[str, Any]:
+    return {
+        "architecture": candidate.architecture.to_json(),
+        "predicted": candidate.predicted,
+        "measured": measured_json(known),
+        "meets": known is not None and _meets(options, known),
+    }
+
+
+def _meets(options: SearchOptions, known: Known) -> bool:
+    values = {"latency_ms": known.ms.get(options.conditions.latency_of), "memory_bytes": known.memory_bytes}
+    return all(v is None or n not in options.limits or options.limits[n].admits(v) for n, v in values.items())
+
+
+def keeps(options: SearchOptions, state: State, winner: Candidate) -> bool:
+    """Say whether the winner was measured and keeps every limit that the device can tell."""
+    limited = any(name in options.limits for name in DEVICE_LIMITS)
+    return limited and is_measured(state, winner) and _meets(options, state.known[winner.architecture.digest])
+
+
+def blind_prediction(winner: Candidate, state: State, rounds: list[dict[str, Any]]) -> dict[str, float | None] | None:
+    """Return what was predicted of the winner before anything of it was measured; None where it was known."""
+    for entry in rounds:
+        if entry["architecture"] == winner.architecture.to_json():
+            predicted: dict[str, float | None] = entry["predicted"]
+            return predicted
+    return None if winner.architecture.digest in state.known else winner.predicted
