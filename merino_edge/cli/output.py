@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,11 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         click.echo(f"{name:<{width}}  {value}")
+
+
+def interval(value: float, upper: float, form: Callable[[float], str]) -> str:
+    """Write the interval around a prediction, as wide below it as above."""
+    return f"{form(max(0.0, 2 * value - upper))} to {form(upper)}"
 
 
 class TerminalProgress:

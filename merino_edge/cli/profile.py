@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from merino_edge.cli.options import SECONDS, ask_person, json_option
-from merino_edge.cli.output import print_json, print_pairs, terminal_progress
+from merino_edge.cli.output import interval, print_json, print_pairs, terminal_progress
 from merino_edge.units import format_bytes, format_ms
 
 
@@ -73,13 +73,14 @@ def _print(document: dict[str, Any]) -> None:
                 )
             )
     for row in document["reach"]:
-        pairs.append(
-            (
-                f"{row['which']} model",
-                f"tg {format_ms(row['tg_ms'])}, pp128 {format_ms(row['pp128_ms'])}, "
-                f"memory {format_bytes(row['memory_bytes'])}" + (" (estimate)" if document["estimate"] else ""),
-            )
-        )
+        values = []
+        for label, key, form in (
+            ("tg", "tg_ms", format_ms),
+            ("pp128", "pp128_ms", format_ms),
+            ("memory", "memory_bytes", format_bytes),
+        ):
+            values.append(f"{label} {form(row[key])} ({interval(row[key], row[key + '_upper'], form)})")
+        pairs.append((f"{row['which']} model", ", ".join(values) + (" (estimate)" if document["estimate"] else "")))
     print_pairs(pairs)
     slow, quick = (document["reach"][i]["tg_ms"] for i in (1, 0))
     example = (slow * quick) ** 0.5

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from merino_edge.cli.options import BYTES_LIMIT, COUNT, COUNT_LIMIT, ENERGY_LIMIT, MS_LIMIT, device_option, json_option
-from merino_edge.cli.output import print_json, print_pairs, print_table, terminal_progress
+from merino_edge.cli.output import interval, print_json, print_pairs, print_table, terminal_progress
 from merino_edge.units import format_bytes, format_count, format_ms
 
 
@@ -121,8 +121,8 @@ def _print(document: dict[str, Any]) -> None:
         text = f"{word} {fmt(predicted[key])}"
         if measured.get(measured_key) is not None:
             text = f"measured {fmt(measured[measured_key])} ({text})"
-        elif key == "tg_ms" and predicted.get("tg_ms_upper"):
-            text += f", at most {format_ms(predicted['tg_ms_upper'])}"
+        elif predicted.get(f"{key}_upper"):
+            text += f", interval {interval(predicted[key], predicted[f'{key}_upper'], fmt)}"
         pairs.append((label, text))
     pairs += [("limits", line) for line in limit_lines(document)]
     if document["rounds"]:

@@ -237,7 +237,9 @@ def _reach(recipe: RecipeProfile, options: ProfileOptions) -> list[dict[str, Any
                 "which": label,
                 "architecture": architecture.to_json(),
                 **{f"{t}_ms": m.predict_ms(architecture) for t, m in recipe.latency.items()},
+                **{f"{t}_ms_upper": m.upper_ms(architecture) for t, m in recipe.latency.items()},
                 "memory_bytes": recipe.memory.predict_bytes(architecture),
+                "memory_bytes_upper": recipe.memory.upper_bytes(architecture),
             }
         )
     return rows
