@@ -7,6 +7,32 @@ import numpy as np
 from merino_edge.search.cost import Array
 
 BATCH = 512
+CELLS = 128  # per axis of a screen
+
+
+class Screen:
+    """Finds points that a front dominates, in time that does not grow with the front; it may miss some.
+
+    All objectives but the last are cut at quantiles of the front. A cell holds the least last objective
+    among members of the front that are no larger than the cell in every other objective; a point in the
+    cell that lies above it is dominated.
+    """
+
+    def __init__(self, front: Array) -> None:
+        """Build the cells from a front, `(n, objectives)`, at least two objectives."""
+        shares = np.linspace(0.0, 1.0, CELLS)
+        self.edges = [np.unique(np.quantile(column, shares, method="higher")) for column in front[:, :-1].T]
+        self.least = np.full([len(edges) + 1 for edges in self.edges], np.inf)
+        cells = [1 + np.searchsorted(e, column) for e, column in zip(self.edges, front.T, strict=False)]
+        np.minimum.at(self.least, tuple(cells), front[:, -1])
+        for axis in range(self.least.ndim):
+            np.minimum.accumulate(self.least, axis=axis, out=self.least)
+
+    def dominated(self, points: Array) -> Array:
+        """Say which points are dominated for certain, `(n,)`."""
+        cells = [np.searchsorted(e, column, side="right") for e, column in zip(self.edges, points.T, strict=False)]
+        result: Array = self.least[tuple(cells)] < points[:, -1]
+        return result
 
 
 def non_dominated(points: Array) -> Array:

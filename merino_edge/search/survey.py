@@ -7,19 +7,19 @@ it looked at. Ties go to fewer parameters, then fewer FLOPs, then the lower numb
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from merino_edge.search.cost import Array
-from merino_edge.search.pareto import non_dominated
+from merino_edge.search.pareto import Screen, non_dominated
 from merino_edge.units import Limit
 
 LISTED = 11  # the winner and ten runners-up
 FACTORS = (0.8, 1.2, 1.5)
 FRONT_BUFFER = 1 << 16
-SCREEN = 24  # points of the front that a chunk is held against first
 MINIMISED = ("latency_ms", "parameters", "memory_bytes")
 
 
@@ -51,20 +51,22 @@ class Survey:
         limits: What admits a member.
         seen: Members shown.
         feasible: Members that keep every limit.
-        best: Numbers of the best `LISTED` classes, best first.
         relaxed: Best score by (limit, factor), all other limits kept; factor inf is without the limit.
+        front_seconds: Time spent on the front.
     """
 
     limits: Mapping[str, Limit]
     seen: int = 0
     feasible: int = 0
     relaxed: dict[tuple[str, float], float] = field(default_factory=dict)
+    front_seconds: float = 0.0
     _best: Array = field(default_factory=lambda: np.empty((4, 0)))  # score, parameters, FLOPs, row of _numbers
     _numbers: Array = field(default_factory=lambda: np.empty(0, np.int64))
     _front: Array = field(default_factory=lambda: np.empty((0, 0)))
     _front_numbers: Array = field(default_factory=lambda: np.empty(0, np.int64))
     _buffer: list[tuple[Array, Array]] = field(default_factory=list)
     _buffered: int = 0
+    _screen: Screen | None = None
 
     def show(self, numbers: Array, score: Array, columns: Mapping[str, Array], representative: Array) -> None:
         """Take in members.
@@ -83,7 +85,9 @@ class Survey:
         listed = np.flatnonzero(every & representative)
         if len(listed):
             self._show_best(listed, numbers, score, columns)
+            started = time.perf_counter()
             self._show_front(listed, numbers, score, columns)
+            self.front_seconds += time.perf_counter() - started
 
     def _show_relaxed(self, fits: Mapping[str, Array], score: Array, columns: Mapping[str, Array]) -> None:
         for name, limit in self.limits.items():
@@ -115,20 +119,14 @@ class Survey:
     def _show_front(self, listed: Array, numbers: Array, score: Array, columns: Mapping[str, Array]) -> None:
         names = [name for name in MINIMISED if name in columns]
         points = np.column_stack([-score[listed], *(columns[name][listed] for name in names)]).astype(np.float64)
-        keep = self._screen(points)
-        self._buffer.append((points[keep], numbers[listed[keep]]))
-        self._buffered += int(np.count_nonzero(keep))
+        if self._screen is not None:
+            keep = ~self._screen.dominated(points)
+            points, listed = points[keep], listed[keep]
+        self._buffer.append((points, numbers[listed]))
+        self._buffered += len(points)
         if self._buffered > FRONT_BUFFER:
             self._merge_front()
-
-    def _screen(self, points: Array) -> Array:
-        """Drop points that a few members of the front already dominate."""
-        keep = np.ones(len(points), bool)
-        if len(self._front) and len(points) > SCREEN:
-            for row in self._front[:: max(1, len(self._front) // SCREEN)]:
-                dominated = (points >= row).all(1) & (points > row).any(1)
-                keep &= ~dominated
-        return keep
+            self._screen = Screen(self._front)
 
     def _merge_front(self) -> None:
         if not self._buffer:
@@ -153,7 +151,9 @@ class Survey:
 
     def front(self) -> list[int]:
         """Numbers of the non-dominated members, best score first."""
+        started = time.perf_counter()
         self._merge_front()
+        self.front_seconds += time.perf_counter() - started
         if not len(self._front):
             return []
         order = np.lexsort((self._front_numbers, *self._front.T[::-1]))
