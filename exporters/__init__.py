@@ -8,6 +8,7 @@ The files in the order of the data:
     operators.py      the same layer in different operators: by recipe (matrices) and by form (the rest)
     operators_fast.py onnxruntime's own operators: the form `fast`, and every weight-only recipe
     decoder.py        the decoder, written once over those operators: one Scan per block
+    unrolled.py       the same decoder as plain layers, with the names other tools expect
     parity.py         the written file is run and held against `merino_edge.reference`
     to_onnx.py        the exporter registered as `onnx`
 

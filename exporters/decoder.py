@@ -40,18 +40,15 @@ class Decoder:
         token_ids = typed("input_ids", INT64, 1, "tokens")
         logits_index = typed("logits_index", INT64, "logits")
         caches = [self._cache_inputs(i) for i in range(len(a.blocks))]
-        past, total = self._positions(g, token_ids, caches[0][0])
-        tables = self.layer.rotary_tables(g, a.head_dim, past, total)
+        tables = self.layer.rotary_tables(g, a.head_dim, self._positions(g, token_ids, caches[0][0]))
 
         x = self.matrices.embed(g, self.tensors["embedding.weight"], token_ids)  # (1, T, E)
         outputs: list[ir.Value] = []
         for i, cache in enumerate(caches):
-            projection = f"blocks.{i}.projection.weight"
-            if projection in self.tensors:
-                x = self.matrices.linear(g, projection, [self.tensors[projection]], x)
-            x, *present = self._block(g, i, x, cache, tables)
+            x, *present = self._block(g, i, self.enter(g, i, x), cache, tables)
             outputs += present
-        logits = self._head(g, x, logits_index)
+        wanted = g.op("Gather", g.op("Squeeze", x, g.constant([0], np.int64)), logits_index)  # (N, E)
+        logits = annotate(self.write_head(g, wanted, "logits"), FLOAT, "logits", a.vocab_size)
         inputs = [token_ids, logits_index, *(value for cache in caches for value in cache)]
         return g.finish(inputs, [logits, *outputs], self.layer.opsets, ir_version=11, metadata=metadata)
 
@@ -60,12 +57,13 @@ class Decoder:
         shape = (a.blocks[i].depth, 1, a.heads(i), "past", a.head_dim)
         return typed(f"past.{i}.key", FLOAT, *shape), typed(f"past.{i}.value", FLOAT, *shape)
 
-    def _positions(self, g: GraphWriter, token_ids: ir.Value, key: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Return P and P + T as scalars."""
+    def _positions(self, g: GraphWriter, token_ids: ir.Value, key: ir.Value) -> ir.Value:
+        """Return P .. P + T - 1: (1, T)."""
         axis = g.constant([0], np.int64)
         past = g.op("Squeeze", g.op("Shape", key, start=3, end=4), axis)
         new = g.op("Squeeze", g.op("Shape", token_ids, start=1, end=2), axis)
-        return past, g.op("Add", past, new)
+        positions = g.op("Range", past, g.op("Add", past, new), g.constant(1, np.int64))
+        return g.op("Unsqueeze", positions, axis)
 
     def _block(
         self, g: GraphWriter, i: int, x: ir.Value, cache: tuple[ir.Value, ir.Value], tables: tuple[ir.Value, ...]
@@ -86,8 +84,8 @@ class Decoder:
                 parts = g.ops("Split", slices[-1], outputs=2, axis=0, num_outputs=2)
                 norms = [g.op("Squeeze", part, axis) for part in parts]
             else:
-                norms = [g.weight(f"blocks.{i}.norms.{n}", gains[0, n]) for n in (0, 1)]
-            y, key, value = self._layer(g, i, state, norms, (slices[0], slices[1]), tables)
+                norms = self.gains(g, i, 0)
+            y, key, value = self.write_layer(g, i, state, norms, (slices[0], slices[1]), tables)
         annotate(y, FLOAT, 1, "tokens", block.width)
         for present in (key, value):
             annotate(present, FLOAT, 1, a.heads(i), "total", a.head_dim)
@@ -98,7 +96,16 @@ class Decoder:
             annotate(present, FLOAT, block.depth, 1, a.heads(i), "total", a.head_dim)
         return out
 
-    def _layer(
+    def enter(self, g: GraphWriter, i: int, x: ir.Value) -> ir.Value:
+        """Bring x to the width of block i."""
+        name = f"blocks.{i}.projection.weight"
+        return self.matrices.linear(g, name, [self.tensors[name]], x) if name in self.tensors else x
+
+    def gains(self, g: GraphWriter, i: int, layer: int) -> list[ir.Value]:
+        """Return the two norm gains of one layer of block i: (E) each."""
+        return [g.weight(f"blocks.{i}.norms.{layer}.{n}", self.tensors[f"blocks.{i}.norms"][layer, n]) for n in (0, 1)]
+
+    def write_layer(
         self,
         g: GraphWriter,
         i: int,
@@ -106,14 +113,16 @@ class Decoder:
         norms: list[ir.Value],
         past: tuple[ir.Value, ir.Value],
         tables: tuple[ir.Value, ...],
+        mask: ir.Value | None = None,
+        names: tuple[str | None, ...] = (None, None, None),
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Write one layer: (1, T, E) and its cache in, the same out."""
+        """Write one layer of block i: (1, T, E) and its cache in, the same out."""
         heads, part = self.architecture.heads(i), f"blocks.{i}."
         h = self.layer.norm(g, x, norms[0])
         qkv = self._linear(g, part, PROJECTIONS, h)  # (1, T, 3 E)
         q, k, v = g.ops("Split", qkv, outputs=3, axis=-1, num_outputs=3)
         q, k = (self.layer.rotate(g, t, tables, heads) for t in (q, k))
-        attended, key, value = self.layer.attend(g, (q, k, v), past, heads, [None, None, None])
+        attended, key, value = self.layer.attend(g, (q, k, v), past, heads, mask, names)
         x, h = self.layer.add_norm(g, x, self._linear(g, part, ("output",), attended), norms[1])
         h = self.layer.gelu(g, self._linear(g, part, ("ffn_in",), h))  # (1, T, F)
         return g.op("Add", x, self._linear(g, part, ("ffn_out",), h)), key, value
@@ -122,13 +131,11 @@ class Decoder:
         label = f"{part}{'_'.join(names)}.weight"
         return self.matrices.linear(g, label, [self.tensors[f"{part}{name}.weight"] for name in names], x)
 
-    def _head(self, g: GraphWriter, x: ir.Value, logits_index: ir.Value) -> ir.Value:
-        """Write final norm and head for the positions asked for: (1, T, E) -> (N, V)."""
-        wanted = g.op("Gather", g.op("Squeeze", x, g.constant([0], np.int64)), logits_index)  # (N, E)
-        final = self.layer.norm(g, wanted, g.weight("final_norm.weight", self.tensors["final_norm.weight"]))
+    def write_head(self, g: GraphWriter, x: ir.Value, name: str) -> ir.Value:
+        """Write final norm and head: (N, E) -> (N, V), named `name`."""
+        final = self.layer.norm(g, x, g.weight("final_norm.weight", self.tensors["final_norm.weight"]))
         if "output_projection.weight" in self.tensors:
             final = self.matrices.linear(
                 g, "output_projection.weight", [self.tensors["output_projection.weight"]], final
             )
-        logits = self.matrices.head(g, self.tensors["embedding.weight"], final)
-        return annotate(logits, FLOAT, "logits", self.architecture.vocab_size)
+        return self.matrices.head(g, self.tensors["embedding.weight"], final, name)

@@ -5,7 +5,8 @@ by recipe; `Layer` writes all the rest (norm, rotary positions, attention, activ
 `decoder.py` knows neither recipe nor form. Here are the two protocols and the operators of the ONNX
 standard; `operators_fast.py` has onnxruntime's own.
 
-Shapes: T new tokens, P tokens in the cache, E width, H heads, D head_dim, N logits, V vocabulary.
+Shapes: B sequences (1 but in the unrolled form), T new tokens, P tokens in the cache, E width,
+H heads, D head_dim, N logits, V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Matrices(Protocol):
     def linear(self, g: GraphWriter, name: str, matrices: Sequence[Float32], x: ir.Value) -> ir.Value:
         """`x @ W.T` for the matrices `[out, in]` stacked along `out`: (..., in) -> (..., out)."""
 
-    def head(self, g: GraphWriter, table: Float32, x: ir.Value) -> ir.Value:
-        """Logits by the same token table: (N, E) -> (N, V), named `logits`."""
+    def head(self, g: GraphWriter, table: Float32, x: ir.Value, name: str) -> ir.Value:
+        """Logits by the same token table: (N, E) -> (N, V), named `name`."""
 
 
 class Layer(Protocol):
@@ -42,8 +43,8 @@ class Layer(Protocol):
 
     opsets: ClassVar[dict[str, int]]
 
-    def rotary_tables(self, g: GraphWriter, head_dim: int, past: ir.Value, total: ir.Value) -> tuple[ir.Value, ...]:
-        """Cosines and sines of positions `past .. total - 1`, both scalars, for `rotate`."""
+    def rotary_tables(self, g: GraphWriter, head_dim: int, positions: ir.Value) -> tuple[ir.Value, ...]:
+        """Cosines and sines of positions (B, T), int64, for `rotate`: (B, T, D/2) each."""
 
     def rotate(self, g: GraphWriter, x: ir.Value, tables: tuple[ir.Value, ...], heads: int) -> ir.Value:
         """Turn each head by its position: (1, T, H * D) -> the same."""
@@ -63,7 +64,8 @@ class Layer(Protocol):
         qkv: tuple[ir.Value, ir.Value, ir.Value],
         past: tuple[ir.Value, ir.Value],
         heads: int,
-        names: Sequence[str | None],
+        mask: ir.Value | None = None,
+        names: Sequence[str | None] = (None, None, None),
     ) -> tuple[ir.Value, ...]:
         """Causal attention with a cache.
 
@@ -72,6 +74,7 @@ class Layer(Protocol):
             qkv: Rotated queries and keys, and values: (1, T, H * D) each.
             past: Keys and values so far: (1, H, P, D) each.
             heads: H.
+            mask: (B, 1, T, P + T) bool, False where a position is padding; None for none.
             names: Of the three outputs.
 
         Returns:
@@ -90,9 +93,9 @@ class Float32Matrices:
         """See `Matrices`."""
         return g.op("MatMul", x, g.weight(name, np.concatenate([m.T for m in matrices], axis=1)))
 
-    def head(self, g: GraphWriter, table: Float32, x: ir.Value) -> ir.Value:
+    def head(self, g: GraphWriter, table: Float32, x: ir.Value, name: str) -> ir.Value:
         """See `Matrices`."""
-        return g.op("Gemm", x, g.weight("embedding.weight", table), name="logits", transB=1)
+        return g.op("Gemm", x, g.weight("embedding.weight", table), name=name, transB=1)
 
 
 class DynamicInt8Matrices:
@@ -119,11 +122,11 @@ class DynamicInt8Matrices:
         scale = g.weight(f"{name}.scale", np.concatenate([q.scale[:, 0] for q in quantized]))  # (out,)
         return self._product(g, x, values, scale)
 
-    def head(self, g: GraphWriter, table: Float32, x: ir.Value) -> ir.Value:
+    def head(self, g: GraphWriter, table: Float32, x: ir.Value, name: str) -> ir.Value:
         """See `Matrices`."""
         del table  # stored by embed
         values, scale = g.stored("embedding.weight"), g.stored("embedding.scale")
-        return self._product(g, x, g.op("Transpose", values, perm=[1, 0]), scale, name="logits")
+        return self._product(g, x, g.op("Transpose", values, perm=[1, 0]), scale, name=name)
 
     def _product(
         self, g: GraphWriter, x: ir.Value, values: ir.Value, scale: ir.Value, name: str | None = None
@@ -139,16 +142,15 @@ class StandardLayer:
 
     opsets: ClassVar[dict[str, int]] = {"": 23}
 
-    def rotary_tables(self, g: GraphWriter, head_dim: int, past: ir.Value, total: ir.Value) -> tuple[ir.Value, ...]:
+    def rotary_tables(self, g: GraphWriter, head_dim: int, positions: ir.Value) -> tuple[ir.Value, ...]:
         """See `Layer`; computed in float64, so that far positions keep their angles.
 
         Cosines are sines a quarter turn on: onnxruntime 1.23 has no float64 Cos.
         """
         half = head_dim // 2
         frequency = ROPE_THETA ** (-np.arange(half, dtype=np.float64) / half)
-        positions = g.op("Range", past, total, g.constant(1, np.int64))  # (T,)
-        column = g.op("Unsqueeze", g.op("Cast", positions, to=ir.DataType.DOUBLE), g.constant([0, 2], np.int64))
-        angle = g.op("Mul", column, g.constant(frequency, np.float64))  # (1, T, D/2)
+        column = g.op("Unsqueeze", g.op("Cast", positions, to=ir.DataType.DOUBLE), g.constant([-1], np.int64))
+        angle = g.op("Mul", column, g.constant(frequency, np.float64))  # (B, T, D/2)
         quarter_on = g.op("Add", angle, g.constant(np.pi / 2, np.float64))
         return tuple(g.op("Cast", g.op("Sin", a), to=ir.DataType.FLOAT) for a in (quarter_on, angle))
 
@@ -175,9 +177,10 @@ class StandardLayer:
         qkv: tuple[ir.Value, ir.Value, ir.Value],
         past: tuple[ir.Value, ir.Value],
         heads: int,
-        names: Sequence[str | None],
+        mask: ir.Value | None = None,
+        names: Sequence[str | None] = (None, None, None),
     ) -> tuple[ir.Value, ...]:
         """See `Layer`."""
         return g.ops(
-            "Attention", *qkv, None, *past, outputs=3, names=names, q_num_heads=heads, kv_num_heads=heads, is_causal=1
+            "Attention", *qkv, mask, *past, outputs=3, names=names, q_num_heads=heads, kv_num_heads=heads, is_causal=1
         )

@@ -75,9 +75,9 @@ class BlockMatrices:
         self._store(g, name, matrices)
         return self._product(g, x, name, sum(len(m) for m in matrices), matrices[0].shape[1])
 
-    def head(self, g: GraphWriter, table: Float32, x: ir.Value) -> ir.Value:
+    def head(self, g: GraphWriter, table: Float32, x: ir.Value, name: str) -> ir.Value:
         """See `Matrices`."""
-        return self._product(g, x, "embedding.weight", len(table), table.shape[1], output="logits")
+        return self._product(g, x, "embedding.weight", len(table), table.shape[1], output=name)
 
     def _store(self, g: GraphWriter, name: str, matrices: Sequence[Float32]) -> None:
         quantized = [quantize_blocks(m, self.block, self.bits) for m in matrices]

@@ -45,42 +45,47 @@ _RUNTIME_ERRORS = (
 
 
 class FileRunner:
-    """Runs an exported graph in onnxruntime, keeping its cache."""
+    """Runs an exported graph in onnxruntime, keeping its cache, whatever the form."""
 
-    def __init__(self, path: Path, architecture: Architecture) -> None:
+    def __init__(self, path: Path) -> None:
         """Load the file."""
         self.path = path
         options = ort.SessionOptions()
         options.intra_op_num_threads = min(4, os.cpu_count() or 1)
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised, not printed
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except _RUNTIME_ERRORS as error:
             raise ExportError(f"onnxruntime {ort.__version__} does not load {path.name}: {error}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self._architecture = architecture
+        inputs = {value.name: value.shape for value in self._session.get_inputs()}
+        self._unrolled = "attention_mask" in inputs
+        free = {"batch": 1, "past": 0}
+        self._empty = {
+            name: np.zeros([free.get(dim, dim) for dim in shape], np.float32)
+            for name, shape in inputs.items()
+            if name.startswith("past")
+        }
         self.reset()
 
     def reset(self) -> None:
         """Empty the cache."""
-        a = self._architecture
-        self._past: dict[str, Float32] = {}
-        for i, block in enumerate(a.blocks):
-            for part in ("key", "value"):
-                shape = (block.depth, 1, a.heads(i), 0, a.head_dim)
-                self._past[f"past.{i}.{part}"] = np.zeros(shape, np.float32)
+        self._past = dict(self._empty)
+        self._length = 0
 
     def feed(self, token_ids: Tokens, logits_index: Tokens | None = None) -> Float32:
         """Run the next tokens and return logits `(N, V)`; all positions if no index is given."""
         index = np.arange(len(token_ids)) if logits_index is None else logits_index
-        feeds = {"input_ids": token_ids[None], "logits_index": index, **self._past}
+        self._length += len(token_ids)
+        besides = (
+            {"attention_mask": np.ones((1, self._length), np.int64)} if self._unrolled else {"logits_index": index}
+        )
         try:
-            results = self._session.run(self._outputs, feeds)
+            results = self._session.run(self._outputs, {"input_ids": token_ids[None], **besides, **self._past})
         except _RUNTIME_ERRORS as error:
             raise ExportError(f"onnxruntime {ort.__version__} does not run the exported graph: {error}") from error
-        logits: Float32 = results[0]
-        for name, value in zip(self._outputs[1:], results[1:], strict=True):
-            self._past[name.replace("present.", "past.")] = value
+        self._past = dict(zip(self._past, results[1:], strict=True))  # inputs and outputs in the same order
+        logits: Float32 = results[0][0][index] if self._unrolled else results[0]
         return logits
 
 
@@ -116,7 +121,7 @@ def compare(
     exact: dict[str, Any] = {}
     if recipe.exact_bound is not None:
         with exact_graph(runner.path) as path:
-            differences = _differences(FileRunner(path, architecture), token_ids, expected)
+            differences = _differences(FileRunner(path), token_ids, expected)
         exact = {"exact": _judge(differences, expected, recipe.exact_bound, f"{recipe.name}, multiplied in float32,")}
     found = _judge(_differences(runner, token_ids, expected), expected, recipe.parity_bound, recipe.name)
     return {"checked": True, **found, **exact}

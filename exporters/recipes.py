@@ -22,7 +22,7 @@ from merino_edge.errors import UsageError, did_you_mean
 from merino_edge.exporters.quantize import QuantizedTensor, quantize_blocks, quantize_rows
 
 Float32 = npt.NDArray[np.float32]
-FORMS = ("standard", "fast")
+FORMS = ("standard", "fast", "unrolled")
 BLOCKS = (128, 64, 32)
 
 
@@ -85,7 +85,7 @@ RECIPES = {
         Recipe("fp32", 32, 0, False, FORMS, parity_bound=1e-4, exact_bound=None, check_tolerance=1e-3),
         Recipe("dynamic_wi8_afp32", 8, 0, True, FORMS, parity_bound=0.2, exact_bound=None, check_tolerance=0.35),
         *(
-            Recipe(f"weight_only_wi{bits}_b{block}_afp32", bits, block, False, ("fast",), 0.2, 1e-4, 0.35)
+            Recipe(f"weight_only_wi{bits}_b{block}_afp32", bits, block, False, FORMS[1:], 0.2, 1e-4, 0.35)
             for bits in (8, 4)
             for block in BLOCKS
         ),

@@ -19,12 +19,18 @@ from merino_edge.exporters.operators import DynamicInt8Matrices, Float32Matrices
 from merino_edge.exporters.operators_fast import BlockMatrices, FastInt8Matrices, FastLayer
 from merino_edge.exporters.parity import FileRunner, compare, output_check
 from merino_edge.exporters.recipes import Recipe, find_recipe
+from merino_edge.exporters.unrolled import UnrolledDecoder
 from merino_edge.exporting import ExportOptions, ExportResult, Tensors
 from merino_edge.files import open_atomic, write_atomic
 
 EXPORTER_VERSION = 1
 GRAPH, WEIGHTS = "model.onnx", "model.data"
-RUNTIME_MIN_VERSION = {"standard": "1.23", "fast": "1.28"}
+STANDARD_RUNTIME, FAST_RUNTIME = "1.23", "1.28"
+
+UNROLLED_NOTE = (
+    "unrolled: every layer names the block's weights again; onnxruntime before 1.21 (weight-only: before 1.28) "
+    "keeps one packed copy per layer in memory"
+)
 
 
 def export(
@@ -60,10 +66,11 @@ def export(
         form=form,
         exporter_version=EXPORTER_VERSION,
         runtime="onnxruntime",
-        runtime_min_version=RUNTIME_MIN_VERSION[form],
+        runtime_min_version=FAST_RUNTIME if is_fast(chosen, form) else STANDARD_RUNTIME,
         unique_bytes=chosen.unique_bytes(architecture),
         parity=parity,
         check=check,
+        notes=(UNROLLED_NOTE,) if form == "unrolled" else (),
     )
 
 
@@ -87,14 +94,20 @@ def write_files(architecture: Architecture, tensors: Tensors, folder: Path, reci
         "merino_edge.form": form,
         "merino_edge.exporter_version": str(EXPORTER_VERSION),
     }
-    layer = FastLayer() if form == "fast" else StandardLayer()
-    decoder = Decoder(architecture, tensors, matrices_of(recipe, form), layer)
+    layer = FastLayer() if is_fast(recipe, form) else StandardLayer()
+    write = UnrolledDecoder if form == "unrolled" else Decoder
+    decoder = write(architecture, tensors, matrices_of(recipe, form), layer)
     try:
         with open_atomic(folder / WEIGHTS) as stream:
             graph = decoder.write(GraphWriter(WeightFile(stream, WEIGHTS)), metadata)
         write_atomic(folder / GRAPH, graph)
     except MerinoEdgeError as error:
         raise ExportError(f"export of {recipe.name} stopped: {error.message}", hint=error.hint) from error
+
+
+def is_fast(recipe: Recipe, form: str) -> bool:
+    """Say whether the graph uses onnxruntime's own operators."""
+    return form == "fast" or "standard" not in recipe.forms
 
 
 def matrices_of(recipe: Recipe, form: str) -> Matrices:
@@ -109,7 +122,7 @@ def matrices_of(recipe: Recipe, form: str) -> Matrices:
 def _check_file(
     architecture: Architecture, tensors: Tensors, folder: Path, recipe: Recipe, options: ExportOptions
 ) -> tuple[dict[str, object], OutputCheck]:
-    runner = FileRunner(folder / GRAPH, architecture)
+    runner = FileRunner(folder / GRAPH)
     parity: dict[str, object] = {"checked": False}
     if options.parity:
         parity = compare(runner, architecture, tensors, recipe, options.seed)
