@@ -123,6 +123,7 @@ class Timer:
         """Feed tokens one by one and return the time of each."""
         feed, clock, samples = self.session.feed, time.perf_counter_ns, []
         for token in self.tokens(count):
+            self.check()
             one, want = [int(token)], [0]
             begin = clock()
             feed(one, want)

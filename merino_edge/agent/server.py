@@ -200,22 +200,20 @@ class Agent:
         assert self.wire is not None
         digest, size = check_digest(request["sha256"]), whole_number(request["bytes"], "bytes")
         at = whole_number(request["offset"], "offset")
-        with self.store.open_part(digest, at) as stream:
+        with self.store.open_part(digest, at) as part:
             while at < size:
                 frame = self.wire.frames.get()
                 if frame.request != self._request or frame.type not in (frames.DATA, frames.CANCEL):
                     raise AgentError("request", f"expected data of {digest[:12]}, not {frame!r}")
                 if frame.type == frames.CANCEL:
-                    stream.flush()
-                    os.fsync(stream.fileno())
+                    part.flush()
                     raise AgentError("cancelled", "stopped as asked; the upload can be resumed")
                 at += len(frame.payload)
                 if at > size or not frame.payload:
                     raise AgentError("request", f"{digest[:12]} is longer than it was said to be")
-                stream.write(frame.payload)
-                stream.flush()
+                part.write(frame.payload)
                 self._event({"done": at})
-        self.store.finish_part(digest, size)
+            self.store.finish_part(digest, part)
         return {}
 
     # -- releases --

@@ -107,6 +107,33 @@ def whole_number(value: object, name: str, least: int = 0) -> int:
     return value
 
 
+class Part:
+    """An upload under way, hashed as it grows, so that a slow card is not read once more.
+
+    Args:
+        stream: The file; what it holds already counts.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.hash = hashlib.sha256()
+        while True:
+            chunk = stream.read(_CHUNK)
+            if not chunk:
+                break
+            self.hash.update(chunk)
+
+    def write(self, chunk: bytes) -> None:
+        """Append bytes; they survive the death of this process."""
+        self._stream.write(chunk)
+        self._stream.flush()
+        self.hash.update(chunk)
+
+    def flush(self) -> None:
+        """Make them survive a power cut."""
+        os.fsync(self._stream.fileno())
+
+
 class Store:
     """The agent's folder on the device.
 
@@ -159,8 +186,8 @@ class Store:
             raise AgentError("disk", "the device's file system has no free inodes", "remove small files on the device")
 
     @contextmanager
-    def open_part(self, digest: str, offset: int) -> Iterator[BinaryIO]:
-        """Open an upload for writing at `offset`."""
+    def open_part(self, digest: str, offset: int) -> Iterator[Part]:
+        """Open an upload for appending at `offset`; what lies there already is hashed."""
         part = self.object_path(digest).with_name(digest + ".part")
         held = part.stat().st_size if part.is_file() else 0
         if offset > held:
@@ -168,22 +195,17 @@ class Store:
         handle = os.open(str(part), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         with os.fdopen(handle, "r+b") as stream:
             stream.truncate(offset)
-            stream.seek(offset)
-            yield stream
+            yield Part(stream)
 
-    def finish_part(self, digest: str, size: int) -> None:
-        """Check an upload and make it an object; a wrong one is removed."""
+    def finish_part(self, digest: str, part: Part) -> None:
+        """Make an upload an object, flushed; a wrong one is removed."""
         path = self.object_path(digest)
-        part = path.with_name(digest + ".part")
-        if part.stat().st_size != size or sha256_file(part) != digest:
-            part.unlink()
+        place = path.with_name(digest + ".part")
+        if part.hash.hexdigest() != digest:
+            place.unlink()
             raise AgentError("corrupt", f"what arrived as {digest[:12]} has another SHA-256", "send it again")
-        handle = os.open(str(part), os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        os.replace(str(part), str(path))
+        part.flush()
+        os.replace(str(place), str(path))
         sync_folder(path.parent)
 
     def verify(self, digest: str, size: int) -> None:

@@ -19,9 +19,9 @@ STATE_CHANGES = ("open", "write", "fsync", "rename", "replace", "link", "symlink
 
 def add_object(store: Store, content: bytes) -> str:
     digest = hashlib.sha256(content).hexdigest()
-    with store.open_part(digest, 0) as stream:
-        stream.write(content)
-    store.finish_part(digest, len(content))
+    with store.open_part(digest, 0) as part:
+        part.write(content)
+        store.finish_part(digest, part)
     return digest
 
 

@@ -17,8 +17,9 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 def upload(store: Store, content: bytes, digest: str, offset: int = 0) -> None:
-    with store.open_part(digest, offset) as stream:
-        stream.write(content[offset:])
+    with store.open_part(digest, offset) as part:
+        part.write(content[offset:])
+        store.finish_part(digest, part)
 
 
 def test_folder_is_private(tmp_path: Path) -> None:
@@ -37,7 +38,6 @@ def test_upload_becomes_an_object(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.missing([(DIGEST, len(CONTENT))]) == [(DIGEST, 0)]
     upload(store, CONTENT, DIGEST)
-    store.finish_part(DIGEST, len(CONTENT))
     assert store.missing([(DIGEST, len(CONTENT))]) == []
     assert store.object_path(DIGEST).read_bytes() == CONTENT
 
@@ -48,7 +48,6 @@ def test_cut_upload_is_resumed_where_it_stopped(tmp_path: Path) -> None:
         stream.write(CONTENT[:1000])
     assert store.missing([(DIGEST, len(CONTENT))]) == [(DIGEST, 1000)]
     upload(store, CONTENT, DIGEST, 1000)
-    store.finish_part(DIGEST, len(CONTENT))
     assert store.object_path(DIGEST).read_bytes() == CONTENT
 
 
@@ -59,16 +58,14 @@ def test_upload_beyond_what_is_there_is_refused(tmp_path: Path) -> None:
 
 def test_corrupt_upload_is_refused_and_forgotten(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    upload(store, CONTENT[:-1] + b"x", DIGEST)
     with pytest.raises(AgentError, match="another SHA-256"):
-        store.finish_part(DIGEST, len(CONTENT))
+        upload(store, CONTENT[:-1] + b"x", DIGEST)
     assert list((tmp_path / "objects").iterdir()) == []
 
 
 def test_object_damaged_on_disk_is_refused_and_sent_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
     upload(store, CONTENT, DIGEST)
-    store.finish_part(DIGEST, len(CONTENT))
     store.object_path(DIGEST).write_bytes(b"y" + CONTENT[1:])
     with pytest.raises(AgentError, match="damaged"):
         store.verify(DIGEST, len(CONTENT))
