@@ -230,7 +230,14 @@ def remember(files: Sequence[Path], name: HostName, key: HostKey, hash_names: bo
 
 def usable_files(paths: Sequence[Path]) -> list[Path]:
     """Leave out what is no regular file (`/dev/null`, folders), except in the first place, which is written to."""
-    return [p for i, p in enumerate(paths) if i == 0 or not p.exists() or stat.S_ISREG(p.stat().st_mode)]
+
+    def special(path: Path) -> bool:
+        try:
+            return not stat.S_ISREG(path.stat().st_mode)
+        except OSError:
+            return False  # not there, or shut: a note will say so
+
+    return [path for i, path in enumerate(paths) if i == 0 or not special(path)]
 
 
 def _refuse_bad(status: Status, line: KnownKey | None, name: HostName, key: HostKey) -> None:

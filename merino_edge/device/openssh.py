@@ -18,11 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from merino_edge.device.known_hosts import Policy
+from merino_edge.device.records import clean_text
 from merino_edge.device.registry import HostAddress
 from merino_edge.device.remote import (
     CONNECT_LIMIT_S,
     Ask,
-    plain,
     put_file,
     refused_login,
     run_command,
@@ -116,7 +116,7 @@ class OpenSshTransport:
         said = bytes(self._tail).decode("utf-8", "replace")
         if not self._stood:
             return _explain(said, self.hops)
-        reason = plain(said.strip().rpartition("\n")[2]) or "it has not answered any more"
+        reason = clean_text(said.strip().rpartition("\n")[2]) or "it has not answered any more"
         hint = "check its power and network, then run the same command again: it goes on from there"
         return DeviceError(f"the link to {self.description} broke: {reason}", hint=hint)
 
@@ -246,10 +246,10 @@ def _command(program: str, options: Sequence[str], hops: Sequence[SshSettings]) 
 def _explain(said: str, hops: Sequence[SshSettings]) -> DeviceError:
     """Turn what `ssh` said on its stderr into a sentence with the next step."""
     settings = hops[-1]
-    line = plain(next((row for row in reversed(said.strip().splitlines()) if row.strip()), "ssh does not say why"))
+    line = clean_text(next((row for row in reversed(said.strip().splitlines()) if row.strip()), "ssh does not say why"))
     if "IDENTIFICATION HAS CHANGED" in said:
         fact = re.search(r"Offending \S+ key in (\S+):(\d+)", said)
-        where = f": {plain(fact[1])}, line {fact[2]} says otherwise" if fact else ""
+        where = f": {clean_text(fact[1])}, line {fact[2]} says otherwise" if fact else ""
         hint = f"if the device was set up anew: ssh-keygen -R '{settings.host_name.lookup}'; else beware"
         return DeviceError(f"the key of {settings.host_name.lookup} has changed{where}", hint=hint)
     if "revoked" in said.lower() and "key" in said.lower():
@@ -257,7 +257,7 @@ def _explain(said: str, hops: Sequence[SshSettings]) -> DeviceError:
         return DeviceError(f"the key of {settings.host_name.lookup} is revoked", hint=hint)
     if "Host key verification failed" in said or "host key is known" in said:
         unknown = re.search(r"No (\S+) host key is known for (\S+)", said)
-        host = plain(unknown[2]) if unknown else settings.host_name.lookup
+        host = clean_text(unknown[2]) if unknown else settings.host_name.lookup
         hint = f"connect once by hand and compare the fingerprint: ssh {settings.address_words}"
         return DeviceError(f"the host {host} is not known", hint=hint)
     if "Permission denied" in said or "Too many authentication" in said:

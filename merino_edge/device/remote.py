@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import shlex
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from merino_edge.device.records import clean_text
 from merino_edge.device.ssh_config import SshSettings
 from merino_edge.device.transport import Channel, Completed, Progress
 from merino_edge.errors import DeviceError
@@ -29,8 +31,6 @@ DEAD_AFTER_S = 8.0  # a peer that shows no sign of life for so long is gone
 PUT_ANSWER_LIMIT_S = 120.0  # hashing and flushing a large file on an SD card takes its time
 OUTPUT_LIMIT_BYTES = 64 * 2**20  # what one command may say before it is cut off
 CHUNK_BYTES = 2**20
-
-_UNPRINTABLE = re.compile(r"[^\t\n -~\u00a1-\u200a\u2010-\u2027\u2030-\u205e\u2070-\ud7ff\uf900-\ufdcf\ufdf0-\ufffd]")
 
 # Arguments: target, mode, bytes, SHA-256. Says `have BYTES SHA-256`, reads from where to go on, then the bytes.
 PUT_SCRIPT = r"""
@@ -76,6 +76,23 @@ class RemoteChannel(Channel, Protocol):
         """Return the exit code, negative for a signal or where none was told; None where it goes on running."""
 
 
+def dial(settings: SshSettings) -> tuple[socket.socket, subprocess.Popen[bytes] | None]:
+    """Open a byte stream to a host: by TCP, or through a program of the user's (ProxyCommand), returned as well."""
+    if settings.proxy_command:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            words = ["/bin/sh", "-c", f"exec {settings.proxy_command}"]  # the user's own words, a shell's as in ssh
+            return ours, subprocess.Popen(words, stdin=theirs.fileno(), stdout=theirs.fileno(), start_new_session=True)
+    try:
+        sock = socket.create_connection((settings.host, settings.port), timeout=CONNECT_LIMIT_S)
+    except OSError as error:
+        raise unreachable(settings, error.strerror or str(error)) from error
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # the kernel gives up what is not acknowledged
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAD_AFTER_S * 1000))
+    return sock, None
+
+
 def unreachable(settings: SshSettings, reason: str) -> DeviceError:
     """Say why a host cannot be reached, and how to look further."""
     where = settings.description if settings.host == settings.name else f"{settings.description} ({settings.host})"
@@ -100,12 +117,6 @@ def shell_command(argv: Sequence[str]) -> str:
     if not argv or any("\0" in word for word in argv):
         raise DeviceError("a command for the device must have words, none of them with a NUL")
     return shlex.join(argv)
-
-
-def plain(text: str, limit: int = 400) -> str:
-    """Return what a device said as one harmless line: no control, escape or direction characters, not endless."""
-    line = " ".join(_UNPRINTABLE.sub(" ", text).split())
-    return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
 def run_command(channel: RemoteChannel, argv: Sequence[str], data: bytes, timeout_s: float, where: str) -> Completed:
@@ -192,7 +203,7 @@ def _agree(channel: RemoteChannel, stream: io.BufferedIOBase, size: int) -> int:
     """Return from which byte to go on: after what the device has, if that is really the beginning of the file."""
     words = _read_line(channel).split()
     if len(words) != 3 or words[0] != "have" or not words[1].isascii() or not words[1].isdigit():
-        raise DeviceError(f"the device answers {plain(' '.join(words), 60)!r} to an upload")
+        raise DeviceError(f"the device answers {clean_text(' '.join(words), 60)!r} to an upload")
     have = int(words[1]) if len(words[1]) < 20 else size + 1
     if not 0 < have <= size:
         return 0
@@ -217,12 +228,12 @@ def _read_line(channel: RemoteChannel) -> str:
         if not byte:
             break
         line += byte
-    return plain(line.decode("utf-8", "replace"))
+    return clean_text(line.decode("utf-8", "replace"))
 
 
 def _put_failure(channel: RemoteChannel, path: str, where: str, error: Exception | None) -> DeviceError:
     channel.wait(1.0)
-    said = plain(channel.stderr_tail())
+    said = clean_text(channel.stderr_tail())
     if "No space left" in said or "quota" in said.lower():
         return DeviceError(f"cannot write {path} on {where}: the disk is full", hint="free some space on the device")
     if isinstance(error, DeviceError) and not said:

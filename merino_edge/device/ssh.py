@@ -22,12 +22,13 @@ import paramiko
 
 from merino_edge.device.known_hosts import HostKey, KnownHosts, Policy, check_host_key, usable_files
 from merino_edge.device.openssh import OpenSshTransport
+from merino_edge.device.records import clean_text
 from merino_edge.device.registry import DeviceEntry, HostAddress, parse_host
 from merino_edge.device.remote import (
     CONNECT_LIMIT_S,
     DEAD_AFTER_S,
     Ask,
-    plain,
+    dial,
     put_file,
     refused_login,
     run_command,
@@ -173,7 +174,7 @@ class _Link:
             transport.start_client(timeout=HANDSHAKE_LIMIT_S)
             shown = transport.get_remote_server_key()
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise unreachable(settings, f"it does not speak SSH as expected: {plain(str(error))}") from error
+            raise unreachable(settings, f"it does not speak SSH as expected: {clean_text(str(error))}") from error
         key = HostKey(shown.get_name(), shown.asbytes())
 
         def confirm(question: str) -> bool:
@@ -209,7 +210,7 @@ class _Link:
 
     def failure(self) -> DeviceError:
         """Say why the connection is gone."""
-        reason = self.broken or plain(str(self.transport.get_exception() or "the other side closed it"))
+        reason = self.broken or clean_text(str(self.transport.get_exception() or "the other side closed it"))
         return DeviceError(
             f"the link to {self.settings.description} broke: {reason}",
             hint="check its power and network, then run the same command again: it goes on from there",
@@ -241,7 +242,7 @@ class SshChannel:
         except (paramiko.SSHException, OSError, EOFError) as error:
             link.check()
             raise DeviceError(
-                f"{link.settings.description} lets no program start: {plain(str(error))}",
+                f"{link.settings.description} lets no program start: {clean_text(str(error))}",
                 hint=f"try it by hand: ssh {link.settings.address_words} true",
             ) from error
         self._drain = threading.Thread(target=self._drain_stderr, name="stderr", daemon=True)
@@ -273,7 +274,8 @@ class SshChannel:
             self._link.check()
             reason = f"took no byte for {SEND_LIMIT_S:g} s" if isinstance(error, TimeoutError) else "has ended"
             raise DeviceError(
-                f"the program on {self._link.settings.description} {reason}", hint=plain(self.stderr_tail()) or None
+                f"the program on {self._link.settings.description} {reason}",
+                hint=clean_text(self.stderr_tail()) or None,
             ) from error
 
     def recv(self, max_bytes: int, timeout_s: float) -> bytes:
@@ -323,38 +325,24 @@ class SshChannel:
 
 
 def _connect(settings: SshSettings, parent: _Link | None) -> _WatchedSocket:
-    """Return a byte stream to the host: through the hop before, a program of the user's, or TCP."""
-    if parent is not None:
-        try:
-            target, origin = (settings.host, settings.port), ("127.0.0.1", 0)
-            channel = parent.transport.open_channel("direct-tcpip", target, origin, timeout=CONNECT_LIMIT_S)
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            parent.check()
-            reason = f"{parent.settings.description} cannot reach it: {plain(str(error))}"
-            raise unreachable(settings, reason) from error
-        return _WatchedSocket(channel)
-    if settings.proxy_command:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            words = ["/bin/sh", "-c", f"exec {settings.proxy_command}"]  # the user's own words, a shell's as in ssh
-            helper = subprocess.Popen(words, stdin=theirs.fileno(), stdout=theirs.fileno(), start_new_session=True)
-        return _WatchedSocket(ours, helper)
+    """Return a byte stream to the host: through the hop before, or as `dial` does."""
+    if parent is None:
+        return _WatchedSocket(*dial(settings))
     try:
-        sock = socket.create_connection((settings.host, settings.port), timeout=CONNECT_LIMIT_S)
-    except OSError as error:
-        raise unreachable(settings, error.strerror or str(error)) from error
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAD_AFTER_S * 1000))
-    return _WatchedSocket(sock)
+        target, origin = (settings.host, settings.port), ("127.0.0.1", 0)
+        channel = parent.transport.open_channel("direct-tcpip", target, origin, timeout=CONNECT_LIMIT_S)
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        parent.check()
+        reason = f"{parent.settings.description} cannot reach it: {clean_text(str(error))}"
+        raise unreachable(settings, reason) from error
+    return _WatchedSocket(channel)
 
 
 def _prefer(transport: paramiko.Transport, key_types: Sequence[str]) -> None:
     """Ask the server first for the kinds of key that are known already, and for the fastest cipher."""
     security = transport.get_security_options()
-    wanted = [name for kind in key_types for name in (_RSA_ALGORITHMS if kind == "ssh-rsa" else (kind,))]
-    known = [name for name in wanted if name in security.key_types]
-    security.key_types = [*known, *(name for name in security.key_types if name not in known)]
+    known = {name for kind in key_types for name in (_RSA_ALGORITHMS if kind == "ssh-rsa" else (kind,))}
+    security.key_types = sorted(security.key_types, key=lambda name: name not in known)
     security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)
 
 
@@ -371,7 +359,7 @@ def _log_in(transport: paramiko.Transport, settings: SshSettings, ask: Ask | Non
             break
         except (paramiko.SSHException, OSError, EOFError) as error:
             if not transport.is_active():
-                raise refused_login(settings, plain(str(error)) or "it hung up") from error
+                raise refused_login(settings, clean_text(str(error)) or "it hung up") from error
     if ask is not None and {"password", "keyboard-interactive"} & set(methods):
         for _ in range(PASSWORD_TRIES):
             password = ask(f"Password of {settings.description}: ", True)
@@ -455,7 +443,7 @@ def _read_with_paramiko(address: HostAddress) -> Options:
     try:
         values = paramiko.SSHConfig.from_path(str(path)).lookup(address.host) if path.exists() else {}
     except (paramiko.SSHException, OSError, UnicodeDecodeError) as error:
-        raise DeviceError(f"cannot read {path}: {plain(str(error))}") from error
+        raise DeviceError(f"cannot read {path}: {clean_text(str(error))}") from error
     options = {key.lower(): [value] if isinstance(value, str) else list(value) for key, value in values.items()}
     options.setdefault("identityfile", [f"~/.ssh/id_{kind}" for kind in ("rsa", "ecdsa", "ed25519")])
     return options
