@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge.architecture import Architecture
-from merino_edge.errors import InvalidFileError, check_keys
+from merino_edge.errors import InvalidFileError, check_keys, next_step
 from merino_edge.files import read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
@@ -202,8 +202,9 @@ def read_bundle(folder: Path, verify: bool = True) -> Bundle:
     """
     if not (folder / MANIFEST).is_file():
         raise InvalidFileError(f"{folder} is no bundle: it has no {MANIFEST}", hint="make one with: merino-edge export")
-    manifest = Manifest.from_json(read_json(folder / MANIFEST, "manifest"), f"manifest {folder / MANIFEST}")
     again = "export again with: merino-edge export"
+    with next_step(again):
+        manifest = Manifest.from_json(read_json(folder / MANIFEST, "manifest"), f"manifest {folder / MANIFEST}")
     for f in manifest.files:
         path = folder / f.name
         if not path.is_file():

@@ -23,7 +23,8 @@ Each class fixes the ``kind`` that ``--json`` prints and the exit code of the co
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -152,6 +153,16 @@ class InterruptedByUser(MerinoEdgeError):
 
     exit_code = 130
     kind = "interrupted"
+
+
+@contextmanager
+def next_step(hint: str) -> Iterator[None]:
+    """Give an `InvalidFileError` that has no next step this one."""
+    try:
+        yield
+    except InvalidFileError as error:
+        error.hint = error.hint or hint
+        raise
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

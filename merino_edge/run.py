@@ -17,10 +17,11 @@ from typing import Any
 
 from merino_edge.architecture import Architecture, load_architecture, save_architecture
 from merino_edge.bundle import MANIFEST, bundle_label
-from merino_edge.errors import UsageError, did_you_mean
+from merino_edge.errors import InvalidFileError, UsageError, check_keys, did_you_mean, next_step
 from merino_edge.files import read_json, write_json
 
 RUN_FILE = "run.json"
+_AGAIN = "search again with: merino-edge search"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
@@ -80,7 +81,8 @@ class Run:
 
     def architecture(self) -> Architecture:
         """Read the architecture of this run."""
-        return load_architecture(self.architecture_file)
+        with next_step(_AGAIN):
+            return load_architecture(self.architecture_file)
 
     def set_architecture(self, architecture: Architecture) -> None:
         """Write the architecture of this run."""
@@ -88,11 +90,19 @@ class Run:
 
     def info(self) -> dict[str, Any]:
         """Read `run.json`: when it was made and for which device."""
-        return read_json(self.folder / RUN_FILE, "run")
+        with next_step(_AGAIN):
+            value = read_json(self.folder / RUN_FILE, "run")
+            check_keys(value, ("created_at", "device"), f"run {self.folder / RUN_FILE}")
+            if not isinstance(value.get("device"), str):
+                raise InvalidFileError(f"run {self.folder / RUN_FILE}: 'device' must be a name")
+            return value
 
     def search(self) -> dict[str, Any] | None:
         """Read `search.json`, None where nothing was searched."""
-        return read_json(self.search_file, "search") if self.search_file.exists() else None
+        if not self.search_file.exists():
+            return None
+        with next_step(_AGAIN):
+            return read_json(self.search_file, "search")
 
     def write_search(self, value: Mapping[str, Any]) -> None:
         """Write `search.json`."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from merino_edge.errors import InvalidFileError, UsageError, check_keys, did_you_mean
+from merino_edge.run import Run
 
 TESTS = ("tg", "pp128")
 DEFAULT_RECIPE = "dynamic_wi8_afp32"
@@ -89,3 +90,13 @@ class Conditions:
 
 
 DEFAULT_CONDITIONS = Conditions()
+
+
+def run_conditions(run: Run | None) -> Conditions | None:
+    """Return the conditions that a run was searched under, None where nothing was searched."""
+    searched = run.search() if run is not None else None
+    if run is None or searched is None:
+        return None
+    if not isinstance(searched.get("conditions"), Mapping):
+        raise InvalidFileError(f"search {run.search_file}: 'conditions' is missing", hint="merino-edge search")
+    return Conditions.from_json(searched["conditions"], f"search {run.search_file}")

@@ -21,12 +21,12 @@ from merino_edge.checkpoint import WEIGHTS, read_checkpoint
 from merino_edge.errors import InvalidFileError, MerinoEdgeError, UsageError, did_you_mean
 from merino_edge.exporting import Exporter, ExportOptions
 from merino_edge.files import sha256_file, sync_folder
+from merino_edge.flows.conditions import DEFAULT_CONDITIONS, run_conditions
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.progress import SILENT, Progress
 from merino_edge.reference import random_tensors
 
 EXPORTERS = "merino_edge.exporters"
-DEFAULT_CONTEXT = 1024
 
 
 @dataclass(frozen=True)
@@ -221,9 +221,8 @@ def export_subject(
 
 
 def _context_length(subject: Subject) -> int:
-    """Return the context the run was searched for; 1,024 where nothing was searched."""
-    searched = subject.run.search() if subject.run else None
-    return int(searched["conditions"]["context_length"]) if searched else DEFAULT_CONTEXT
+    """Return the context the run was searched for, the default where nothing was searched."""
+    return (run_conditions(subject.run) or DEFAULT_CONDITIONS).context_length
 
 
 def bundle_is_current(subject: Subject, bundle: Bundle) -> bool:

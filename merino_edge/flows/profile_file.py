@@ -13,7 +13,7 @@ from typing import Any
 from merino_edge.bundle import bundle_label
 from merino_edge.device.board import Board
 from merino_edge.device.registry import device_folder
-from merino_edge.errors import InvalidFileError, check_keys
+from merino_edge.errors import InvalidFileError, check_keys, next_step
 from merino_edge.files import read_json, write_json
 from merino_edge.flows.conditions import TESTS, Conditions
 from merino_edge.search.latency import LatencyModel, MemoryModel, estimate_latency, estimate_memory
@@ -66,6 +66,9 @@ class RecipeProfile:
             raise InvalidFileError(f"{where} must be a JSON object")
         check_keys(value, _RECIPE_KEYS, where)
         try:
+            missing = [test for test in TESTS if test not in value["latency"]]
+            if missing:
+                raise InvalidFileError(f"{where}: the latency model of {missing[0]} is missing")
             return cls(
                 conditions=Conditions.from_json(value["conditions"], where),
                 key=dict(value["key"]),
@@ -77,7 +80,7 @@ class RecipeProfile:
                 valid=bool(value["valid"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InvalidFileError(f"{where}: not a profile: {error}", hint=_AGAIN) from error
+            raise InvalidFileError(f"{where}: not a profile: {error}") from error
 
 
 _AGAIN = "measure again with: merino-edge profile"
@@ -114,15 +117,16 @@ def read_profile(device: str) -> Profile | None:
     path = profile_path(device)
     if not path.exists():
         return None
-    value = read_json(path, "profile")
-    check_keys(value, _KEYS, f"profile {path}")
-    try:
-        recipes = {
-            label: RecipeProfile.from_json(r, f"profile {path}, {label}") for label, r in value["recipes"].items()
-        }
-        return Profile(str(value["device"]), bool(value["estimate"]), dict(value["facts"]), recipes)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InvalidFileError(f"profile {path}: not a profile: {error}", hint=_AGAIN) from error
+    with next_step(_AGAIN):
+        value = read_json(path, "profile")
+        check_keys(value, _KEYS, f"profile {path}")
+        try:
+            recipes = {
+                label: RecipeProfile.from_json(r, f"profile {path}, {label}") for label, r in value["recipes"].items()
+            }
+            return Profile(str(value["device"]), bool(value["estimate"]), dict(value["facts"]), recipes)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidFileError(f"profile {path}: not a profile: {error}") from error
 
 
 def write_profile(profile: Profile) -> Path:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from merino_edge.errors import UsageError
+from merino_edge.errors import InvalidFileError, UsageError
 from merino_edge.files import write_atomic, write_lines
 from merino_edge.flows.devices import board_of, find_entry, is_unregistered_board, select_device
 from merino_edge.flows.profile_file import estimated_profile, read_profile
@@ -160,10 +160,13 @@ def _prediction_checks(name: str, state: State) -> list[dict[str, Any]]:
     """Hold what earlier runs predicted of their winners, before measuring them, against what was measured since."""
     checks = []
     for run in list_runs():
-        found = run.search()
-        if not found or found.get("device") != name or not found.get("predicted_blind"):
+        try:
+            found = run.search() or {}
+        except InvalidFileError:
+            continue  # that run's own commands will say so
+        if found.get("device") != name or not found.get("predicted_blind"):
             continue
-        known = state.known.get(found["architecture_digest"])
+        known = state.known.get(str(found.get("architecture_digest")))
         for test, ms in known.ms.items() if known else ():
             predicted = found["predicted_blind"].get(f"{test}_ms")
             if predicted:
@@ -171,7 +174,7 @@ def _prediction_checks(name: str, state: State) -> list[dict[str, Any]]:
                     {
                         "run": run.name,
                         "test": test,
-                        "estimate": found["estimate"],
+                        "estimate": bool(found.get("estimate")),
                         "predicted_ms": predicted,
                         "measured_ms": ms,
                         "error_percent": 100 * (predicted - ms) / ms,

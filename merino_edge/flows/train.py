@@ -9,6 +9,7 @@ from typing import Any
 
 from merino_edge.checkpoint import WEIGHTS, is_checkpoint, read_config
 from merino_edge.errors import MerinoEdgeError, UsageError
+from merino_edge.flows.conditions import run_conditions
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.progress import SILENT, Progress, Task
 from merino_edge.search.cost import count_flops
@@ -119,10 +120,10 @@ def train(subject_name: str | None, options: TrainOptions, progress: Progress = 
 
 def note_budget(subject: Subject, options: TrainOptions, progress: Progress) -> None:
     """Point out a budget far from the one that the search was told."""
-    searched = subject.run.search() if subject.run else None
-    if not searched or options.tokens is None:
+    conditions = run_conditions(subject.run)
+    if conditions is None or options.tokens is None:
         return
-    told = int(searched["conditions"]["train_tokens"])
+    told = conditions.train_tokens
     if not told / 3 <= options.tokens <= told * 3:
         progress.note(f"the search was told {told:,} training tokens, this training has {options.tokens:,}")
 
