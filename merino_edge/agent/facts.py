@@ -236,7 +236,7 @@ def gather(machine: Machine) -> dict[str, object]:
         "memory": memory(machine),
         "python": python_tags(),
         "governor": governor(machine),
-        "power_mode": power_mode(machine),
+        "power_mode": power_mode(machine) or "unknown",  # part of a measurement's key
         "temperature_c": temperature_c(machine),
         "throttled": None if bits is None else bool(bits & 0xF),
         "throttled_bits": bits,

@@ -30,6 +30,7 @@ from merino_edge.errors import (
 SILENCE_S = 10.0
 HELLO_LIMIT_S = 20.0  # a first start compiles the agent and may wait for a slow card
 CANCEL_LIMIT_S = 10.0
+INBOX_FRAMES = 64  # that a caller may be behind: bounds what a flood from the device takes
 
 _ERRORS: Mapping[str, type[MerinoEdgeError]] = {
     "busy": DeviceBusyError,
@@ -72,7 +73,7 @@ class AgentLink:
         self._channel = channel
         self._where = where
         self._send_lock = threading.Lock()
-        self._inbox: queue.Queue[frames.Frame | MerinoEdgeError] = queue.Queue(4096)
+        self._inbox: queue.Queue[frames.Frame | MerinoEdgeError] = queue.Queue(INBOX_FRAMES)
         self._closed = threading.Event()
         self._heard = time.monotonic()
         self._request = 0
@@ -102,19 +103,24 @@ class AgentLink:
                     return
                 for frame in decoder.feed(data):
                     if frame.type != frames.PING:
-                        self._inbox.put(frame, timeout=SILENCE_S)
+                        self._deliver(frame)
         except frames.FrameError as error:
             tail = clean_text(self._channel.stderr_tail())
-            self._inbox.put(
+            self._deliver(
                 ProtocolError(
                     f"{self._where}: {error}" + (f"; the agent last said: {tail}" if tail else ""),
-                    hint="try again; if it stays, look for: merino-edge doctor",
+                    hint="try again; if it stays, look at: merino-edge doctor",
                 )
             )
         except DeviceError as error:
-            self._inbox.put(error)
-        except queue.Full:
-            self._closed.set()
+            self._deliver(error)
+
+    def _deliver(self, item: frames.Frame | MerinoEdgeError) -> None:
+        """Hand something to the caller; where it takes nothing, nothing more is read from the device."""
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._inbox.put(item, timeout=0.5)
+                return
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_S):

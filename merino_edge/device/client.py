@@ -101,7 +101,8 @@ class Device(Protocol):
             tests: One result each, in order.
             threads: None takes all performance cores.
             context_length: Tokens the cache is filled to for the memory reading; None takes the manifest's.
-            budget_s: Seconds for each test; None takes the agent's 10.
+            budget_s: Seconds of timing for all tests together (a first pass of each is always completed); None
+                allows 10 for each.
             progress: Called with (tests done, tests in all); fractions while one runs.
         """
 
@@ -255,7 +256,7 @@ class AgentDevice:
             tests=[{"test": s.test, "tokens": s.tokens, "depth": s.depth} for s in specs],
             threads=threads,
             context_length=context_length or bundle.manifest.context_length,
-            budget_s=budget_s,
+            budget_s=None if budget_s is None else budget_s / len(specs),
         )
         return read_results(answer, specs)
 

@@ -61,7 +61,7 @@ class TestResult:
     valid: bool = True
     invalid_reason: str | None = None
     energy_mj: float | None = None
-    energy_reason: str | None = "no power sensor was found on the device"
+    energy_reason: str | None = "the agent of this release reads no power sensor"
 
 
 @dataclass(frozen=True)

@@ -332,3 +332,53 @@ def test_refusal_keeps_the_agents_kind(link: AgentLink, tmp_path: Path) -> None:
     with pytest.raises(AgentRefusal) as caught:
         link.upload("0" * 64, path, 7, 0, lambda sent: None)
     assert caught.value.kind == "corrupt"
+
+
+def test_interrupted_upload_is_taken_up_again_on_the_same_link(link: AgentLink, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(1 << 20) * 30)
+    digest, seen = sha256_file(path), 0.0
+
+    def interrupt(done: float, of: float) -> None:
+        nonlocal seen
+        seen = done
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        push_files(link, {digest: path}, interrupt)
+    assert seen
+    assert push_files(link, {digest: path}).bytes_sent < path.stat().st_size
+    assert push_files(link, {digest: path}).bytes_sent == 0
+
+
+def test_silent_agent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(Script):
+        def recv(self, max_bytes: int, timeout_s: float) -> bytes:
+            data = self.output.read(max_bytes)
+            if not data:
+                time.sleep(timeout_s)
+                raise TimeoutError
+            return data
+
+    monkeypatch.setattr("merino_edge.device.agent_link.SILENCE_S", 0.6)
+    started = time.monotonic()
+    silent = AgentLink(Silent(HELLO), "x")
+    with pytest.raises(DeviceError, match="nothing was heard for"):
+        silent.ask("facts")
+    silent.close()
+    assert time.monotonic() - started < 5
+
+
+def test_endless_stream_is_refused_in_bounded_memory() -> None:
+    class Endless(Script):
+        def recv(self, max_bytes: int, timeout_s: float) -> bytes:
+            return b"noise " * 40_000
+
+    with pytest.raises(ProtocolError, match="other bytes come first"):
+        AgentLink(Endless(b""), "x")
+
+
+def test_flood_of_frames_nobody_asked_for_is_cut_off() -> None:
+    event = frames.encode_json(frames.EVENT, 7, {"token": 1})
+    with pytest.raises(ProtocolError, match="another question"):
+        AgentLink(Script(HELLO + event * 20_000 + END), "x").ask("facts")
