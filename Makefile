@@ -46,7 +46,7 @@ check: $(VENV)/.package ## Lint, check the format, and type-check every installe
 	$(BIN)/python tools/check_types.py
 
 bench: $(VENV)/.package ## Reproduce the README's figures into bench/results/ (takes a while)
-	@for script in $(or $(BENCH:%=bench/%.py),$(filter-out bench/demo.py,$(wildcard bench/*.py))); do \
+	@for script in $(or $(BENCH:%=bench/%.py),$(filter-out bench/demo.py bench/record.py,$(wildcard bench/*.py))); do \
 	    echo "== $$script"; $(BIN)/python $$script; done
 
 setup: $(VENV)/.package ## Make .venv and stop there
