@@ -1,0 +1,230 @@
+"""Latency and memory models: what a fit recovers, what a file may say, and real measurements of a board."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from merino_edge.errors import InvalidFileError, UsageError
+from merino_edge.files import parse_json, write_json
+from merino_edge.search.fitting import conformal_excess, fit_coefficients, judge, kendall_tau
+from merino_edge.search.latency import (
+    FEATURES,
+    LatencyModel,
+    LatencySample,
+    MemoryModel,
+    MemorySample,
+    choose_architectures,
+    estimate_latency,
+    estimate_memory,
+    fit_latency,
+    fit_memory,
+)
+from merino_edge.search.space import load_space
+
+RECIPE = "dynamic_wi8_afp32"
+POSTER = load_space("poster")
+ESTIMATE = {
+    "bandwidth_bytes_per_s": 4e9,
+    "cache_bandwidth_bytes_per_s": 12e9,
+    "fp32_macs_per_s": 16e9,
+    "int8_macs_per_s": 24e9,
+    "layer_overhead_ms": 0.1,
+    "token_overhead_ms": 0.4,
+    "runtime_memory_bytes": 60_000_000,
+    "relative_error": 0.5,
+    "source": "a test",
+}
+TRUTH = estimate_latency(ESTIMATE, test="tg", depth=128, recipe=RECIPE, cache_bytes=1 << 20)
+
+
+def measured(noise: float, seed: int = 0, count: int = 25) -> list[LatencySample]:
+    rng = np.random.default_rng(seed)
+    chosen = choose_architectures(POSTER, count, seed=0)
+    return [LatencySample(a, TRUTH.predict_ms(a) * float(np.exp(noise * rng.standard_normal()))) for a in chosen]
+
+
+def fit(samples: list[LatencySample]) -> LatencyModel:
+    return fit_latency(samples, test="tg", depth=128, recipe=RECIPE, cache_bytes=1 << 20)
+
+
+def errors(model: LatencyModel) -> np.ndarray:
+    return np.array([abs(model.predict_ms(a) / TRUTH.predict_ms(a) - 1) for a in POSTER.sample(200, seed=9)])
+
+
+def test_a_fit_recovers_latency_from_25_models_with_two_percent_of_noise() -> None:
+    assert errors(fit(measured(0.02))).mean() < 0.015
+
+
+def test_one_disturbed_model_does_not_spoil_the_fit() -> None:
+    samples = measured(0.01)
+    samples[12] = LatencySample(samples[12].architecture, samples[12].ms * 3)
+    assert errors(fit(samples)).mean() < 0.015
+
+
+def test_the_band_covers_nine_tenths_of_unseen_models() -> None:
+    covered = []
+    for seed in range(8):
+        model = fit(measured(0.05, seed))
+        rng = np.random.default_rng(1000 + seed)
+        for a in POSTER.sample(50, seed=seed):
+            covered.append(TRUTH.predict_ms(a) * np.exp(0.05 * rng.standard_normal()) <= model.upper_ms(a))
+    assert np.mean(covered) >= 0.88
+
+
+def test_accuracy_is_that_of_left_out_models() -> None:
+    accuracy = fit(measured(0.02)).accuracy
+    assert accuracy["samples"] == 25
+    assert 0.005 < accuracy["mape"] < 0.04
+    assert accuracy["within_10pct"] == 1.0
+    assert accuracy["kendall"] > 0.95
+
+
+def test_an_estimate_says_so_and_carries_the_stated_error() -> None:
+    a = POSTER.decode(0)
+    assert TRUTH.estimate is True
+    assert TRUTH.upper_ms(a) == TRUTH.predict_ms(a) * 1.5
+    assert TRUTH.accuracy == {"samples": 0, "mape": None, "within_10pct": None, "kendall": None}
+
+
+def test_second_uses_of_a_block_cost_streaming_only_where_it_exceeds_the_cache() -> None:
+    small = estimate_latency(ESTIMATE, test="tg", depth=128, recipe=RECIPE, cache_bytes=0)
+    large = estimate_latency(ESTIMATE, test="tg", depth=128, recipe=RECIPE, cache_bytes=1 << 30)
+    once, thrice = POSTER.decode(0), POSTER.decode(8 * 12**3 + 8 * 12**2 + 8 * 12 + 8)
+    assert thrice.depth == 3 * once.depth
+    assert small.predict_ms(once) == large.predict_ms(once)
+    assert small.predict_ms(thrice) > large.predict_ms(thrice)
+
+
+@pytest.mark.parametrize("test", ["tg64", "pp128", "full1024"])
+def test_every_word_for_a_test_can_be_estimated(test: str) -> None:
+    model = estimate_latency(ESTIMATE, test=test, depth=0, recipe="fp32", cache_bytes=1 << 20)
+    assert model.predict_ms(POSTER.decode(POSTER.size - 1)) > model.predict_ms(POSTER.decode(0)) > 0
+
+
+@pytest.mark.parametrize("test", ["", "pp", "tg0", "xx5", "full"])
+def test_a_word_for_no_test_is_refused(test: str) -> None:
+    with pytest.raises(UsageError, match="is no test"):
+        estimate_latency(ESTIMATE, test=test, depth=0, recipe="fp32", cache_bytes=1 << 20)
+
+
+def test_too_few_models_are_refused() -> None:
+    with pytest.raises(UsageError, match="at least 3"):
+        fit(measured(0.0)[:2])
+
+
+def test_a_time_that_no_clock_gives_is_refused() -> None:
+    with pytest.raises(UsageError, match="no time"):
+        fit([*measured(0.0)[:4], LatencySample(POSTER.decode(0), 0.0)])
+
+
+def test_a_model_survives_a_file_unchanged(tmp_path: Path) -> None:
+    model = fit(measured(0.02))
+    write_json(tmp_path / "m.json", model.to_json())
+    document = parse_json((tmp_path / "m.json").read_text(), "m")
+    document.pop("schema_version")
+    assert LatencyModel.from_json(document, "m") == model
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tset": 1}, "unknown key 'tset'; did you mean 'test'"),
+        ({"band": -0.1}, "band must be a number of at least 0"),
+        ({"ms_per_unit": {"layers": 1.0}}, "must name exactly"),
+        ({"depth": -1}, "depth must be a whole number"),
+        ({"estimate": "yes"}, "'estimate' must be true or false"),
+        ({"ms_per_unit": {**dict.fromkeys(FEATURES, 1.0), "layers": -1.0}}, "layers must be a number"),
+    ],
+)
+def test_a_file_that_is_no_latency_model_is_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidFileError) as caught:
+        LatencyModel.from_json({**TRUTH.to_json(), **change}, "profile.json")
+    assert reason in caught.value.message
+
+
+def test_chosen_models_are_different_repeatable_and_span_the_space() -> None:
+    chosen = choose_architectures(POSTER, 12, seed=0)
+    assert len(set(chosen)) == 12
+    assert chosen == choose_architectures(POSTER, 12, seed=0)
+    assert (chosen[0], chosen[-1]) == (POSTER.decode(0), POSTER.decode(POSTER.size - 1))
+    assert len({a.blocks[0].width for a in chosen}) >= 5
+
+
+def test_choosing_works_where_the_space_is_smaller_than_asked() -> None:
+    assert len(choose_architectures(load_space("wide", vocab_size=64), 3, seed=1)) == 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_memory_is_fitted_from_few_or_many_models(count: int) -> None:
+    truth = estimate_memory(ESTIMATE, recipe=RECIPE, context_length=1024)
+    chosen = choose_architectures(POSTER, count + 1, seed=0)[1:]
+    samples = [MemorySample(a, round(truth.predict_bytes(a))) for a in chosen]
+    model = fit_memory(samples, recipe=RECIPE, context_length=1024, runtime_bytes=60_000_000)
+    for a in POSTER.sample(20, seed=2):
+        assert model.predict_bytes(a) == pytest.approx(truth.predict_bytes(a), rel=0.02)
+    assert MemoryModel.from_json(model.to_json(), "m") == model
+
+
+def test_memory_grows_with_the_context() -> None:
+    a = POSTER.decode(5)
+    short, long = (estimate_memory(ESTIMATE, recipe=RECIPE, context_length=n) for n in (128, 1024))
+    assert long.predict_bytes(a) - short.predict_bytes(a) == 2 * a.kv_cache_bytes(1024 - 128)
+
+
+def test_a_file_that_is_no_memory_model_is_refused() -> None:
+    document = estimate_memory(ESTIMATE, recipe=RECIPE, context_length=8).to_json()
+    with pytest.raises(InvalidFileError, match="context_length must be a whole number"):
+        MemoryModel.from_json({**document, "context_length": 0}, "m")
+
+
+def test_coefficients_are_never_negative() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.random((30, 4))
+    target = features @ np.array([1.0, 0.0, 2.0, -0.5]) + 0.6
+    assert (fit_coefficients(features, target) >= 0).all()
+
+
+def test_conformal_excess_is_the_rank_that_theory_asks_for() -> None:
+    predicted = np.ones(19)
+    measured_values = 1 + np.arange(-9, 10) / 100
+    assert conformal_excess(predicted, measured_values, 0.9) == pytest.approx(0.08)  # the 18th of 19
+
+
+def test_kendall_of_equal_and_opposite_orders() -> None:
+    x = np.arange(10.0)
+    assert (kendall_tau(x, x), kendall_tau(x, -x), kendall_tau(x, np.ones(10))) == (1.0, -1.0, None)
+
+
+def test_25_models_of_a_real_raspberry_pi_predict_the_others_within_one_percent(data_folder: Path) -> None:
+    with open(data_folder / "hat" / "wmt14enfr_cpu_raspberrypi_all.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    latency = np.array([float(r["latency_mean_encoder"]) + float(r["latency_mean_decoder"]) for r in rows])
+    e, n, f = (
+        np.array([float(r[k]) for r in rows])
+        for k in ("decoder_embed_dim", "decoder_layer_num", "decoder_ffn_embed_dim_avg")
+    )
+    ee, ef, eh = (
+        np.array([float(r[k]) for r in rows])
+        for k in ("encoder_embed_dim", "encoder_ffn_embed_dim_avg", "encoder_self_attention_heads_avg")
+    )
+    h, x, a = (
+        np.array([float(r[k]) for r in rows])
+        for k in (
+            "decoder_self_attention_heads_avg",
+            "decoder_ende_attention_heads_avg",
+            "decoder_arbitrary_ende_attn_avg",
+        )
+    )
+    features = np.stack([ee, ee * ef, eh, n * e, n * e * f, n, n * h, n * x, n * a * ee, e, np.ones_like(e)], 1)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(latency))
+        known, unseen = order[:25], order[25:]
+        predicted = features[unseen] @ fit_coefficients(features[known], latency[known])
+        accuracy = judge(predicted[:400], latency[unseen][:400])
+        assert accuracy.mape is not None and accuracy.mape < 0.012
+        assert accuracy.within_10pct is not None and accuracy.within_10pct >= 0.99
