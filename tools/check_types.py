@@ -44,7 +44,8 @@ def run_mypy() -> tuple[int, set[str]]:
         mypy = subprocess.run(command, cwd=folder, stderr=subprocess.PIPE, text=True)
     log = mypy.stderr.splitlines()
     sys.stderr.writelines(f"{line}\n" for line in log if not line.startswith("LOG:"))
-    seen = {match[1] for line in log if (match := re.search(r"Found source: .*module='([\w.]+)'", line))}
+    pattern = r"Found source: .*path='[^']*\.py', module='([\w.]+)'"  # a folder of data files has no .py
+    seen = {match[1] for line in log if (match := re.search(pattern, line))}
     return mypy.returncode, seen
 
 

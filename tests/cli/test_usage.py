@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
 
 @pytest.fixture
-def run_command(tmp_path: Path):
+def run_command(tmp_path: Path) -> Run:
     """Run `merino-edge` as a user would, in a home of its own."""
 
     def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +57,7 @@ def run_command(tmp_path: Path):
     ],
 )
 def test_a_wrong_call_gets_one_line_and_its_exit_code(
-    run_command, args: tuple[str, ...], code: int, words: str
+    run_command: Run, args: tuple[str, ...], code: int, words: str
 ) -> None:
     done = run_command(*args, "--json")
     assert done.returncode == code, done.stderr
@@ -65,24 +68,24 @@ def test_a_wrong_call_gets_one_line_and_its_exit_code(
     assert sum(line.startswith("error:") for line in done.stderr.splitlines()) == 1
 
 
-def test_profile_of_a_board_nobody_added_names_the_command_that_adds_it(run_command) -> None:
+def test_profile_of_a_board_nobody_added_names_the_command_that_adds_it(run_command: Run) -> None:
     done = run_command("profile", "pi4")
     assert done.returncode == 4
     assert "merino-edge profile pi4 --host" in done.stderr
 
 
-def test_nothing_but_the_result_goes_to_stdout(run_command) -> None:
+def test_nothing_but_the_result_goes_to_stdout(run_command: Run) -> None:
     done = run_command("search", "--parameters", "20M", "--no-verify", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parameters"] <= 20_000_000
 
 
-def test_no_escape_codes_where_stdout_is_no_terminal(run_command) -> None:
+def test_no_escape_codes_where_stdout_is_no_terminal(run_command: Run) -> None:
     done = run_command("search", "--parameters", "20M", "--no-verify")
     assert "\x1b" not in done.stdout + done.stderr
 
 
-def test_limits_that_nothing_meets_name_the_binding_one_and_the_nearest(run_command) -> None:
+def test_limits_that_nothing_meets_name_the_binding_one_and_the_nearest(run_command: Run) -> None:
     done = run_command("search", "--parameters", "1k", "--no-verify", "--json")
     assert done.returncode == 3
     error = json.loads(done.stdout)["error"]
