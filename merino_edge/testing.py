@@ -8,7 +8,7 @@ machine; nothing of it may be shown as a measurement.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -329,7 +329,7 @@ class FakeDevice:
             progress(count, count)
         return Perplexity(count * math.log(bundle.manifest.architecture.vocab_size), count)
 
-    def generate(self, token_ids: Sequence[int], options: GenerateOptions) -> Iterator[int]:
+    def generate(self, token_ids: Sequence[int], options: GenerateOptions) -> Generator[int, None, None]:
         """See `Device.generate`: seeded random tokens of the deployed model's vocabulary."""
         current = self.current()
         if current is None:

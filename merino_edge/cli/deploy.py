@@ -16,6 +16,7 @@ from merino_edge.units import format_bytes
 @click.option("--recipe", default=None, help="Recipe (default: the board's first choice).")
 @click.option("--rollback", is_flag=True, help="Switch back to an earlier release.")
 @click.option("--release", type=click.IntRange(1), default=None, help="Release to roll back to.")
+@click.option("--keep", type=click.IntRange(1), default=None, help="First remove all but the newest N releases.")
 @json_option
 def command(
     as_json: bool,
@@ -25,6 +26,7 @@ def command(
     recipe: str | None,
     rollback: bool,
     release: int | None,
+    keep: int | None,
 ) -> None:
     """Put the model onto the device, verify it there, and switch to it.
 
@@ -39,7 +41,7 @@ def command(
     if rollback:
         document = flow.rollback(device, release, progress)
     else:
-        document = flow.deploy(subject, device, format_name, recipe, ask_person(), progress)
+        document = flow.deploy(subject, device, format_name, recipe, keep, ask_person(), progress)
     if as_json:
         print_json(document)
         return

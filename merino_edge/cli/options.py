@@ -58,12 +58,12 @@ def device_option(command: _F) -> _F:
     return click.option("--device", "-d", metavar="NAME", help=text)(command)
 
 
-def ask_person() -> Callable[[str], str | None] | None:
+def ask_person() -> Callable[..., str | None] | None:
     """Return a way to ask the person at the terminal, None where there is nobody."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
 
-    def ask(question: str) -> str | None:
-        return str(click.prompt(question.rstrip(": "), err=True)) or None
+    def ask(question: str, secret: bool = False) -> str | None:
+        return str(click.prompt(question.rstrip(": "), err=True, hide_input=secret, default="")) or None
 
     return ask

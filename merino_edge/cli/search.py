@@ -49,8 +49,7 @@ def command(as_json: bool, **flags: Any) -> None:
     """
     from merino_edge.flows.conditions import Conditions
     from merino_edge.flows.search import search
-    from merino_edge.flows.verify import SearchOptions
-    from merino_edge.search.scores import ScoreOptions
+    from merino_edge.flows.verify import SearchOptions, score_options
 
     names = ("latency_of", "percentile", "depth", "recipe", "threads", "train_tokens")
     conditions = Conditions().with_(
@@ -67,13 +66,12 @@ def command(as_json: bool, **flags: Any) -> None:
         "flops": flags["flops"],
         "energy_mj": flags["energy"],
     }
-    score = {"name": flags["score"], **{n: flags[n] for n in ("beta", "alpha1", "alpha2", "eps")}}
     options = SearchOptions(
         device=flags["device"],
         limits={name: limit for name, limit in limits.items() if limit is not None},
         conditions=conditions,
         space=flags["space"],
-        score=ScoreOptions(**{k: v for k, v in score.items() if v is not None}),
+        score=score_options(name=flags["score"], **{n: flags[n] for n in ("beta", "alpha1", "alpha2", "eps")}),
         mode=flags["mode"],
         seed=flags["seed"],
         run=flags["run"],

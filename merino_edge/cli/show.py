@@ -19,9 +19,9 @@ from merino_edge.units import format_bytes, format_count, format_ms
 def command(as_json: bool, subject: str | None, beta: float | None, context: int) -> None:
     """Print what follows from the architecture of a run, preset, file, checkpoint or bundle."""
     from merino_edge.flows.show import show
-    from merino_edge.search.scores import ScoreOptions
+    from merino_edge.flows.verify import score_options
 
-    document = show(subject, ScoreOptions() if beta is None else ScoreOptions(beta=beta), context)
+    document = show(subject, score_options(beta=beta), context)
     if as_json:
         print_json(document)
     else:

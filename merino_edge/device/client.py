@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -115,7 +115,7 @@ class Device(Protocol):
     ) -> Perplexity:
         """Sum the negative log likelihood of a text `(N,)` on the device, window by window."""
 
-    def generate(self, token_ids: Sequence[int], options: GenerateOptions) -> Iterator[int]:
+    def generate(self, token_ids: Sequence[int], options: GenerateOptions) -> Generator[int, None, None]:
         """Yield tokens after a prompt from the release in use; closing the iterator stops the device."""
 
     def close(self) -> None:
@@ -290,7 +290,7 @@ class AgentDevice:
         )
         return Perplexity(positive(answer, "nll_nats_sum"), whole(answer, "tokens", 1))
 
-    def generate(self, token_ids: Sequence[int], options: GenerateOptions) -> Iterator[int]:
+    def generate(self, token_ids: Sequence[int], options: GenerateOptions) -> Generator[int, None, None]:
         """See `Device.generate`."""
         exchange = self._link.exchange(
             "generate",

@@ -47,10 +47,13 @@ def deploy(
     device_name: str | None,
     format_name: str | None = None,
     recipe: str | None = None,
+    keep: int | None = None,
     ask: Ask | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Deploy a run, exporting first where the export is missing or older than the checkpoint.
+
+    With `keep`, all but the newest so many releases are removed first; the current one always stays.
 
     Returns:
         The document of `merino-edge deploy --json`.
@@ -65,6 +68,7 @@ def deploy(
     if not bundle.manifest.trained:
         progress.note("these weights are random (trained: false): good for timing only; next: merino-edge train")
     with opened(entry, ask) as device:
+        freed = device.collect(keep) if keep is not None else 0
         result = _install(device, bundle, progress)
     keep_tokenizer(name, bundle)
     return {
@@ -76,6 +80,7 @@ def deploy(
         "previous": result.previous,
         "bundle": bundle.label,
         "trained": bundle.manifest.trained,
+        "bytes_freed": freed,
         "bytes_total": sum(f.bytes for f in bundle.manifest.files),
     }
 

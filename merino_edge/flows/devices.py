@@ -12,8 +12,8 @@ from merino_edge.device.registry import LOCAL, DeviceEntry, Registry, TransportN
 from merino_edge.errors import UsageError
 from merino_edge.progress import SILENT, Progress
 
-Ask = Callable[[str], str | None]
-"""Puts a question to a person and returns the answer; None where nobody can be asked."""
+Ask = Callable[..., str | None]
+"""Puts a question to a person, unseen with `secret=True`, and returns the answer; None where nobody can be asked."""
 
 
 def select_device(flag: str | None, run_device: str | None, progress: Progress) -> str:

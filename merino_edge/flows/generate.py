@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,34 +106,14 @@ def generate(
                 "the deployed weights are random (trained: false)", hint="merino-edge train, then merino-edge deploy"
             )
         tokenizer = load_tokenizer(name, manifest)
-        prompt_ids = list(tokenizer.encode(prompt).ids)
         end = tokenizer.token_to_id(END_OF_TEXT)
-        if not prompt_ids:
-            prompt_ids = [end if end is not None else 0]
-        room = int(manifest["context_length"]) - len(prompt_ids)
-        if room < 1:
-            raise UsageError(
-                f"the prompt has {len(prompt_ids)} tokens, the context holds {manifest['context_length']}",
-                hint="shorten the prompt",
-            )
-        options = GenerateOptions(
-            max_tokens=min(sampling.max_tokens, room),
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=sampling.seed,
-            stop_ids=() if end is None else (end,),
-        )
-        stream = device.generate(prompt_ids, options)
+        prompt_ids = list(tokenizer.encode(prompt).ids) or [end or 0]
+        options = _device_options(sampling, len(prompt_ids), int(manifest["context_length"]), end)
         text = ""
-        try:
+        with closing(device.generate(prompt_ids, options)) as stream:
             for piece in stop_at(pieces(tokenizer, stream), sampling.stop):
                 text += piece
                 emit(piece)
-        finally:
-            close = getattr(stream, "close", None)
-            if close is not None:
-                close()
         stats = dict(device.last_generation or {})
     tokens, seconds = stats.get("tokens", 0), stats.get("seconds", 0.0)
     return {
@@ -146,6 +127,22 @@ def generate(
         "load_ms": stats.get("load_ms"),
         "prefill_ms": stats.get("prefill_ms"),
     }
+
+
+def _device_options(sampling: Sampling, prompt_tokens: int, context_length: int, end: int | None) -> GenerateOptions:
+    room = context_length - prompt_tokens
+    if room < 1:
+        raise UsageError(
+            f"the prompt has {prompt_tokens} tokens, the context holds {context_length}", hint="shorten the prompt"
+        )
+    return GenerateOptions(
+        max_tokens=min(sampling.max_tokens, room),
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        stop_ids=() if end is None else (end,),
+    )
 
 
 def pieces(tokenizer: _Tokenizer, ids: Iterable[int]) -> Iterator[str]:

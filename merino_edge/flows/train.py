@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merino_edge.checkpoint import WEIGHTS, is_checkpoint, read_config
 from merino_edge.errors import MerinoEdgeError, UsageError
@@ -13,6 +13,9 @@ from merino_edge.flows.conditions import run_conditions
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.progress import SILENT, Progress, Task
 from merino_edge.search.cost import count_flops
+
+if TYPE_CHECKING:
+    from merino_edge.training.request import TrainRequest
 
 
 @dataclass(frozen=True)
@@ -62,42 +65,14 @@ def train(subject_name: str | None, options: TrainOptions, progress: Progress = 
     """
     subject = resolve_subject(subject_name)
     run = subject.require_run()
-    start_from = _checkpoint_of(options.start_from) if options.start_from else None
-    if start_from is not None and read_config(start_from)[0] != subject.architecture:
-        raise UsageError(
-            f"{start_from} holds {read_config(start_from)[0].describe()}, the run's architecture is "
-            f"{subject.architecture.describe()}",
-            hint="train without --from, or name the run it belongs to",
-        )
     try:
-        from merino_edge.training.train import TrainRequest
         from merino_edge.training.train import train as run_training
     except ModuleNotFoundError as error:
         raise MerinoEdgeError(
             f"training needs the package '{error.name}', which is not installed",
             hint="pip install 'merino-edge[train]'",
         ) from error
-    context = options.context_length
-    request = TrainRequest(
-        architecture=subject.architecture,
-        output=run.checkpoint,
-        data=options.data or None,
-        tokenizer=options.tokenizer,
-        start_from=start_from,
-        tokens=options.tokens,
-        steps=options.steps,
-        seconds=options.seconds,
-        context_length=context,
-        tokens_per_batch=options.batch_tokens,
-        micro_batch=options.micro_batch,
-        learning_rate=options.learning_rate,
-        schedule=options.schedule,
-        seed=options.seed,
-        resume=options.resume,
-        flops_per_token=count_flops(subject.architecture, tokens=context, head=True) / context,
-        threads=options.threads,
-        compile=options.compile,
-    )
+    request = _request(subject, options)
     note_budget(subject, options, progress)
     with progress.task("training", 1.0) as task:
         result = run_training(request, _Reporter(task, progress))
@@ -116,6 +91,39 @@ def train(subject_name: str | None, options: TrainOptions, progress: Progress = 
         "architecture": subject.architecture.to_json(),
         "curve": [dict(point) for point in result.curve],
     }
+
+
+def _request(subject: Subject, options: TrainOptions) -> TrainRequest:
+    from merino_edge.training.request import TrainRequest
+
+    start_from = _checkpoint_of(options.start_from) if options.start_from else None
+    if start_from is not None and read_config(start_from)[0] != subject.architecture:
+        raise UsageError(
+            f"{start_from} holds {read_config(start_from)[0].describe()}, the run's architecture is "
+            f"{subject.architecture.describe()}",
+            hint="train without --from, or name the run it belongs to",
+        )
+    context = options.context_length
+    return TrainRequest(
+        architecture=subject.architecture,
+        output=subject.require_run().checkpoint,
+        data=options.data or None,
+        tokenizer=options.tokenizer,
+        start_from=start_from,
+        tokens=options.tokens,
+        steps=options.steps,
+        seconds=options.seconds,
+        context_length=context,
+        tokens_per_batch=options.batch_tokens,
+        micro_batch=options.micro_batch,
+        learning_rate=options.learning_rate,
+        schedule=options.schedule,
+        seed=options.seed,
+        resume=options.resume,
+        flops_per_token=count_flops(subject.architecture, tokens=context, head=True) / context,
+        threads=options.threads,
+        compile=options.compile,
+    )
 
 
 def note_budget(subject: Subject, options: TrainOptions, progress: Progress) -> None:

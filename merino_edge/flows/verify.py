@@ -59,6 +59,11 @@ class SearchOptions:
     verify: bool = True
 
 
+def score_options(**given: Any) -> ScoreOptions:
+    """Return the score that the command line names; values of None take the default."""
+    return ScoreOptions(**{name: value for name, value in given.items() if value is not None})
+
+
 @dataclass
 class State:
     """What one search knows of its device; grows by every measurement."""
