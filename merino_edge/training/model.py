@@ -234,10 +234,11 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         """Keep every layer's output near variance 1, and the residual stream's growth near 1 in all.
 
         N(0, 1 / fan_in) for matrices; what is added to the residual stream is divided by
-        sqrt(2 * executed depth) (Radford et al. 2019); N(0, 0.02^2) for the table; gains 1.
+        sqrt(2 * executed depth) (Radford et al. 2019). The table has N(0, 1 / E), so that logits begin
+        near variance 1; gains are 1.
         """
         if isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=0.02)
+            init.normal_(module.weight, std=module.embedding_dim**-0.5)
         elif isinstance(module, nn.Linear):
             residual = (2 * self.config.merino.depth) ** -0.5 if isinstance(module, ResidualLinear) else 1.0
             init.normal_(module.weight, std=module.in_features**-0.5 * residual)

@@ -118,20 +118,32 @@ class TrainResult:
     curve: tuple[Mapping[str, float], ...]
 
 
-def default_batch(context_length: int, cuda: bool) -> int:
-    """Tokens of one step: few on a CPU, where a budget of minutes must still give hundreds of steps."""
-    return max(context_length, 65_536 if cuda else 4_096)
+def default_batch(request: TrainRequest, tokens: int, cuda: bool) -> int:
+    """Tokens of one step: about a thousandth of all, a power of two from 1,024 to 131,072.
+
+    A short training needs many small steps more than it needs smooth ones.
+
+    Args:
+        request: Of it the time budget counts, at a plain guess of the machine's speed.
+        tokens: Of one epoch, where the request says nothing.
+        cuda: Whether there is a GPU.
+    """
+    if request.seconds is not None:
+        tokens = int(request.seconds * (500_000 if cuda else 2_000))
+    elif request.tokens is not None:
+        tokens = request.tokens
+    return max(request.context_length, min(1 << 17, max(1 << 10, 1 << int(math.log2(max(1, tokens / 1024))))))
 
 
 def default_learning_rate(architecture: Architecture) -> float:
-    """Highest learning rate: falls with the width, as tried on models of 5 to 12 M parameters."""
+    """Highest learning rate: falls with the width, as tried on models of 4 to 15 M parameters."""
     width = max(block.width for block in architecture.blocks)
     return 3e-3 * min(1.0, 256 / width)
 
 
-def with_defaults(request: TrainRequest, cuda: bool) -> TrainRequest:
+def with_defaults(request: TrainRequest, epoch_tokens: int, cuda: bool) -> TrainRequest:
     """Fill in what was left open; batch and micro-batch become whole numbers of sequences."""
-    batch = request.tokens_per_batch or default_batch(request.context_length, cuda)
+    batch = request.tokens_per_batch or default_batch(request, epoch_tokens, cuda)
     if batch % request.context_length:
         batch = max(1, round(batch / request.context_length)) * request.context_length
     sequences = batch // request.context_length

@@ -67,13 +67,13 @@ def train(request: TrainRequest, progress: Report | None = None) -> TrainResult:
             empty = dict.fromkeys(("step", "steps", "tokens", "loss", "tokens_per_s", "seconds_left"))
             progress({"stage": "training", **empty, **facts})
 
-    request = with_defaults(request, torch.cuda.is_available())
     threads = torch.get_num_threads()
     try:
         with quiet():
             if request.threads:
                 torch.set_num_threads(request.threads)
             data = _data(request, report)
+            request = with_defaults(request, data.train_tokens, torch.cuda.is_available())
             return _train(request, data, started, report)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
