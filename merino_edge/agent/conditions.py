@@ -1,13 +1,12 @@
 """The conditions a measurement is taken in, and whether it counts.
 
-Everything is read before and after. What disturbed the run is judged by evidence of this very
-process where the kernel gives it: how long its threads stood in the queue for a core.
+Everything is read before and after. Whether other programs disturbed it is judged by evidence of this
+very process where the kernel gives it: how long its threads stood in the queue for a core.
 """
 
 from __future__ import annotations
 
 import os
-import time
 
 from merino_edge.agent import facts
 from merino_edge.agent.facts import Machine
@@ -33,13 +32,11 @@ def snapshot(machine: Machine) -> dict[str, object]:
         "load1": facts.load1(machine),
         "memory_available_bytes": memory["available"],
         "swap_used_bytes": memory["swap_used"],
-        "queued_ns": _queued_ns(),
-        "monotonic_ns": time.monotonic_ns(),
     }
 
 
-def _queued_ns() -> int | None:
-    """Return how long all threads of this process have waited for a core."""
+def queued_ns() -> int | None:
+    """Return how long all threads of this process have waited for a core so far."""
     total = 0
     try:
         for task in os.listdir("/proc/self/task"):
@@ -50,18 +47,14 @@ def _queued_ns() -> int | None:
     return total
 
 
-def queued_share(before: dict[str, object], after: dict[str, object], threads: int) -> float | None:
-    """Return the share of the time that a computing thread stood in the queue."""
-    start, end = before.get("queued_ns"), after.get("queued_ns")
-    began, ended = before["monotonic_ns"], after["monotonic_ns"]
-    if not isinstance(start, int) or not isinstance(end, int):
-        return None
-    assert isinstance(began, int) and isinstance(ended, int)
-    return max(0, end - start) / max(1, (ended - began) * threads)
+def invalid_reason(before: dict[str, object], after: dict[str, object], queued_share: float | None) -> str | None:
+    """Return why a measurement between two snapshots does not count, None where it does.
 
-
-def invalid_reason(before: dict[str, object], after: dict[str, object], threads: int) -> str | None:
-    """Return why a measurement between two snapshots does not count, None where it does."""
+    Args:
+        before: Snapshot.
+        after: Snapshot.
+        queued_share: Share of the time that its threads stood in the queue for a core, where known.
+    """
     reasons = []
     bits_before, bits_after = before.get("throttled_bits"), after.get("throttled_bits")
     if isinstance(bits_before, int) and isinstance(bits_after, int):
@@ -78,7 +71,6 @@ def invalid_reason(before: dict[str, object], after: dict[str, object], threads:
     swap_before, swap_after = before.get("swap_used_bytes"), after.get("swap_used_bytes")
     if isinstance(swap_before, int) and isinstance(swap_after, int) and swap_after - swap_before > 4 << 20:
         reasons.append(f"the device swapped {(swap_after - swap_before) >> 20} MiB")
-    share = queued_share(before, after, threads)
-    if share is not None and share > QUEUED_LIMIT:
-        reasons.append(f"other programs took the cores for {share:.0%} of the time")
+    if queued_share is not None and queued_share > QUEUED_LIMIT:
+        reasons.append(f"other programs took the cores for {queued_share:.0%} of the time")
     return "; ".join(reasons) or None

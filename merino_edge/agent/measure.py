@@ -5,7 +5,9 @@
     full  as pp, with the logits of all positions (one training-like forward)
 
 A pass is repeated until the median's 95 % interval is within 1 % of it, or the budget is spent.
-Samples stay in the order they were taken, in nanoseconds; nothing is averaged or trimmed.
+Samples stay in the order they were taken, in nanoseconds; nothing is averaged or trimmed. A pass
+during which the threads had to queue for a core is set aside whole, by that evidence alone and
+whatever its times were; where no other pass remains, all of them stand and the test is not valid.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 import numpy as np
 
+from merino_edge.agent.conditions import QUEUED_LIMIT
 from merino_edge.agent.errors import AgentError
 from merino_edge.agent.session import PREFILL_CHUNK, Session
 
@@ -61,6 +64,65 @@ def is_settled(samples_ns: Sequence[int]) -> bool:
     return high - low <= TARGET_INTERVAL * ordered[n // 2]
 
 
+class Pass:
+    """Samples of one pass, and how long each thread stood in the queue for a core, None where nobody knows."""
+
+    def __init__(self, samples: list[int], elapsed_ns: int, queued_ns: float | None) -> None:
+        self.samples = samples
+        self.elapsed_ns = elapsed_ns
+        self.queued_ns = queued_ns
+
+    @property
+    def disturbed(self) -> bool:
+        """Say whether other programs took the cores."""
+        return self.queued_ns is not None and self.queued_ns > QUEUED_LIMIT * self.elapsed_ns
+
+
+class Timed:
+    """What a test gave.
+
+    Args:
+        warmup: Nanoseconds, not counted.
+        least: Undisturbed passes that are enough to leave out the disturbed ones.
+    """
+
+    def __init__(self, warmup: list[int], least: int) -> None:
+        self.warmup = warmup
+        self._least = least
+        self._passes: list[Pass] = []
+
+    def add(self, one: Pass) -> None:
+        """Take one pass."""
+        self._passes.append(one)
+
+    def _kept(self) -> list[Pass]:
+        quiet = [p for p in self._passes if not p.disturbed]
+        return quiet if len(quiet) >= self._least else self._passes
+
+    @property
+    def samples(self) -> list[int]:
+        """Nanoseconds of the passes that count."""
+        return [sample for p in self._kept() for sample in p.samples]
+
+    @property
+    def set_aside(self) -> list[int]:
+        """Nanoseconds of the disturbed passes, where enough others are there."""
+        kept = self._kept()
+        return [sample for p in self._passes if p not in kept for sample in p.samples]
+
+    @property
+    def queued_share(self) -> float | None:
+        """Share of the time of the passes that count which a thread stood in the queue."""
+        known = [(p.queued_ns, p.elapsed_ns) for p in self._kept() if p.queued_ns is not None]
+        return sum(q for q, _ in known) / max(1, sum(e for _, e in known)) if known else None
+
+    @property
+    def settled(self) -> bool:
+        """Say whether enough undisturbed passes are there and their median is known to 1 %."""
+        quiet = [p for p in self._passes if not p.disturbed]
+        return len(quiet) >= self._least and is_settled([sample for p in quiet for sample in p.samples])
+
+
 class Timer:
     """Runs tests on one open session.
 
@@ -68,7 +130,8 @@ class Timer:
         session: What is measured.
         budget_s: Per test; a first pass is always completed.
         progress: Called between passes with the share done of the budget.
-        check: Called between passes; raises to stop.
+        check: Called between passes and tokens; raises to stop.
+        queued_ns: Tells how long a thread has stood in the queue for a core so far, None where nobody knows.
         seed: Of the tokens that are fed (their values do not change the time).
     """
 
@@ -78,12 +141,14 @@ class Timer:
         budget_s: float,
         progress: Callable[[float], None],
         check: Callable[[], None],
+        queued_ns: Callable[[], float | None] = lambda: None,
         seed: int = 0,
     ) -> None:
         self.session = session
         self.budget_s = budget_s
         self.progress = progress
         self.check = check
+        self.queued_ns = queued_ns
         self._random = np.random.Generator(np.random.PCG64(seed))
 
     def tokens(self, count: int) -> npt.NDArray[np.int64]:
@@ -99,25 +164,28 @@ class Timer:
             count = min(PREFILL_CHUNK, length - self.session.length)
             self.session.feed(self.tokens(count), [count - 1])
 
-    def run(self, test: str, tokens: int, depth: int) -> tuple[list[int], list[int]]:
-        """Return (samples, warm-ups) of one test in nanoseconds."""
+    def run(self, test: str, tokens: int, depth: int) -> Timed:
+        """Run one test."""
         if test not in TESTS or tokens < 1 or depth < 0:
             raise AgentError("request", f"there is no test {test!r} of {tokens} tokens after {depth}")
         single = test == "tg"
-        one_pass = self._generate if single else lambda count: self._read(count, depth, test == "full")
+        one_pass = self._generate if single else lambda count: self._read(count, test == "full")
         self.fill(depth)
-        warmup = one_pass(min(TG_WARMUP_TOKENS, tokens) if single else tokens)
-        samples: list[int] = []
-        started = time.perf_counter()
+        least = 1 if single else PP_REPEATS
+        timed = Timed(one_pass(min(TG_WARMUP_TOKENS, tokens) if single else tokens), least)
+        started, passes, taken = time.perf_counter(), 0, 0
         while True:
             self.check()
             self.fill(depth)
-            samples += one_pass(tokens)
+            queued, begin = self.queued_ns(), time.perf_counter_ns()
+            samples = one_pass(tokens)
+            elapsed, after = time.perf_counter_ns() - begin, self.queued_ns()
+            timed.add(Pass(samples, elapsed, None if queued is None or after is None else after - queued))
+            passes, taken = passes + 1, taken + len(samples)
             spent = time.perf_counter() - started
             self.progress(min(1.0, spent / self.budget_s))
-            enough = single or len(samples) >= PP_REPEATS
-            if enough and (spent >= self.budget_s or is_settled(samples) or len(samples) + tokens > MAX_SAMPLES):
-                return samples, warmup
+            if passes >= least and (spent >= self.budget_s or timed.settled or taken + len(samples) > MAX_SAMPLES):
+                return timed
 
     def _generate(self, count: int) -> list[int]:
         """Feed tokens one by one and return the time of each."""
@@ -130,11 +198,10 @@ class Timer:
             samples.append(clock() - begin)
         return samples
 
-    def _read(self, count: int, depth: int, all_positions: bool) -> list[int]:
+    def _read(self, count: int, all_positions: bool) -> list[int]:
         """Feed one prompt and return its time."""
         prompt = self.tokens(count)
         want = range(count) if all_positions else [count - 1]
-        self.fill(depth)
         begin = time.perf_counter_ns()
         self.session.feed(prompt, want)
         return [time.perf_counter_ns() - begin]

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterable
 
 from merino_edge.agent.errors import AgentError
 from merino_edge.agent.frames import FrameError, parse_object
@@ -99,12 +99,12 @@ class Releases:
         return f"an interrupted installation of release {number} was {done}"
 
     def stage(self, manifest_digest: str) -> Path:
-        """Lay a pushed bundle out for a measurement, checked, without making it a release."""
+        """Lay a pushed bundle out for a measurement, checked, without making it a release; under the lock."""
         manifest, files = self._checked_files(manifest_digest)
         del manifest
         folder = self.store.root / "stage" / manifest_digest
-        if folder.exists():
-            shutil.rmtree(str(folder))
+        for leftover in folder.parent.iterdir():
+            shutil.rmtree(str(leftover))
         self.store.lay_out(folder, files)
         return folder
 
@@ -176,13 +176,7 @@ class Releases:
             old = self.folder / f"{number}.old"
             os.rename(str(self.folder / str(number)), str(old))
             shutil.rmtree(str(old))
-        needed = set()
-        for number in self.numbers():
-            note = self.describe(number)
-            needed.add(str(note["manifest_sha256"]))
-            manifest = note["manifest"]
-            assert isinstance(manifest, dict)
-            needed.update(digest for _, digest, _ in manifest_files(manifest))
+        needed = self._needed()
         shutil.rmtree(str(self.store.root / "stage"))
         (self.store.root / "stage").mkdir(mode=0o700)
         freed = 0
@@ -191,6 +185,43 @@ class Releases:
                 freed += path.stat().st_size
                 path.unlink()
         return {"releases_removed": dropped, "bytes_freed": freed}
+
+    def spare(self, wanted: Iterable[str]) -> list[tuple[float, int, Path]]:
+        """Return (last change, bytes, path) of objects that only measurements needed, the oldest first.
+
+        Args:
+            wanted: Objects that are about to be used or uploaded further, and so not spare.
+        """
+        kept = self._needed() | set(wanted)
+        found = []
+        for path in (self.store.root / "objects").iterdir():
+            if path.name.replace(".part", "") not in kept:
+                facts = path.stat()
+                found.append((facts.st_mtime, facts.st_size, path))
+        return sorted(found)
+
+    def trim(self, limit: int, wanted: Iterable[str]) -> None:
+        """Remove the oldest spare objects beyond so many bytes, unless somebody is at work."""
+        if sum(size for _, size, _ in self.spare(wanted)) <= limit:
+            return  # without the lock, so that nobody finds the device busy for nothing
+        with self.store.lock("tidying"):
+            found = self.spare(wanted)
+            total = sum(size for _, size, _ in found)
+            for _, size, path in found:
+                if total > limit:
+                    path.unlink()
+                    total -= size
+
+    def _needed(self) -> set[str]:
+        """Return the objects that releases consist of."""
+        needed = set()
+        for number in self.numbers():
+            note = self.describe(number)
+            needed.add(str(note["manifest_sha256"]))
+            manifest = note["manifest"]
+            assert isinstance(manifest, dict)
+            needed.update(digest for _, digest, _ in manifest_files(manifest))
+        return needed
 
     def _checked_files(self, manifest_digest: str) -> tuple[dict[str, object], list[tuple[str, str]]]:
         path = self.store.object_path(manifest_digest)

@@ -7,6 +7,7 @@ was doing stands in the journal, so no way of dying needs care.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import shutil
@@ -26,6 +27,7 @@ from merino_edge.agent.store import Store, check_digest, disk_error, sha256_file
 BEAT_S = 2.0
 SILENCE_S = 8.0
 DEFAULT_BUDGET_S = 10.0  # per test
+SPARE_OBJECT_BYTES = 256 << 20  # of bundles that were measured and not deployed
 DATA_WINDOW = 16  # data frames that a host may send ahead of their acknowledgement
 _MAX_QUEUED = 2 * DATA_WINDOW
 
@@ -190,8 +192,10 @@ class Agent:
 
     def _have(self, request: dict[str, Any]) -> dict[str, object]:
         wanted = [(check_digest(o["sha256"]), whole_number(o["bytes"], "bytes")) for o in request["objects"]]
-        missing = self.store.missing(wanted)
         sizes = dict(wanted)
+        with contextlib.suppress(AgentError):  # where somebody works, another time
+            self.releases.trim(SPARE_OBJECT_BYTES, sizes)
+        missing = self.store.missing(wanted)
         self.store.check_space(sum(sizes[digest] - held for digest, held in missing))
         return {"missing": [{"sha256": digest, "offset": held} for digest, held in missing]}
 

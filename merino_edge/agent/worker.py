@@ -183,7 +183,12 @@ class Worker:
             self.send(frames.EVENT, {**state, "share": share})
 
         budget = float(request["budget_s"])
-        timer = measure.Timer(session, budget, progress, self._check, seed=int(request.get("seed", 0)))
+
+        def queued_ns() -> float | None:
+            total = conditions.queued_ns()
+            return None if total is None else total / threads
+
+        timer = measure.Timer(session, budget, progress, self._check, queued_ns, seed=int(request.get("seed", 0)))
         state["test"] = "memory"
         progress(0.0)
         timer.fill(context)
@@ -192,12 +197,17 @@ class Worker:
         for number, test in enumerate(tests):
             state.update(test=str(test["test"]), done=number)
             before = conditions.snapshot(self._machine)
-            samples, warmup = timer.run(str(test["test"]), int(test["tokens"]), int(test["depth"]))
+            timed = timer.run(str(test["test"]), int(test["tokens"]), int(test["depth"]))
             after = conditions.snapshot(self._machine)
-            reason = conditions.invalid_reason(before, after, threads)
-            share = conditions.queued_share(before, after, threads)
-            noted = {"before": before, "after": after, "queued_share": share}
-            results.append({"samples_ns": samples, "warmup_ns": warmup, "conditions": noted, "invalid_reason": reason})
+            noted = {"before": before, "after": after, "queued_share": timed.queued_share}
+            results.append(
+                {
+                    "samples_ns": timed.samples,
+                    "warmup_ns": timed.warmup,
+                    "conditions": {**noted, "disturbed_ns": timed.set_aside},
+                    "invalid_reason": conditions.invalid_reason(before, after, timed.queued_share),
+                }
+            )
         session.close()
         peak, base = full["peak"] or 0, empty["peak"] or 0
         return {

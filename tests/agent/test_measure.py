@@ -11,7 +11,7 @@ import pytest
 
 from merino_edge.agent import measure
 from merino_edge.agent.errors import AgentError
-from merino_edge.agent.measure import Timer
+from merino_edge.agent.measure import Pass, Timed, Timer
 from merino_edge.agent.sampling import Sampler
 from merino_edge.agent.session import Session
 
@@ -35,8 +35,8 @@ class Recorder(Session):
 
 def run(test: str, tokens: int, depth: int, budget_s: float = 0.0) -> tuple[Recorder, list[int], list[int]]:
     session = Recorder()
-    timer = Timer(session, budget_s or 1e-9, lambda share: None, lambda: None)
-    return session, *timer.run(test, tokens, depth)
+    found = Timer(session, budget_s or 1e-9, lambda share: None, lambda: None).run(test, tokens, depth)
+    return session, found.samples, found.warmup
 
 
 def test_tg_times_single_tokens_after_the_context() -> None:
@@ -62,6 +62,29 @@ def test_samples_are_bounded_however_long_the_budget(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(measure, "is_settled", lambda samples: False)
     _, samples, _ = run("tg", 64, 0, budget_s=60)
     assert len(samples) == measure.MAX_SAMPLES
+
+
+def timed(least: int, *passes: tuple[list[int], float | None]) -> Timed:
+    result = Timed([1], least)
+    for samples, queued_ns in passes:
+        result.add(Pass(samples, 100, queued_ns))
+    return result
+
+
+def test_disturbed_passes_are_set_aside_and_kept() -> None:
+    found = timed(2, ([1, 2], 90.0), ([3, 4], 10.0), ([5, 6], 60.0), ([7, 8], 20.0))
+    assert (found.samples, found.set_aside, found.queued_share) == ([3, 4, 7, 8], [1, 2, 5, 6], 0.15)
+
+
+def test_where_too_few_passes_were_undisturbed_all_stand_and_the_share_tells() -> None:
+    found = timed(2, ([1, 2], 90.0), ([3, 4], 10.0))
+    assert (found.samples, found.set_aside, found.queued_share) == ([1, 2, 3, 4], [], 0.5)
+    assert not found.settled
+
+
+def test_where_the_kernel_tells_nothing_every_pass_counts() -> None:
+    found = timed(1, ([1, 2], None))
+    assert (found.samples, found.queued_share) == ([1, 2], None)
 
 
 @pytest.mark.parametrize(("test", "tokens", "depth"), [("xx", 1, 0), ("tg", 0, 0), ("pp", 5, -1)])

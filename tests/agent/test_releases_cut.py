@@ -83,6 +83,16 @@ def test_collect_keeps_what_releases_need_and_frees_the_rest(releases: Releases)
         releases.verify(number)
 
 
+def test_trim_removes_the_oldest_objects_that_no_release_needs(releases: Releases) -> None:
+    releases.install(add_bundle(releases.store, "one"), "r", passed)
+    spare = [add_object(releases.store, bytes([number]) * 1000) for number in range(4)]
+    for age, digest in enumerate(spare):
+        os.utime(releases.store.object_path(digest), (age, age))
+    releases.trim(2000, [spare[0]])
+    assert [releases.store.object_path(d).exists() for d in spare] == [True, False, True, True]
+    releases.verify(1)
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "release.json"])
 def test_a_bundle_cannot_bring_its_own_records(releases: Releases, name: str) -> None:
     digest = add_object(releases.store, b"x")
