@@ -3,6 +3,7 @@
 It is pushed as one zipapp and talks frames over stdin and stdout. In the order of the data:
 
     frames.py      what goes over the wire
+    errors.py      the one error that goes over it
     server.py      threads, heartbeat, dispatch of requests
     facts.py       what this machine is, read from /proc and /sys
     store.py       objects by digest, the lock, the layout of the folder
