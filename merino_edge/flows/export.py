@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from merino_edge.progress import SILENT, Progress
 from merino_edge.reference import random_tensors
 
 EXPORTERS = "merino_edge.exporters"
+STALE_SECONDS = 600.0  # no export takes so long
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def write_bundle(
     """
     exporter = load_exporter(format_name)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
         result = exporter(architecture, weights.tensors, temporary, recipe, options)
@@ -132,6 +135,13 @@ def write_bundle(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Bundle(folder, manifest)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed export of the same bundle left behind."""
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+        if time.time() - left.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _move_into_place(temporary: Path, folder: Path) -> None:
