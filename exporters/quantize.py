@@ -1,9 +1,13 @@
 """A weight matrix as small integers and float32 scales.
 
-Symmetric quantization: within a group of values along the input axis, `w ~ q * scale` with
-`scale = max|w| / q_max`. A group is a whole row (one scale per output channel) or a block of it.
-Rounding to nearest leaves an error of at most half a scale, so at most `max|w| / (2 q_max)` of the
-group: 0.4 % of its largest value at 8 bits, 7.2 % at 4 bits.
+Symmetric quantization: within a group of values along the input axis, `w ~ q * scale`. A group is a
+whole row (one scale per output channel) or a block of it.
+
+At 8 bits `scale = max|w| / 127`; rounding to nearest leaves at most half a scale, 0.4 % of the
+group's largest value. At 4 bits the value of largest magnitude becomes -8, whatever its sign, so
+that all 16 steps are used: `scale = -extreme / 8`. The error is at most half a scale, and one scale
+for values past 7.5 steps on the other side: 6.3 % and 12.5 % of the largest value. On average it is
+a tenth smaller than with the 15 steps -7 .. 7 (measured on trained and on Gaussian weights).
 """
 
 from __future__ import annotations
@@ -21,8 +25,8 @@ class QuantizedTensor:
     """A matrix `[out, in]` in integers.
 
     Attributes:
-        values: int8 `[out, in]`, in `-q_max .. q_max`.
-        scale: float32 `[out, groups]`; a group is `in / groups` values of one row.
+        values: int8 `[out, in]`; in -127 .. 127, or -8 .. 7 at 4 bits.
+        scale: float32, of either sign, `[out, groups]`; a group is `in / groups` values of one row.
         bits: Bits a stored value takes: 8, or 4 (two to a byte in the file).
     """
 
@@ -70,15 +74,19 @@ def quantize_blocks(matrix: Float32, block: int, bits: int) -> QuantizedTensor:
         bits: 8 or 4.
 
     Returns:
-        Values in `-q_max .. q_max`, `q_max = 2**(bits-1) - 1`; error at most half a scale.
+        Values and scales; the error bound is the module's.
     """
     rows, columns = matrix.shape
-    q_max = np.float32(2 ** (bits - 1) - 1)
     grouped = matrix.reshape(rows, columns // block, block)
-    largest = np.maximum(grouped.max(-1), -grouped.min(-1))  # (out, groups)
-    scale = largest / q_max
-    scale[scale < np.finfo(np.float32).tiny] = 1.0  # a row of zeros, or of values below any use
+    high, low = grouped.max(-1), grouped.min(-1)  # (out, groups)
+    if bits == 8:
+        q_min, q_max = -127, 127
+        scale = np.maximum(high, -low) / np.float32(127)
+    else:
+        q_min, q_max = -8, 7
+        scale = np.where(high > -low, high, low) / np.float32(-8)
+    scale[np.abs(scale) < np.finfo(np.float32).tiny] = 1.0  # a row of zeros, or of values below any use
     values = grouped / scale[:, :, None]
     np.rint(values, out=values)
-    np.clip(values, -q_max, q_max, out=values)
+    np.clip(values, q_min, q_max, out=values)
     return QuantizedTensor(values.astype(np.int8).reshape(rows, columns), scale, bits)

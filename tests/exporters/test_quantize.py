@@ -16,7 +16,7 @@ def error_in_scales(matrix: np.ndarray, quantized: QuantizedTensor) -> float:
     """Largest rounding error, in scales of its group."""
     groups = quantized.scale.shape[1]
     difference = np.abs(matrix.astype(np.float64) - quantized.dequantize())
-    return float((difference.reshape(len(matrix), groups, -1) / quantized.scale[:, :, None]).max())
+    return float((difference.reshape(len(matrix), groups, -1) / np.abs(quantized.scale[:, :, None])).max())
 
 
 @settings(deadline=None)
@@ -33,13 +33,31 @@ def test_quantizing_what_was_dequantized_changes_nothing(matrix: np.ndarray, bit
     np.testing.assert_array_equal(once.values, twice.values)
 
 
-@pytest.mark.parametrize(("bits", "q_max"), [(4, 7), (8, 127)])
-def test_blocks_are_at_most_half_a_scale_off_and_symmetric(bits: int, q_max: int) -> None:
+@settings(deadline=None)
+@given(MATRICES)
+def test_four_bits_are_at_most_one_scale_off_and_use_sixteen_steps(matrix: np.ndarray) -> None:
+    quantized = quantize_blocks(matrix, matrix.shape[1], 4)
+    assert -8 <= quantized.values.min() <= quantized.values.max() <= 7
+    assert error_in_scales(matrix, quantized) <= 1 + 1e-4
+
+
+@pytest.mark.parametrize(("bits", "steps"), [(4, (-8, 7)), (8, (-127, 127))])
+def test_blocks_have_scales_of_their_own(bits: int, steps: tuple[int, int]) -> None:
     matrix = np.random.default_rng(0).standard_normal((50, 96), np.float32)
     quantized = quantize_blocks(matrix, 32, bits)
     assert quantized.scale.shape == (50, 3)
-    assert np.abs(quantized.values).max() == q_max
-    assert error_in_scales(matrix, quantized) <= 0.5 + 1e-4
+    assert (quantized.values.min(), quantized.values.max()) == steps
+    below = (quantized.values < 7) | (bits == 8)
+    difference = np.abs(matrix - quantized.dequantize()) / np.repeat(np.abs(quantized.scale), 32, axis=1)
+    assert difference[below].max() <= 0.5 + 1e-4
+
+
+def test_sixteen_steps_are_nearer_than_fifteen() -> None:
+    matrix = np.random.default_rng(2).standard_normal((256, 128), np.float32)
+    scale = np.abs(matrix).max(1, keepdims=True) / 7
+    fifteen = np.square(np.rint(matrix / scale) * scale - matrix).mean()
+    sixteen = np.square(quantize_blocks(matrix, 128, 4).dequantize() - matrix).mean()
+    assert sixteen < 0.85 * fifteen
 
 
 def test_largest_value_of_a_row_survives() -> None:
