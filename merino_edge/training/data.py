@@ -196,13 +196,13 @@ def end_of_text_id(tokenizer: Tokenizer) -> int | None:
     return next((i for name in END_OF_TEXT if (i := tokenizer.token_to_id(name)) is not None), None)
 
 
-def write_validation(data: TokenData, folder: Path) -> None:
-    """Put held-out tokens into a checkpoint, so that exports can be evaluated without the text.
+def write_validation(data: TokenData, folder: Path, tokens: int = VALIDATION_TOKENS) -> None:
+    """Put the first held-out tokens into a checkpoint, so that exports can be evaluated without the text.
 
     Writes `validation_tokens.npy` (int32) and `validation.json` with the number of `tokens`, and of
     `bytes` and `words` (split at blanks) of the text they decode to; ends of documents are tokens, no bytes.
     """
-    token_ids = np.asarray(data.validation(), np.int32)
+    token_ids = np.asarray(data.validation()[:tokens], np.int32)
     text = Tokenizer.from_file(str(data.tokenizer)).decode(token_ids.tolist(), skip_special_tokens=True)
     np.save(folder / "validation_tokens.npy", token_ids)
     facts = {"tokens": len(token_ids), "bytes": len(text.encode()), "words": len(text.split()), "source": data.source}

@@ -30,6 +30,7 @@ from merino_edge.training.request import Report
 FINAL_SHARE = 0.1  # of the learning rate, where a schedule ends
 DECAY_SHARE = 0.2  # of the steps, at the end of warm-up, stable, decay
 PROBE_STEPS = 10  # after which a time budget becomes a number of steps
+PROBE_SHARE = 0.1  # of the time, where even so few steps take longer
 REFITS = (0.25, 0.5, 0.75, 0.9)  # shares of the time at which that number is looked at again
 ENDLESS = 1 << 40  # steps, while their number is unknown
 COMPLETE = "complete.json"  # the last file of a save: a save without it was interrupted
@@ -79,7 +80,7 @@ class Plan:
         warmup: Steps of rising learning rate; None for a tenth of the steps, at most 50.
         schedule: One of `request.SCHEDULES`.
         seconds_used: By earlier processes of the same training.
-        validation_steps: Steps whose time the validation afterwards will take.
+        reserve: Share of the time budget to leave for what comes after the last step.
     """
 
     steps: int | None
@@ -87,7 +88,7 @@ class Plan:
     warmup: int | None
     schedule: str
     seconds_used: float = 0.0
-    validation_steps: float = 0.0
+    reserve: float = 0.0
 
     def factor(self, step: int) -> float:
         """Share of the learning rate at a step."""
@@ -104,7 +105,8 @@ class Plan:
     def refit(self, step: int, elapsed: float, step_seconds: float) -> None:
         """Fit the number of steps to the time that is left."""
         if self.seconds is not None:
-            self.steps = max(step, step + int((self.seconds - elapsed) / step_seconds - self.validation_steps))
+            left = (1.0 - self.reserve) * self.seconds - elapsed
+            self.steps = max(step, step + int(left / step_seconds))
 
 
 @dataclass
@@ -167,13 +169,15 @@ class Watch(TrainerCallback):
             self._probed = (here, now)  # the first steps warm up caches and kernels
         timed = here - self._probed[0]
         share = self.elapsed() / self.plan.seconds
-        first = self.plan.steps is None and here >= PROBE_STEPS
-        late = share >= 1.0 or (self._refits < len(REFITS) and share >= REFITS[self._refits])
-        if (first or late) and self._probed[0] and timed:
+        if self.plan.steps is None:
+            due = here >= PROBE_STEPS or share >= PROBE_SHARE
+        else:
+            due = self._refits < len(REFITS) and share >= REFITS[self._refits]
+        if due and self._probed[0] and timed:
             self._refits = sum(share >= s for s in REFITS)
             self.plan.refit(step, self.elapsed(), (now - self._probed[1]) / timed)
             self.on_plan(self.plan)
-        elif share >= 1.0:
+        if share >= 1.0:
             self.plan.steps = step
 
     def _tell(self, step: int, here: int) -> None:

@@ -98,7 +98,7 @@ class TrainResult:
         steps: Optimizer steps.
         tokens: Tokens trained on, in this training.
         train_loss: Mean of the last recorded steps, nats per token.
-        validation_loss: On the checkpoint's held-out tokens, nats per token.
+        validation_loss: On the held-out tokens that lie in the checkpoint, nats per token.
         perplexity: Exp of it.
         bits_per_byte: The same for each byte of the held-out text.
         tokens_per_s: Over all steps.

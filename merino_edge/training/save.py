@@ -19,6 +19,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
+from merino_edge.checkpoint import WEIGHTS
 from merino_edge.errors import TrainingError
 from merino_edge.files import read_json, sync_folder, write_json
 from merino_edge.training.data import TokenData, end_of_text_id, write_validation
@@ -63,7 +64,7 @@ def write_checkpoint(
         raise TrainingError("the validation loss is no number", hint="train again with a lower --learning-rate")
     with _replacing(request.output) as folder:
         _write_model(model, data, request, folder)
-        write_validation(data, folder)
+        write_validation(data, folder, evaluation.tokens + 1)
         held_out = read_json(folder / "validation.json")
         seconds = time.monotonic() - started
         rate = tokens / watch.elapsed() if watch.elapsed() else 0.0
@@ -105,6 +106,7 @@ def _write_model(model: MerinoForCausalLM, data: TokenData, request: TrainReques
     end = end_of_text_id(tokenizer)
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
+    (folder / WEIGHTS).chmod(0o644)  # as every other file
     shutil.copyfile(data.tokenizer, folder / "tokenizer.json")
     word = None if end is None else tokenizer.id_to_token(end)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": request.context_length}

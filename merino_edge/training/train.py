@@ -45,7 +45,9 @@ from merino_edge.training.save import write_checkpoint
 __all__ = ["TrainRequest", "TrainResult", "train"]
 
 PLAN = "plan.json"
-VALIDATION_COST = 0.4  # of a token's training: one pass of three, and slower kernels
+VALIDATION_SHARE = 1 / 16  # held-out tokens scored for each token trained on, so that it takes little time
+LEAST_VALIDATION = 8_192  # tokens
+RESERVE = 0.05  # of a time budget, for scoring and writing
 
 
 def train(request: TrainRequest, progress: Report | None = None) -> TrainResult:
@@ -129,13 +131,13 @@ def _train(request: TrainRequest, data: TokenData, started: float, report: Repor
             request = smaller_micro_batch(request)
             torch.cuda.empty_cache()
             report({"note": f"out of GPU memory: going on with micro-batches of {request.micro_batch}"})
+    tokens = steps * (request.tokens_per_batch or 0)
     evaluation = evaluate_tokens(
         model,
-        data.validation(),
+        data.validation()[: max(LEAST_VALIDATION, int(VALIDATION_SHARE * tokens))],
         request.context_length,
         progress=lambda share: report({"stage": "validation", "step": round(100 * share), "steps": 100}),
     )
-    tokens = steps * (request.tokens_per_batch or 0)
     model.config.trained_tokens = int(trained_before) + tokens
     result = write_checkpoint(request, data, model, watch, evaluation, tokens, started)
     shutil.rmtree(work)
@@ -161,8 +163,7 @@ def _open_work(work: Path, request: TrainRequest, data: TokenData) -> tuple[Plan
             used, steps = old.get("seconds_used", 0.0), old.get("steps")
     else:
         write_json(work / PLAN, {"request": record, "steps": steps, "seconds_used": 0.0})
-    validation_steps = VALIDATION_COST * len(data.validation()) / (request.tokens_per_batch or 1)
-    return Plan(steps, request.seconds, request.warmup, request.schedule, used, validation_steps), record
+    return Plan(steps, request.seconds, request.warmup, request.schedule, used, RESERVE), record
 
 
 def _steps(request: TrainRequest, data: TokenData) -> int | None:
