@@ -223,8 +223,9 @@ def main() -> int:
     demo = Demo()
     try:
         prepare()
-        least = profile(demo)["reach"][0]
-        factor = search(demo, least, RUN, LIMIT_FACTORS)
+        profiled = profile(demo)
+        least = profiled["reach"][0]
+        factor = search(demo, least, RUN, LIMIT_FACTORS[1 if profiled["estimate"] else 0 :])
         use(demo)
         measure(demo)
         print("\nThe same question again; the profile now holds what the winner itself measured:")
