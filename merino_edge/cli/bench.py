@@ -14,8 +14,8 @@ from merino_edge.cli.output import print_json, print_table, terminal_progress
 from merino_edge.units import format_bytes
 
 COLUMNS = (
-    "model", "format", "recipe", "test", "p50_ms", "p90_ms", "p99_ms", "tokens_per_s", "load_ms", "peak_memory_bytes",
-    "file_bytes", "unique_bytes", "perplexity", "bits_per_byte", "threads", "runtime", "valid", "trained",
+    "model", "format", "recipe", "form", "test", "p50_ms", "p90_ms", "p99_ms", "tokens_per_s", "load_ms",
+    "peak_memory_bytes", "file_bytes", "unique_bytes", "perplexity", "bits_per_byte", "threads", "runtime", "valid", "trained",
 )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def _print(document: dict[str, Any], markdown: bool) -> None:
     rows = [
         [
             row["model"] + ("" if row["trained"] else " (random)"),
-            f"{row['format']} {row['recipe']}",
+            f"{row['format']} {row['recipe']}" + ("" if row["form"] == "standard" else f" {row['form']}"),
             row["test"] if row["test"] != "tg" else f"tg@{row['depth']}",
             *(f"{row[k]:.3f}" for k in ("p50_ms", "p90_ms", "p99_ms")),
             f"{row['tokens_per_s']:.1f}",

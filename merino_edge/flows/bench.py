@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from merino_edge.bundle import Bundle, read_bundle
+from merino_edge.bundle import Bundle
 from merino_edge.device.client import Device, TestResult
 from merino_edge.device.registry import device_folder
 from merino_edge.errors import MerinoEdgeError, PartialFailureError, UsageError
@@ -19,7 +19,7 @@ from merino_edge.files import write_lines
 from merino_edge.flows.conditions import Conditions
 from merino_edge.flows.deploy import subject_device
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
-from merino_edge.flows.export import current_bundle
+from merino_edge.flows.export import brought_up_to_date, current_bundle, exported_bundles
 from merino_edge.flows.measuring import MEASUREMENTS, test_name, test_specs, to_measurement
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.measurement import Measurement, append_measurements, percentile_ms, read_measurements
@@ -92,13 +92,12 @@ def bench(
 
 
 def _bundles(subject: Subject, options: BenchOptions, progress: Progress) -> list[Bundle]:
-    run = subject.require_run()
-    wanted: Sequence[str] = options.recipes
-    if not wanted:
-        exported = [b.manifest for b in map(read_bundle, run.bundle_folders())]
-        wanted = [f"{m.format}/{m.recipe}" for m in exported] or DEFAULT_RECIPES
+    """Return what was asked for, else all that is exported, else the two recipes everyone compares."""
+    exported = [] if options.recipes else exported_bundles(subject)
+    if exported:
+        return [brought_up_to_date(subject, bundle, progress) for bundle in exported]
     found = []
-    for wish in wanted:
+    for wish in options.recipes or DEFAULT_RECIPES:
         format_name, _, recipe = wish.rpartition("/")
         found.append(current_bundle(subject, format_name or "onnx", recipe, progress=progress))
     return found

@@ -85,19 +85,19 @@ def checkpoint_weights(folder: Path) -> tuple[Architecture, Weights]:
 def write_bundle(
     architecture: Architecture,
     weights: Weights,
-    folder: Path,
+    parent: Path,
     format_name: str,
     recipe: str,
     options: ExportOptions,
 ) -> Bundle:
-    """Export into a folder that appears only when everything in it is complete and checked.
+    """Export into `parent/FORMAT-RECIPE[-FORM]`, which appears only when everything in it is complete and checked.
 
-    An older bundle in its place stays until then.
+    An older bundle in its place stays until then. The form is the exporter's: some recipes imply one.
     """
     exporter = load_exporter(format_name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{format_name}-{recipe}.", suffix=".tmp", dir=parent))
     try:
         result = exporter(architecture, weights.tensors, temporary, recipe, options)
         names = list(result.files)
@@ -126,10 +126,11 @@ def write_bundle(
             notes=result.notes,
         )
         write_manifest(temporary, manifest)
+        folder = parent / bundle_label(format_name, recipe, result.form)
         _move_into_place(temporary, folder)
     except OSError as error:
         raise MerinoEdgeError(
-            f"cannot write the bundle {folder}: {error.strerror or error}",
+            f"cannot write a bundle into {parent}: {error.strerror or error}",
             hint="free some space or choose another folder",
         ) from error
     finally:
@@ -137,9 +138,9 @@ def write_bundle(
     return Bundle(folder, manifest)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what a killed export of the same bundle left behind."""
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+def _sweep(parent: Path) -> None:
+    """Remove what a killed export left behind."""
+    for left in parent.glob(".*.tmp"):
         if time.time() - left.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
 
@@ -210,7 +211,7 @@ def export_subject(
     subject: Subject, format_name: str, recipe: str, form: str = "standard", progress: Progress = SILENT
 ) -> Bundle:
     """Export what a name stands for into its run."""
-    folder = subject.require_run().export_folder(format_name, recipe, form)
+    run = subject.require_run()
     with progress.task(f"exporting {bundle_label(format_name, recipe, form)}", 2) as task:
         if subject.checkpoint is not None:
             architecture, weights = checkpoint_weights(subject.checkpoint)
@@ -225,7 +226,7 @@ def export_subject(
             architecture, weights = subject.architecture, random_weights(subject.architecture, _context_length(subject))
         task.update(1)
         options = ExportOptions(form=form, context_length=weights.context_length)
-        bundle = write_bundle(architecture, weights, folder, format_name, recipe, options)
+        bundle = write_bundle(architecture, weights, run.exports, format_name, recipe, options)
         task.update(2)
     return bundle
 
@@ -242,14 +243,25 @@ def bundle_is_current(subject: Subject, bundle: Bundle) -> bool:
     return bundle.manifest.weights_sha256 == sha256_file(subject.checkpoint / WEIGHTS)
 
 
-def current_bundle(
-    subject: Subject, format_name: str, recipe: str, form: str = "standard", progress: Progress = SILENT
-) -> Bundle:
-    """Return the bundle of a subject, exporting where it is missing, damaged or older than the checkpoint."""
-    folder = subject.require_run().export_folder(format_name, recipe, form)
-    if folder.exists():
-        bundle = read_bundle(folder)
-        if bundle_is_current(subject, bundle):
-            return bundle
-        progress.note(f"{folder} is not from the present checkpoint: exporting again")
-    return export_subject(subject, format_name, recipe, form, progress)
+def current_bundle(subject: Subject, format_name: str, recipe: str, progress: Progress = SILENT) -> Bundle:
+    """Return a bundle of a subject, the standard form first, exporting where it is missing or out of date."""
+    label = bundle_label(format_name, recipe)
+    names = {folder.name: folder for folder in subject.require_run().bundle_folders()}
+    fitting = sorted(name for name in names if name == label or name.startswith(f"{label}-"))
+    if not fitting:
+        return export_subject(subject, format_name, recipe, progress=progress)
+    return brought_up_to_date(subject, read_bundle(names[fitting[0]]), progress)
+
+
+def exported_bundles(subject: Subject) -> list[Bundle]:
+    """Return the complete bundles of a run, by name."""
+    return [read_bundle(folder) for folder in subject.require_run().bundle_folders()]
+
+
+def brought_up_to_date(subject: Subject, bundle: Bundle, progress: Progress = SILENT) -> Bundle:
+    """Return a bundle, exported again where the checkpoint is another one by now."""
+    if bundle_is_current(subject, bundle):
+        return bundle
+    progress.note(f"{bundle.folder} is not from the present checkpoint: exporting again")
+    manifest = bundle.manifest
+    return export_subject(subject, manifest.format, manifest.recipe, manifest.form, progress)

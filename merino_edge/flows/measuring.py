@@ -106,9 +106,7 @@ def measure_architecture(
     with tempfile.TemporaryDirectory(prefix="merino-edge-") as folder:
         options = ExportOptions(form=conditions.form, context_length=conditions.context_length, parity=False)
         weights = random_weights(architecture, conditions.context_length)
-        bundle = write_bundle(
-            architecture, weights, Path(folder) / "bundle", conditions.format, conditions.recipe, options
-        )
+        bundle = write_bundle(architecture, weights, Path(folder), conditions.format, conditions.recipe, options)
         results = device.measure(
             bundle, test_specs(conditions), conditions.threads, conditions.context_length, budget_s, None
         )
