@@ -179,6 +179,34 @@ def _run(
     request: TrainRequest, data: TokenData, work: Path, plan: Plan, record: dict[str, Any], report: Report
 ) -> tuple[MerinoForCausalLM, Watch, int]:
     """Train to the end of the plan, from the last complete save where there is one."""
+    assert request.tokens_per_batch and request.learning_rate
+    model = _model(request)
+    optimizer = make_optimizer(model, request.learning_rate, request.weight_decay)
+    watch: Watch
+
+    def keep(plan: Plan) -> None:
+        write_json(work / PLAN, {"request": record, "steps": plan.steps, "seconds_used": watch.elapsed()})
+
+    log_steps = max(1, min(10, (plan.steps or ENDLESS) // 20)) if request.seconds is None else 10
+    watch = Watch(plan, request.tokens_per_batch, request.save_seconds, report, log_steps, keep)
+    sequences = request.tokens_per_batch // request.context_length
+    windows = (plan.steps or ENDLESS) * sequences
+    trainer = OrderedTrainer(
+        model=model,
+        args=_arguments(request, work, plan.steps or ENDLESS, sequences),
+        train_dataset=PackedTokens(data.train(), request.context_length, request.seed, windows),
+        data_collator=stack,
+        callbacks=[watch],
+        optimizers=(optimizer, LambdaLR(optimizer, lambda step: plan.factor(step))),
+    )
+    trainer.remove_callback(PrinterCallback)
+    save = last_save(work)
+    trainer.train(resume_from_checkpoint=str(save) if save else None)
+    return model, watch, trainer.state.global_step
+
+
+def _model(request: TrainRequest) -> MerinoForCausalLM:
+    """Make the model by the seed, or load the one to start from, on the device it will be trained on."""
     torch.manual_seed(request.seed)
     if request.start_from is not None:
         model = load_model(request.start_from)
@@ -187,29 +215,19 @@ def _run(
         model = MerinoForCausalLM(
             MerinoConfig(architecture=request.architecture.to_json(), max_position_embeddings=request.context_length)
         )
-    assert request.tokens_per_batch and request.micro_batch and request.learning_rate
-    cuda = torch.cuda.is_available()
-    if cuda:
+    if torch.cuda.is_available():
         model.to(torch.device("cuda"))  # type: ignore[arg-type]  # transformers types its wrapper wrongly
-    optimizer = make_optimizer(model, request.learning_rate, request.weight_decay)
-    watch: Watch
+    return model
 
-    def keep(plan: Plan) -> None:
-        write_json(work / PLAN, {"request": record, "steps": plan.steps, "seconds_used": watch.elapsed()})
 
-    watch = Watch(
-        plan,
-        request.tokens_per_batch,
-        request.save_seconds,
-        report,
-        log_steps=max(1, min(10, (plan.steps or ENDLESS) // 20)) if request.seconds is None else 10,
-        on_plan=keep,
-    )
-    sequences = request.tokens_per_batch // request.context_length
+def _arguments(request: TrainRequest, work: Path, steps: int, sequences: int) -> TrainingArguments:
+    """Return the Trainer's settings: what `Watch` decides is switched off here."""
+    assert request.micro_batch
+    cuda = torch.cuda.is_available()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(work),
-        max_steps=plan.steps or ENDLESS,
+        max_steps=steps,
         per_device_train_batch_size=request.micro_batch,
         gradient_accumulation_steps=max(1, sequences // (request.micro_batch * processes)),
         seed=request.seed,
@@ -227,16 +245,3 @@ def _run(
         log_level="error",
         report_to=[],
     )
-    tokens = PackedTokens(data.train(), request.context_length, request.seed, (plan.steps or ENDLESS) * sequences)
-    trainer = OrderedTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=tokens,
-        data_collator=stack,
-        callbacks=[watch],
-        optimizers=(optimizer, LambdaLR(optimizer, lambda step: plan.factor(step))),
-    )
-    trainer.remove_callback(PrinterCallback)
-    save = last_save(work)
-    trainer.train(resume_from_checkpoint=str(save) if save else None)
-    return model, watch, trainer.state.global_step
