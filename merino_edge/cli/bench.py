@@ -15,7 +15,8 @@ from merino_edge.units import format_bytes
 
 COLUMNS = (
     "model", "format", "recipe", "form", "test", "p50_ms", "p90_ms", "p99_ms", "tokens_per_s", "load_ms",
-    "peak_memory_bytes", "file_bytes", "unique_bytes", "perplexity", "bits_per_byte", "threads", "runtime", "valid", "trained",
+    "peak_memory_bytes", "file_bytes", "unique_bytes", "perplexity", "bits_per_byte", "threads", "runtime", "valid",
+    "trained",
 )  # fmt: skip
 
 
