@@ -1,0 +1,150 @@
+"""Write the README's table of figures from the recorded results: no number there is typed by hand.
+
+.venv/bin/python bench/figures.py            # rewrites the part between the markers
+.venv/bin/python bench/figures.py --check    # exit 1 where the README says something else
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+Row = tuple[str, str]
+
+
+def search_speed(r: dict[str, Any]) -> list[Row]:
+    """Speed of the exact search."""
+    scored, loop = r["score_and_filter"], r["svd_loop"]
+    return [
+        (
+            "scoring and filtering all 186,624 architectures, one core (the paper reports 0.05 h for its search)",
+            f"{1e3 * scored['cpu_p50_s']:.0f} ms",
+        ),
+        (
+            f"the same by an SVD for each matrix, extrapolated from {loop['sample']} architectures",
+            f"{loop['extrapolated_s'] / 3600:.0f} h",
+        ),
+        (
+            "largest difference between the closed form and those SVDs",
+            f"{100 * loop['largest_difference_of_closed_form']:.2g} %",
+        ),
+        ("a budget that nothing meets is answered in", f"{1e3 * r['infeasible']['cpu_p50_s']:.0f} ms"),
+    ]
+
+
+def latency_hat(r: dict[str, Any]) -> list[Row]:
+    """The latency model on a real Raspberry Pi 4 (HAT's table, not ours)."""
+    found = next(s for s in r["by_samples"] if s["samples"] == 25)
+    return [
+        (
+            f"error on {r['rows'] - 25:,} transformers timed on a Raspberry Pi 4 (HAT's table), from 25 of them; "
+            "within 10 %",
+            f"{100 * found['mape']:.2f} %; {100 * found['within_10pct']:.1f} %",
+        )
+    ]
+
+
+def ring(r: dict[str, Any]) -> list[Row]:
+    """Once round the ring on this machine."""
+    profile, search, train = r["profile"], r["search"], r["train"]
+    tg, pp = (profile["latency_models"][test] for test in ("tg", "pp128"))
+    measured, limit = search["measured"], search["limits"]["latency_ms"]["upper"]
+    rows = {(row["recipe"], row["test"]): row for row in r["bench"]}
+    fp32, int8 = rows["fp32", "tg"], rows["dynamic_wi8_afp32", "tg"]
+    change = int8["perplexity"] / fp32["perplexity"] - 1
+    return [
+        (
+            f"predicting models not measured, from {profile['models']} measured in {profile['seconds']:.0f} s: "
+            "mean error of tg; pp128",
+            f"{100 * tg['mape']:.1f} %; {100 * pp['mape']:.1f} %",
+        ),
+        (
+            f"tg asked for: at most {limit:g} ms; measured on the winner",
+            f"{measured['tg_ms']:.3g} ms ({'kept' if search['verified'] else 'not kept'})",
+        ),
+        (
+            f"training the winner, {search['parameters'] / 1e6:.1f} M parameters, on this CPU: tokens; "
+            "perplexity of held-out text",
+            f"{train['tokens'] / 1e6:.2f} M in {train['seconds']:.0f} s; {train['perplexity']:.0f}",
+        ),
+        ("file of the int8 export over its unique bytes", f"{int8['file_bytes'] / int8['unique_bytes']:.4f}"),
+        ("int8 over fp32: tg; perplexity", f"{int8['p50_ms'] / fp32['p50_ms']:.2f} x; {100 * change:+.2f} %"),
+        ("the whole ring, `make demo` after its set-up", f"{r['seconds'] / 60:.1f} min"),
+    ]
+
+
+def export_sizes(r: dict[str, Any]) -> list[Row]:
+    """What sharing saves, in the file and in memory."""
+    rows = {(row["recipe"], row["form"]): row for row in r["rows"]}
+    result = []
+    for recipe in ("fp32", "dynamic_wi8_afp32"):
+        row = rows[recipe, "standard"]
+        result.append(
+            (
+                f"60 M model, {recipe}: file; anonymous memory after load, each over the unique bytes; "
+                "memory gained when every depth grows from 1 to 8",
+                f"{row['file_bytes'] / row['unique_bytes']:.4f}; {row['anonymous_bytes'] / row['unique_bytes']:.2f}; "
+                f"{max(0, row['growth_bytes']) / 1e6:.2f} MB",
+            )
+        )
+    return result
+
+
+def latency_local(r: dict[str, Any]) -> list[Row]:
+    """Held-out models on this machine."""
+    result = []
+    for recipe, tests in r["recipes"].items():
+        for test, found in tests.items():
+            result.append(
+                (
+                    f"{found['held_out']} held-out models on this machine, {recipe}, {test}: error; within 10 %; "
+                    "Kendall tau",
+                    f"{100 * found['mape']:.1f} %; {100 * found['within_10pct']:.0f} %; {found['kendall']:.3f}",
+                )
+            )
+    return result
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
+    "search_speed": search_speed,
+    "latency_hat": latency_hat,
+    "latency_local": latency_local,
+    "export_sizes": export_sizes,
+    "ring": ring,
+}
+
+
+def table() -> str:
+    """Return the table in Markdown, with where each row comes from."""
+    lines = ["| what | figure | script, machine |", "| --- | ---: | --- |"]
+    for name, rows in TABLES.items():
+        path = HERE / "results" / f"{name}.json"
+        if not path.exists():
+            continue
+        document = json.loads(path.read_text(encoding="utf-8"))
+        machine = document["machine"]
+        where = f"[`{name}`](bench/{name}.py), {machine['processor']}, {machine['cores']} cores"
+        lines += [f"| {what} | {figure} | {where} |" for what, figure in rows(document["result"])]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Write or check the README."""
+    old = README.read_text(encoding="utf-8")
+    head, _, rest = old.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    new = f"{head}{BEGIN}\n{table()}\n{END}{tail}"
+    if "--check" in sys.argv[1:]:
+        return int(new != old)
+    README.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
