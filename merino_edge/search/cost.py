@@ -143,7 +143,18 @@ def _bytes_int8(rows: Any, columns: Any) -> Any:
     return rows * columns + 4 * rows  # one float32 scale a row
 
 
-RECIPES: dict[str, MatrixSize] = {"fp32": _bytes_fp32, "dynamic_wi8_afp32": _bytes_int8}
+def _bytes_blockwise(bits: int, block: int) -> MatrixSize:
+    def size(rows: Any, columns: Any) -> Any:
+        return rows * columns * bits // 8 + 4 * rows * (columns // block)  # one float32 scale a block
+
+    return size
+
+
+RECIPES: dict[str, MatrixSize] = {
+    "fp32": _bytes_fp32,
+    "dynamic_wi8_afp32": _bytes_int8,
+    **{f"weight_only_wi{b}_b{n}_afp32": _bytes_blockwise(b, n) for b in (8, 4) for n in (128, 64, 32)},
+}
 
 
 @dataclass(frozen=True)

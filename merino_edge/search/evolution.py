@@ -1,9 +1,10 @@
 """The evolutionary search of the paper, for spaces that cannot be enumerated.
 
 A population under constraints: whoever keeps the limits comes before whoever does not, the former by
-score, the latter by how far they pass. Parents are mutated in one block (another option, or the next
-width, depth or ratio) or in what is common to all blocks; now and then two parents are crossed. No
-architecture is looked at twice, classes count once, and one generator of random numbers drives it all.
+score, the latter by how far they pass. Children are mutated in a few fields, a field being the width,
+depth or ratio of one block or something all blocks have in common, by a step or to any choice; half of
+them cross two parents first. No architecture is looked at twice, classes count once, and one generator
+of random numbers drives it all.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from merino_edge.search.tables import GroupTables
 
 POPULATION = 96
 OFFSPRING = 96
-CROSSOVER = 0.4
-COMMON = 0.15  # share of mutations that change what all blocks have in common
-ANYWHERE = 0.3  # share of mutated blocks that take any option, not a neighbour
+CROSSOVER = 0.5
+MUTATED_FIELDS = 2.5  # on average, of a child
+ANYWHERE = 0.2  # share of mutated fields that take any choice, not a near one
 FRESH = 0.05  # share of offspring drawn anew
 TRIES = 20  # generations without anyone new before the search ends
 
@@ -75,7 +76,29 @@ class Evolution:
         self.counts = np.array([[len(o) for o in group.options] for group in self.groups])
         self.tables: dict[int, GroupTables] = {}
         self.kinds = alike(space)
+        self._number_fields()
         self.radix = np.array([(len(choices.depths), len(choices.ffn_ratios)) for choices in space.blocks])
+
+    def _number_fields(self) -> None:
+        """Number what all blocks have in common: head_dim, the one width, vocabulary, embedding."""
+        space = self.problem.space
+        embeddings = space.embedding_widths or (0,)
+        widths = space.widths or (0,)
+        rows = [
+            (
+                space.head_dims.index(group.head_dim),
+                widths.index(group.options[0][0].width) if space.widths else 0,
+                space.vocab_sizes.index(group.vocab_size),
+                embeddings.index(group.embedding_width) if space.embedding_widths else 0,
+            )
+            for group in self.groups
+        ]
+        self.common = np.array(rows, np.int64)
+        shape = (len(space.head_dims), len(widths), len(space.vocab_sizes), len(embeddings))
+        self.group_at = np.full(shape, -1, np.int64)
+        self.group_at[tuple(self.common.T)] = np.arange(len(self.groups))
+        own = [(len(c.widths or (0,)), len(c.depths), len(c.ffn_ratios)) for c in space.blocks]
+        self.choices = np.array([*shape, *(count for block in own for count in block)], np.int64)
 
     def run(self, evaluations: int) -> Archive:
         """Look at up to `evaluations` members; fewer where nobody new can be found."""
@@ -100,38 +123,45 @@ class Evolution:
         digits = (self.rng.random((count, self.counts.shape[1])) * self.counts[groups]).astype(np.int64)
         return np.column_stack([groups, digits])
 
+    def fields(self, genes: Array) -> Array:
+        """Take genes apart, `(n, 4 + 3 blocks)`: what all blocks have in common, then width, depth, ratio of each."""
+        depths, ratios = self.radix.T
+        options = genes[:, 1:]
+        parts = np.stack([options // (depths * ratios), options // ratios % depths, options % ratios], axis=2)
+        return np.column_stack([self.common[genes[:, 0]], parts.reshape(len(genes), -1)])
+
+    def genes(self, fields: Array, fallback: Array) -> Array:
+        """Put fields together; the group is `fallback` where they name none, a width too large the widest."""
+        groups = self.group_at[tuple(fields[:, :4].T)]
+        groups = np.where(groups < 0, fallback, groups)
+        depths, ratios = self.radix.T
+        width, depth, ratio = fields[:, 4:].reshape(len(fields), -1, 3).transpose(2, 0, 1)
+        width = np.minimum(width, self.counts[groups] // (depths * ratios) - 1)
+        return np.column_stack([groups, (width * depths + depth) * ratios + ratio])
+
     def offspring(self, population: Archive) -> Array:
-        """Return mutated and crossed children of parents won by tournament (the population is sorted)."""
+        """Return crossed and mutated children of parents won by tournament (the population is sorted)."""
         rng, size = self.rng, len(population.genes)
         parents, others = (np.minimum(*rng.integers(size, size=(2, OFFSPRING))) for _ in range(2))
-        genes = population.genes[parents]
+        fields = self.fields(population.genes[parents])
         crossed = rng.random(OFFSPRING) < CROSSOVER
-        swap = crossed[:, None] & (rng.random(genes.shape) < 0.5)
-        genes = np.where(swap, population.genes[others], genes)
-        genes[:, 1:] = np.minimum(genes[:, 1:], self.counts[genes[:, 0]] - 1)
-        mutated = np.flatnonzero(~crossed | (rng.random(OFFSPRING) < 0.5))
-        common = rng.random(len(mutated)) < COMMON
-        genes[mutated[common], 0] = rng.integers(len(self.groups), size=int(common.sum()))
-        self._mutate_blocks(genes, mutated[~common])
-        genes[: int(OFFSPRING * FRESH)] = self.draw(int(OFFSPRING * FRESH))
-        genes[:, 1:] = np.minimum(genes[:, 1:], self.counts[genes[:, 0]] - 1)
-        return np.asarray(genes)
+        swap = crossed[:, None] & (rng.random(fields.shape) < 0.5)
+        fields = np.where(swap, self.fields(population.genes[others]), fields)
+        fields = self._mutate(fields, ~crossed)
+        children = self.genes(fields, population.genes[parents, 0])
+        children[: int(OFFSPRING * FRESH)] = self.draw(int(OFFSPRING * FRESH))
+        return children
 
-    def _mutate_blocks(self, genes: Array, rows: Array) -> None:
-        """Give one block of each row another option, in place: any, or a neighbour in width, depth or ratio."""
+    def _mutate(self, fields: Array, surely: Array) -> Array:
+        """Move some fields by a step or to any choice; rows marked `surely` in one field at least."""
         rng = self.rng
-        block = rng.integers(self.counts.shape[1], size=len(rows))
-        count = self.counts[genes[rows, 0], block]
-        depths, ratios = self.radix[block].T
-        sizes = np.stack([count // (depths * ratios), depths, ratios])
-        option = genes[rows, 1 + block]
-        place = np.stack([option // (depths * ratios), option // ratios % depths, option % ratios])
-        axis, column = rng.integers(3, size=len(rows)), np.arange(len(rows))
-        moved = place[axis, column] + rng.choice((-1, 1), size=len(rows))
-        place[axis, column] = np.clip(moved, 0, sizes[axis, column] - 1)
-        near = (place[0] * depths + place[1]) * ratios + place[2]
-        anywhere = (rng.random(len(rows)) * count).astype(np.int64)
-        genes[rows, 1 + block] = np.where(rng.random(len(rows)) < ANYWHERE, anywhere, near)
+        moved = rng.random(fields.shape) < MUTATED_FIELDS / fields.shape[1]
+        rows = np.flatnonzero(surely)
+        moved[rows, rng.integers(fields.shape[1], size=len(rows))] = True
+        steps = rng.choice((-2, -1, 1, 2), p=(0.15, 0.35, 0.35, 0.15), size=fields.shape)
+        near = np.clip(fields + steps, 0, self.choices - 1)
+        anywhere = (rng.random(fields.shape) * self.choices).astype(np.int64)
+        return np.where(moved, np.where(rng.random(fields.shape) < ANYWHERE, anywhere, near), fields)
 
     def unseen(self, genes: Array, limit: int) -> Array:
         """Return the representatives of classes not looked at yet, at most `limit`."""

@@ -95,6 +95,16 @@ def test_unique_bytes_count_every_tensor_once(a: Architecture) -> None:
     assert unique_bytes(a, "dynamic_wi8_afp32") == int8
 
 
+@pytest.mark.parametrize(("bits", "block"), [(8, 32), (4, 128)])
+def test_weight_only_recipes_store_one_scale_a_block(bits: int, block: int) -> None:
+    a = Architecture((Block(256, 2, 3), Block(128, 1, 1)), 128, 1000)
+    expected = sum(
+        math.prod(shape) * bits // 8 + 4 * shape[0] * (shape[1] // block) if len(shape) == 2 else 4 * math.prod(shape)
+        for shape in a.tensor_shapes.values()
+    )
+    assert unique_bytes(a, f"weight_only_wi{bits}_b{block}_afp32") == expected
+
+
 def test_an_unknown_recipe_offers_the_known_ones() -> None:
     with pytest.raises(UsageError, match="did you mean 'dynamic_wi8_afp32'"):
         unique_bytes(unshared(1, 64, 10), "dynamic_wi8")
