@@ -29,8 +29,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=python3.12   the interpreter .venv is made with (3.11 or newer; found by itself otherwise)'
-	@echo '  TORCH_INDEX=URL     take torch from this index, for instance the CPU build:'
-	@echo '                      TORCH_INDEX=https://download.pytorch.org/whl/cpu'
+	@echo '  TORCH_INDEX=URL     take torch from this index, for instance the one of the CPU builds'
 	@echo '  TESTS="tests/words -x"   what `make test` runs, and how'
 	@echo '  BENCH=search_speed  one script of bench/ for `make bench`'
 

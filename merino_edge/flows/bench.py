@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from merino_edge.bundle import Bundle
-from merino_edge.device.client import Device, TestResult
+from merino_edge.device.client import Device, TestResult, TestSpec
 from merino_edge.device.registry import device_folder
 from merino_edge.errors import MerinoEdgeError, PartialFailureError, UsageError
 from merino_edge.files import write_lines
-from merino_edge.flows.conditions import Conditions
+from merino_edge.flows.conditions import DEFAULT_CONDITIONS, GENERATED_TOKENS, PROMPT_TOKENS
 from merino_edge.flows.deploy import subject_device
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
 from merino_edge.flows.export import brought_up_to_date, current_bundle, exported_bundles
-from merino_edge.flows.measuring import MEASUREMENTS, test_name, test_specs, to_measurement
+from merino_edge.flows.measuring import MEASUREMENTS, test_name, to_measurement
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.measurement import Measurement, append_measurements, percentile_ms, read_measurements
 from merino_edge.progress import SILENT, Progress
@@ -111,22 +111,22 @@ def _measure(
     device: Device, facts: dict[str, Any], subject: Subject, bundle: Bundle, options: BenchOptions, name: str
 ) -> list[dict[str, Any]]:
     manifest = bundle.manifest
-    conditions = Conditions(
-        format=manifest.format,
-        recipe=manifest.recipe,
-        form=manifest.form,
-        threads=options.threads,
-        vocab_size=manifest.architecture.vocab_size,
-        context_length=manifest.context_length,
-        depth=min(128, max(1, manifest.context_length - 64)),
-    )
     results = device.measure(
-        bundle, test_specs(conditions), options.threads, manifest.context_length, options.seconds, None
+        bundle, _specs(manifest.context_length), options.threads, manifest.context_length, options.seconds, None
     )
     records = [to_measurement(result, bundle, facts, manifest.context_length) for result in results]
     append_measurements(device_folder(name) / MEASUREMENTS, records)
     quality = _perplexity(device, subject, bundle, options)
     return [_row(subject, bundle, result, record, quality) for result, record in zip(results, records, strict=True)]
+
+
+def _specs(context_length: int) -> tuple[TestSpec, ...]:
+    """Return the tests of a profile, cut down where the model's context is too short for them."""
+    if context_length < 2:
+        raise UsageError("a context of one token leaves nothing to generate")
+    generated = min(GENERATED_TOKENS, context_length // 2)
+    depth = min(DEFAULT_CONDITIONS.depth, context_length - generated)
+    return (TestSpec("tg", generated, depth), TestSpec("pp", min(PROMPT_TOKENS, context_length), 0))
 
 
 def _row(
