@@ -129,7 +129,7 @@ def scores(rows: Rows, fitted: Weights, general: Weights) -> dict[str, Array]:
 
 def recommend(at_main: Rows, equal: Rows, fitted: Weights, general: Weights) -> dict[str, Any]:
     """Return the score of the best mean of overall and equal-FLOPs Spearman, and the rest in order."""
-    found = {}
+    found: dict[str, list[float]] = {}
     for rows in (at_main, equal):
         for name, score in scores(rows, fitted, general).items():
             found.setdefault(name, []).append(ordering.spearman(score, quality(rows)))
