@@ -13,7 +13,7 @@ from merino_edge.units import format_bytes, format_count, format_ms
 
 @click.command("show")
 @click.argument("subject", required=False)
-@click.option("--beta", type=float, default=None, help="Weight of depth against width in the score.")
+@click.option("--beta", type=float, default=None, help="Weight of depth in the entropy (1/16).")
 @click.option("--context", type=click.IntRange(1), default=1024, show_default=True, help="Tokens of the KV cache.")
 @json_option
 def command(as_json: bool, subject: str | None, beta: float | None, context: int) -> None:
@@ -21,7 +21,7 @@ def command(as_json: bool, subject: str | None, beta: float | None, context: int
     from merino_edge.flows.show import show
     from merino_edge.flows.verify import score_options
 
-    document = show(subject, score_options(beta=beta), context)
+    document = show(subject, score_options(name="entropy", beta=beta), context)
     if as_json:
         print_json(document)
     else:

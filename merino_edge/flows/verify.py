@@ -32,6 +32,16 @@ SLACK = 0.9  # a measured winner below this share of a binding limit is worth an
 DEVICE_LIMITS = ("latency_ms", "memory_bytes", "energy_mj")
 
 
+DEFAULT_SCORE = "parameters-per-depth"
+"""What ranked trained block-shared decoders best (`bench/proxy_study.py --stats`), ahead of the paper's entropy."""
+
+
+def score_options(**given: Any) -> ScoreOptions:
+    """Return the score that the command line names; a weight of the entropy without a name means the entropy."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return ScoreOptions(**{"name": "entropy" if chosen else DEFAULT_SCORE, **chosen})
+
+
 @dataclass(frozen=True)
 class SearchOptions:
     """What the command line says.
@@ -52,16 +62,11 @@ class SearchOptions:
     limits: Mapping[str, Limit] = field(default_factory=dict)
     conditions: Conditions = DEFAULT_CONDITIONS
     space: str = "poster"
-    score: ScoreOptions = field(default_factory=ScoreOptions)
+    score: ScoreOptions = field(default_factory=lambda: ScoreOptions(DEFAULT_SCORE))
     mode: str = "auto"
     seed: int = 0
     run: str | None = None
     verify: bool = True
-
-
-def score_options(**given: Any) -> ScoreOptions:
-    """Return the score that the command line names; values of None take the default."""
-    return ScoreOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass

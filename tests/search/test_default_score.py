@@ -1,0 +1,28 @@
+"""The score that the command uses by default."""
+
+from __future__ import annotations
+
+import pytest
+
+from merino_edge.flows.verify import DEFAULT_SCORE, score_options
+from merino_edge.search.scores import ScoreOptions, score_architecture
+from merino_edge.search.space import load_space
+
+
+def test_the_default_score_grows_with_width_at_fixed_depth_throughout_the_poster_space() -> None:
+    space = load_space("poster", 1024)
+    assert len({group.size for group in space.groups}) == 1  # one group a width, the same choices in each
+    for index in range(0, space.groups[0].size, 97):
+        members = [space.decode(group.offset + index) for group in space.groups]
+        assert len({a.depth for a in members}) == 1
+        scores = [
+            score_architecture(a, ScoreOptions(DEFAULT_SCORE)) for a in sorted(members, key=lambda a: a.blocks[0].width)
+        ]
+        assert scores == sorted(set(scores))
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [({}, DEFAULT_SCORE), ({"beta": 0.1}, "entropy"), ({"name": "flops"}, "flops")]
+)
+def test_a_weight_of_the_entropy_without_a_name_means_the_entropy(given: dict[str, float], name: str) -> None:
+    assert score_options(**given).name == name
