@@ -34,6 +34,7 @@ MAX_MODELS = 25
 SECONDS_A_MODEL = 6.0
 DEFAULT_SECONDS = 300.0
 QUICK_SECONDS = 60.0
+DISAGREE = 1.05  # two passes further apart than this ask for a third
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,12 @@ _PARTIAL = "profile.partial.json"
 def _measure(
     device: Device, facts: dict[str, Any], name: str, options: ProfileOptions, progress: Progress
 ) -> list[Measurement]:
-    """Measure a spread of architectures; what an interrupted profile had measured counts."""
+    """Measure a spread of architectures in two passes, the second backwards; what an interrupted profile had counts.
+
+    A neighbour that slows the machine for some seconds leaves no trace in the kernel's counters. It
+    seldom meets the same model twice: of each model's passes the fastest counts (`measuring.gather`),
+    and where the two disagree there is a third.
+    """
     folder = device_folder(name)
     count = max(MIN_MODELS, min(MAX_MODELS, int(options.seconds / SECONDS_A_MODEL)))
     space = load_space(options.space, options.conditions.vocab_size)
@@ -102,44 +108,36 @@ def _measure(
         "facts": _identity(facts),
     }
     since = _resume(folder / _PARTIAL, wish)
-    records = [
-        r
-        for r in read_measurements(folder / MEASUREMENTS)
-        if r.valid and r.taken_at >= since and r.key.device_id == facts["device_id"]
-    ]
-    done = {r.key.architecture_digest for r in records if r.key.test == "pp128"}
-    if done:
-        progress.note(f"going on with an interrupted profile: {len(done)} models are measured already")
+    log = folder / MEASUREMENTS
+    records = [r for r in read_measurements(log) if r.taken_at >= since and r.key.device_id == facts["device_id"]]
+    before = len({r.key.architecture_digest for r in records if r.valid})
+    if before:
+        progress.note(f"going on with an interrupted profile: {before} models are measured already")
     deadline = time.monotonic() + options.seconds
-    with progress.task(f"measuring {len(architectures)} models on {name}", len(architectures)) as task:
-        for number, architecture in enumerate(architectures):
-            if architecture.digest not in done:
-                records += _measure_one(
-                    device, facts, architecture, options, len(architectures) - number, deadline, folder
-                )
+    turns = [*((1, a) for a in architectures), *((2, a) for a in reversed(architectures))]
+    with progress.task(f"measuring {len(architectures)} models on {name}", len(turns)) as task:
+        for number, (wanted, architecture) in enumerate(turns):
+            if len(_medians(records, architecture)) < wanted:
+                share = max(0.5, (deadline - time.monotonic()) / (len(turns) - number))
+                records += measure_architecture(device, facts, architecture, options.conditions, 0.6 * share, log)
             task.update(number + 1)
+        for architecture in architectures:
+            if time.monotonic() < deadline and _disagree(_medians(records, architecture)):
+                share = min(options.seconds / len(turns), deadline - time.monotonic())
+                records += measure_architecture(device, facts, architecture, options.conditions, 0.6 * share, log)
     return records
 
 
-def _measure_one(
-    device: Device,
-    facts: dict[str, Any],
-    architecture: Architecture,
-    options: ProfileOptions,
-    left: int,
-    deadline: float,
-    folder: Any,
-) -> list[Measurement]:
-    """Measure one architecture; once more where the device was disturbed and there is time."""
-    share = max(1.0, (deadline - time.monotonic()) / left)
-    records: list[Measurement] = []
-    for _ in range(2):
-        records = measure_architecture(
-            device, facts, architecture, options.conditions, budget_s=0.6 * share, log=folder / MEASUREMENTS
-        )
-        if all(r.valid for r in records) or time.monotonic() + share > deadline:
-            break
-    return records
+def _medians(records: list[Measurement], architecture: Architecture) -> list[tuple[float, ...]]:
+    """Return the medians of each valid pass over one architecture, one value a test."""
+    mine = [r for r in records if r.valid and r.key.architecture_digest == architecture.digest]
+    by_test = [[r.p50_ms for r in mine if r.key.test == test] for test in TESTS]
+    return list(zip(*by_test, strict=False))
+
+
+def _disagree(passes: list[tuple[float, ...]]) -> bool:
+    """Say whether the passes over one architecture are too few, or too far apart to be one machine's."""
+    return len(passes) < 2 or any(max(values) > DISAGREE * min(values) for values in zip(*passes, strict=True))
 
 
 def _identity(facts: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from merino_edge.device.client import Device
 from merino_edge.device.registry import device_folder
 from merino_edge.flows.conditions import DEFAULT_CONDITIONS, Conditions
 from merino_edge.flows.devices import find_entry, opened
@@ -136,19 +137,40 @@ def verify(
             candidate = _next_candidate(space, options, state, outcome)
             if candidate is None:
                 break
-            records = measure_architecture(
-                device, facts, candidate.architecture, state.conditions, VERIFY_SECONDS, state.log
-            )
-            _adopt_key(state, records)
-            state.learn()
-            known = state.known.get(candidate.architecture.digest)
+            known, reason = _measure(device, facts, candidate, options, state)
             rounds.append(_round(candidate, known, options))
             task.update(number + 1)
             if known is None:
-                progress.note(f"a measurement does not count: {records[0].invalid_reason}; trying again")
+                progress.note(f"a measurement does not count: {reason}; trying again")
             outcome = run_search(make_request(space, options, state))
         task.update(MAX_ROUNDS)
     return outcome, measured_json(state.known.get(outcome.winner.architecture.digest)), rounds
+
+
+def _measure(
+    device: Device, facts: Mapping[str, Any], candidate: Candidate, options: SearchOptions, state: State
+) -> tuple[Known | None, str | None]:
+    """Measure a candidate; once more where it seems slower than even the band allows.
+
+    Returns:
+        What is known of it now, None where nothing valid came, and why not.
+    """
+    upper = candidate.predicted.get(f"{options.conditions.latency_of}_ms_upper")
+    known: Known | None = None
+    reason: str | None = None
+    for _ in range(2):
+        records = measure_architecture(
+            device, facts, candidate.architecture, state.conditions, VERIFY_SECONDS, state.log
+        )
+        reason = records[0].invalid_reason
+        _adopt_key(state, records)
+        state.learn()
+        known = state.known.get(candidate.architecture.digest)
+        if known is not None and (
+            _meets(options, known) or not upper or known.ms[options.conditions.latency_of] <= upper
+        ):
+            break
+    return known, reason
 
 
 def _next_candidate(space: Space, options: SearchOptions, state: State, outcome: SearchOutcome) -> Candidate | None:
