@@ -18,6 +18,9 @@ SYSTEM_PACKAGES := openssh-client openssh-server
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Not measurements of this machine: the demo, the recorder, the page, and the trainings on a GPU.
+NOT_BENCHES := demo record figures proxy_study
+
 PACKAGES := merino_edge exporters device_profiles
 SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
 
@@ -44,9 +47,12 @@ check: $(VENV)/.package ## Lint, check the format, and type-check every installe
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/check_types.py
 
-bench: $(VENV)/.package ## Reproduce the README's figures into bench/results/ (takes a while)
-	@for script in $(or $(BENCH:%=bench/%.py),$(filter-out bench/demo.py bench/record.py,$(wildcard bench/*.py))); do \
+bench: $(VENV)/.package ## Reproduce the README's figures into bench/results/ (an hour or so; some need MERINO_EDGE_DATA)
+	@for script in $(or $(BENCH:%=bench/%.py),$(filter-out $(NOT_BENCHES:%=bench/%.py),$(wildcard bench/*.py))); do \
 	    echo "== $$script"; $(BIN)/python $$script; done
+	@mkdir -p build
+	@$(BIN)/python bench/proxy_study.py --stats bench/results/proxy_study.csv > build/proxy_study.txt
+	@$(BIN)/python bench/figures.py
 
 setup: $(VENV)/.package ## Make .venv and stop there
 

@@ -38,6 +38,47 @@ def search_speed(r: dict[str, Any]) -> list[Row]:
     ]
 
 
+def proxy_stats(r: dict[str, Any]) -> list[Row]:
+    """What the scores are worth, on models that were trained."""
+    names = ("parameters-per-depth", "entropy", "entropy-poster")
+    result = []
+    for group, what in (("all", "trained block-shared decoders"), ("equal FLOPs", "of them at equal FLOPs")):
+        found = r["groups"][group]
+        values = (f"{found['scores'][name]['spearman']['value']:.2f}" for name in names)
+        result.append(
+            (
+                f"ranking {found['n']} {what}, {found['tokens'] / 1e6:.0f} M tokens each, Spearman: "
+                f"`parameters-per-depth` (the default); `entropy` with beta {r['fitted_on_low_and_high']['beta']}, "
+                "fitted on other budgets; `entropy-poster`, the paper's literal formula",
+                "; ".join(values),
+            )
+        )
+    return result
+
+
+def proxy_lts(r: dict[str, Any]) -> list[Row]:
+    """The entropy on decoders without sharing, trained by others."""
+    mean = r["mean_in_10pct"]
+    return [
+        (
+            "583 decoders without sharing (LiteTransformerSearch), pairs within 10 % of parameters ordered rightly: "
+            "entropy, its weights chosen on the two other tables; parameter count",
+            f"{mean['entropy, chosen']:.3f}; {mean['decoder-parameters']:.3f}",
+        )
+    ]
+
+
+def evolution(r: dict[str, Any]) -> list[Row]:
+    """The evolutionary search against the exact one."""
+    hits = [budget["hits_by_share"]["0.05"] for budget in r["poster"]]
+    return [
+        (
+            f"evolutionary search, 5 % of the space looked at, {len(hits)} budgets: seeds that find the exact optimum's class",
+            f"{min(hits)} of {r['seeds']} or more",
+        )
+    ]
+
+
 def latency_hat(r: dict[str, Any]) -> list[Row]:
     """The latency model on a real Raspberry Pi 4 (HAT's table, not ours)."""
     found = next(s for s in r["by_samples"] if s["samples"] == 25)
@@ -111,8 +152,12 @@ def latency_local(r: dict[str, Any]) -> list[Row]:
     return result
 
 
+SCRIPTS = {"proxy_stats": "proxy_study.py --stats bench/results/proxy_study.csv"}  # where the name is another
 TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
+    "proxy_stats": proxy_stats,
+    "proxy_lts": proxy_lts,
     "search_speed": search_speed,
+    "evolution": evolution,
     "latency_hat": latency_hat,
     "latency_local": latency_local,
     "export_sizes": export_sizes,
@@ -129,7 +174,8 @@ def table() -> str:
             continue
         document = json.loads(path.read_text(encoding="utf-8"))
         machine = document["machine"]
-        where = f"[`{name}`](bench/{name}.py), {machine['processor']}, {machine['cores']} cores"
+        script = SCRIPTS.get(name, f"{name}.py")
+        where = f"[`{script}`](bench/{script.split()[0]}), {machine['processor']}, {machine['cores']} cores"
         lines += [f"| {what} | {figure} | {where} |" for what, figure in rows(document["result"])]
     return "\n".join(lines)
 
