@@ -73,7 +73,8 @@ def evolution(r: dict[str, Any]) -> list[Row]:
     hits = [budget["hits_by_share"]["0.05"] for budget in r["poster"]]
     return [
         (
-            f"evolutionary search, 5 % of the space looked at, {len(hits)} budgets: seeds that find the exact optimum's class",
+            f"evolutionary search, 5 % of the space looked at, {len(hits)} budgets: seeds that find the class of the "
+            "exact optimum",
             f"{min(hits)} of {r['seeds']} or more",
         )
     ]
