@@ -47,7 +47,7 @@ def proxy_stats(r: dict[str, Any]) -> list[Row]:
         values = (f"{found['scores'][name]['spearman']['value']:.2f}" for name in names)
         result.append(
             (
-                f"ranking {found['n']} {what}, {found['tokens'] / 1e6:.0f} M tokens each, Spearman: "
+                f"ranking {found['n']} {what} (on a GPU, {found['tokens'] / 1e6:.0f} M tokens each), Spearman: "
                 f"`parameters-per-depth` (the default); `entropy` with beta {r['fitted_on_low_and_high']['beta']}, "
                 "fitted on other budgets; `entropy-poster`, the paper's literal formula",
                 "; ".join(values),
@@ -75,7 +75,7 @@ def evolution(r: dict[str, Any]) -> list[Row]:
         (
             f"evolutionary search, 5 % of the space looked at, {len(hits)} budgets: seeds that find the class of the "
             "exact optimum",
-            f"{min(hits)} of {r['seeds']} or more",
+            f"{min(hits)} of {r['seeds']} for the hardest",
         )
     ]
 

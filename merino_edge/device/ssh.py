@@ -46,6 +46,7 @@ from merino_edge.device.ssh_config import (
 )
 from merino_edge.device.transport import (
     CLOSE_LIMIT_S,
+    LAST_WORDS_S,
     SEND_LIMIT_S,
     STDERR_TAIL_BYTES,
     Completed,
@@ -289,6 +290,8 @@ class SshChannel:
             raise self._link.failure() from error
         if not data and not self._channel.eof_received and not self._ended_whole():
             raise self._link.failure()
+        if not data:
+            self._drain.join(LAST_WORDS_S)
         return data
 
     def _ended_whole(self) -> bool:

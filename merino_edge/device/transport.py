@@ -27,6 +27,7 @@ Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 STDERR_TAIL_BYTES = 16 * 1024
 SEND_LIMIT_S = 30.0  # a peer that takes not one byte for so long is gone
 CLOSE_LIMIT_S = 3.0
+LAST_WORDS_S = 0.5  # for stderr to end once stdout has: it says why
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,10 @@ class LocalChannel:
             readable, _, _ = select.select([self._stdout], [], [], timeout_s)
             if not readable:
                 raise TimeoutError(f"nothing came within {timeout_s:g} s")
-            return os.read(self._stdout.fileno(), max_bytes)
+            data = os.read(self._stdout.fileno(), max_bytes)
+            if not data:
+                self._drain.join(LAST_WORDS_S)
+            return data
         except (ValueError, OSError) as error:
             if isinstance(error, TimeoutError):
                 raise
