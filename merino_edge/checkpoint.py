@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 
 from merino_edge.architecture import Architecture, check_tensors
 from merino_edge.bundle import TOKENIZER
-from merino_edge.errors import InvalidFileError
-from merino_edge.files import parse_json
+from merino_edge.errors import InvalidFileError, next_step
+from merino_edge.files import parse_json, read_text
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -57,12 +57,8 @@ def is_checkpoint(folder: Path) -> bool:
 def read_config(folder: Path) -> tuple[Architecture, dict[str, Any]]:
     """Return the architecture and the whole `config.json` of a checkpoint."""
     path = folder / CONFIG
-    try:
-        config = parse_json(path.read_text(encoding="utf-8"), f"checkpoint {path}")
-    except FileNotFoundError as error:
-        raise InvalidFileError(f"checkpoint {folder} has no {CONFIG}", hint="train with: merino-edge train") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidFileError(f"cannot read {path}: {error}") from error
+    with next_step("train with: merino-edge train"):
+        config = parse_json(read_text(path, "checkpoint"), f"checkpoint {path}")
     if "architecture" not in config:
         raise InvalidFileError(f"{path} describes no MeRino model: key 'architecture' is missing")
     return Architecture.from_json(config["architecture"], f"checkpoint {path}"), config

@@ -86,7 +86,7 @@ def read_json(path: Path, what: str = "file") -> dict[str, Any]:
         path: The file.
         what: What the file is meant to be, for the error ("profile", "manifest").
     """
-    value = parse_json(_read_text(path, what), f"{what} {path}")
+    value = parse_json(read_text(path, what), f"{what} {path}")
     version = value.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise InvalidFileError(
@@ -123,7 +123,8 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _read_text(path: Path, what: str) -> str:
+def read_text(path: Path, what: str) -> str:
+    """Read a UTF-8 text; whatever is wrong with the file is an `InvalidFileError` that names it."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -172,7 +173,7 @@ def read_lines(path: Path, what: str = "log") -> list[dict[str, Any]]:
     """Read the records of a log; a torn last line is passed over, any other damage is an error."""
     if not path.exists():
         return []
-    lines = _read_text(path, what).split("\n")
+    lines = read_text(path, what).split("\n")
     complete, torn = lines[:-1], lines[-1]
     del torn  # what follows the last newline was never finished
     records = []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from merino_edge.errors import InvalidFileError, UsageError, check_keys, did_you_mean
-from merino_edge.files import SCHEMA_VERSION
+from merino_edge.files import SCHEMA_VERSION, read_text
 
 _PACKAGE = "merino_edge.device_profiles"
 _T = TypeVar("_T")
@@ -237,15 +237,7 @@ def toml_string(text: str) -> str:
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """Read a TOML file; anything wrong with it is an `InvalidFileError` that names it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InvalidFileError(f"{what} {path} does not exist") from error
-    except UnicodeDecodeError as error:
-        raise InvalidFileError(f"{what} {path} is not UTF-8 text") from error
-    except OSError as error:
-        raise InvalidFileError(f"cannot read {what} {path}: {error.strerror or error}") from error
-    return parse_toml(text, f"{what} {path}")
+    return parse_toml(read_text(path, what), f"{what} {path}")
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
