@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from merino_edge.architecture import Architecture, check_tensors
 from merino_edge.bundle import TOKENIZER
-from merino_edge.errors import InvalidFileError, next_step
+from merino_edge.errors import InvalidFileError
 from merino_edge.files import parse_json, read_text
 
 CONFIG = "config.json"
@@ -57,8 +57,9 @@ def is_checkpoint(folder: Path) -> bool:
 def read_config(folder: Path) -> tuple[Architecture, dict[str, Any]]:
     """Return the architecture and the whole `config.json` of a checkpoint."""
     path = folder / CONFIG
-    with next_step("train with: merino-edge train"):
-        config = parse_json(read_text(path, "checkpoint"), f"checkpoint {path}")
+    if not path.exists():
+        raise InvalidFileError(f"checkpoint {folder} has no {CONFIG}", hint="train with: merino-edge train")
+    config = parse_json(read_text(path, "checkpoint"), f"checkpoint {path}")
     if "architecture" not in config:
         raise InvalidFileError(f"{path} describes no MeRino model: key 'architecture' is missing")
     return Architecture.from_json(config["architecture"], f"checkpoint {path}"), config

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -50,7 +50,6 @@ from merino_edge.device.transport import (
     SEND_LIMIT_S,
     STDERR_TAIL_BYTES,
     Completed,
-    Progress,
     Transport,
 )
 from merino_edge.errors import DeviceError
@@ -116,7 +115,13 @@ class ParamikoTransport:
         """See `Transport.open`."""
         return SshChannel(self._links[-1], shell_command(argv))
 
-    def put(self, local: bytes | Path, remote_path: str, mode: int = 0o600, progress: Progress | None = None) -> None:
+    def put(
+        self,
+        local: bytes | Path,
+        remote_path: str,
+        mode: int = 0o600,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
         """See `Transport.put`."""
         put_file(self.open, local, remote_path, mode, progress, self.description)
 
@@ -288,9 +293,9 @@ class SshChannel:
             data = self._channel.recv(max_bytes)
         except (OSError, EOFError, paramiko.SSHException) as error:
             raise self._link.failure() from error
-        if not data and not self._channel.eof_received and not self._ended_whole():
-            raise self._link.failure()
         if not data:
+            if not self._channel.eof_received and not self._ended_whole():
+                raise self._link.failure()
             self._drain.join(LAST_WORDS_S)
         return data
 
