@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -46,10 +46,10 @@ from merino_edge.device.ssh_config import (
 )
 from merino_edge.device.transport import (
     CLOSE_LIMIT_S,
-    LAST_WORDS_S,
     SEND_LIMIT_S,
     STDERR_TAIL_BYTES,
     Completed,
+    Progress,
     Transport,
 )
 from merino_edge.errors import DeviceError
@@ -115,13 +115,7 @@ class ParamikoTransport:
         """See `Transport.open`."""
         return SshChannel(self._links[-1], shell_command(argv))
 
-    def put(
-        self,
-        local: bytes | Path,
-        remote_path: str,
-        mode: int = 0o600,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
+    def put(self, local: bytes | Path, remote_path: str, mode: int = 0o600, progress: Progress | None = None) -> None:
         """See `Transport.put`."""
         put_file(self.open, local, remote_path, mode, progress, self.description)
 
@@ -293,10 +287,9 @@ class SshChannel:
             data = self._channel.recv(max_bytes)
         except (OSError, EOFError, paramiko.SSHException) as error:
             raise self._link.failure() from error
-        if not data:
-            if not self._channel.eof_received and not self._ended_whole():
-                raise self._link.failure()
-            self._drain.join(LAST_WORDS_S)
+        if not data and not self._channel.eof_received and not self._ended_whole():
+            raise self._link.failure()
+        self._drain.join(0.0 if data else 0.5)  # at the end stderr says why
         return data
 
     def _ended_whole(self) -> bool:
