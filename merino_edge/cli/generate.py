@@ -24,13 +24,15 @@ def command(as_json: bool, prompt: str, device: str | None, stop: tuple[str, ...
     """Continue PROMPT with the model deployed on the device; the text streams as it comes."""
     from merino_edge.flows.generate import Sampling, generate
 
+    shown = False
+
     def emit(piece: str) -> None:
+        nonlocal shown
         if not as_json:
-            click.echo(piece, nl=False)
+            click.echo(piece if shown else prompt + piece, nl=False)
+        shown = True
 
     sampling = Sampling(**flags, stop=stop)
-    if not as_json:
-        click.echo(prompt, nl=False)
     document = generate(prompt, device, sampling, emit, ask_person(), terminal_progress())
     if as_json:
         print_json(document)

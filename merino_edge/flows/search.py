@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from merino_edge.errors import InvalidFileError, UsageError
+from merino_edge.errors import InfeasibleError, InvalidFileError, UsageError
 from merino_edge.files import write_atomic, write_lines
 from merino_edge.flows.devices import board_of, find_entry, is_unregistered_board, select_device
 from merino_edge.flows.profile_file import estimated_profile, read_profile
@@ -47,8 +47,7 @@ def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any
     if state.profile.estimate and any(limit in options.limits for limit in DEVICE_LIMITS):
         progress.note(f"{name} was never profiled: every latency and memory below is an estimate (merino-edge profile)")
     _refuse_energy(options, name)
-    outcome = run_search(make_request(space, options, state))
-    first = outcome
+    outcome = first = _first_search(space, options, state)
     rounds: list[dict[str, Any]] = []
     measured: dict[str, Any] | None = None
     if _must_verify(options, name):
@@ -57,6 +56,17 @@ def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any
     document["seconds"]["total"] = time.monotonic() - started
     run = _write_run(options, name, outcome, document, state)
     return {**document, "run": run.name}
+
+
+def _first_search(space: Space, options: SearchOptions, state: State) -> SearchOutcome:
+    """Search before anything is measured; what only an estimate calls impossible may yet be possible."""
+    try:
+        return run_search(make_request(space, options, state))
+    except InfeasibleError as error:
+        if state.profile.estimate and error.details.get("binding") in DEVICE_LIMITS:
+            host = " --host USER@ADDRESS" if is_unregistered_board(state.device) else ""
+            error.hint = f"that is an estimate; measure the device first: merino-edge profile {state.device}{host}"
+        raise
 
 
 def _open_state(name: str, options: SearchOptions) -> State:

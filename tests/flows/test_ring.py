@@ -181,3 +181,11 @@ def test_a_search_at_another_depth_than_profiled_names_the_command(profiled: dic
     with pytest.raises(UsageError) as caught:
         search(asked)
     assert "--depth 64" in str(caught.value.hint)
+
+
+def test_what_only_an_estimate_calls_impossible_is_to_be_measured(
+    fake: FakeDevice, options: Callable[..., SearchOptions]
+) -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        search(options(latency_ms=1e-3))
+    assert "merino-edge profile local" in str(caught.value.hint)
