@@ -7,14 +7,15 @@ measured twice: every record lies in the device's log.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from merino_edge.device.client import Device
 from merino_edge.device.registry import device_folder
-from merino_edge.flows.conditions import DEFAULT_CONDITIONS, Conditions
+from merino_edge.flows.conditions import DEFAULT_CONDITIONS, TESTS, Conditions
 from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import MEASUREMENTS, SHARED_KEY, Known, known_from_log, measure_architecture
 from merino_edge.flows.profile import MIN_MODELS, fit_known
@@ -23,6 +24,7 @@ from merino_edge.measurement import Measurement
 from merino_edge.progress import Progress
 from merino_edge.search.engine import Candidate, Measured, SearchOutcome, SearchRequest
 from merino_edge.search.engine import search as run_search
+from merino_edge.search.latency import LatencyModel
 from merino_edge.search.scores import ScoreOptions
 from merino_edge.search.space import Space
 from merino_edge.units import Limit
@@ -86,13 +88,28 @@ class State:
         return device_folder(self.device) / MEASUREMENTS
 
     def learn(self) -> None:
-        """Read what the log says now and fit again."""
+        """Read what the log says now and fit again; a few measurements at least scale an estimate."""
         self.known = known_from_log(self.log, self.recipe.key, self.conditions.depth, self.conditions.context_length)
-        complete = {d: k for d, k in self.known.items() if len(k.ms) >= 2 and k.memory_bytes is not None}
+        complete = {
+            d: k for d, k in self.known.items() if k.memory_bytes is not None and all(test in k.ms for test in TESTS)
+        }
         if len(complete) >= MIN_MODELS:
             self.recipe = fit_known(
                 complete, self.recipe.key, self.conditions, self.recipe.cache_bytes, self.recipe.seconds
             )
+        elif self.profile.estimate and complete:
+            self.recipe = replace(self.recipe, latency=_scaled(self.recipe.latency, complete.values()))
+
+
+def _scaled(latency: Mapping[str, LatencyModel], known: Collection[Known]) -> dict[str, LatencyModel]:
+    """Multiply each estimated model so that it agrees with what was measured, in the median."""
+    result = {}
+    for test, model in latency.items():
+        factor = statistics.median(k.ms[test] / model.predict_ms(k.architecture) for k in known)
+        document = model.to_json()
+        document["ms_per_unit"] = {name: factor * value for name, value in document["ms_per_unit"].items()}
+        result[test] = LatencyModel.from_json(document, f"scaled estimate of {test}")
+    return result
 
 
 def make_request(space: Space, options: SearchOptions, state: State, band: bool = True) -> SearchRequest:
