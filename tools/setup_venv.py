@@ -32,7 +32,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 TORCH_RECORD = Path(sys.prefix) / ".torch-index"  # the index torch was last taken from
 EXTRAS = "train,dev"
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 
@@ -135,10 +134,10 @@ def ask_about_cuda(downloads: Sequence[Download]) -> None:
     """Stop, or ask on a terminal, before gigabytes of CUDA are downloaded."""
     if not any(d.is_cuda for d in downloads):
         return
-    command = f"make {os.environ.get('GOALS') or 'demo'} TORCH_INDEX={CPU_INDEX}"
+    command = f"make {os.environ.get('GOALS') or 'demo'} TORCH_INDEX=URL"
     say(
         f"The torch of this index comes with CUDA: {describe(downloads)}.\n"
-        f"A CPU build is some 200 MB and enough for everything here: {command}"
+        f"A CPU build is some 200 MB and enough for everything here: {command}, with the index of the CPU builds"
     )
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise SetupError(
