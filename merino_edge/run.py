@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge.architecture import Architecture, load_architecture, save_architecture
-from merino_edge.bundle import MANIFEST, bundle_label
+from merino_edge.bundle import MANIFEST
 from merino_edge.errors import InvalidFileError, UsageError, check_keys, did_you_mean, next_step
 from merino_edge.files import read_json, write_json
 
@@ -70,10 +70,6 @@ class Run:
     def measurements_file(self) -> Path:
         """Copies of the measurements this run used."""
         return self.folder / "measurements.jsonl"
-
-    def export_folder(self, format_name: str, recipe: str, form: str = "standard") -> Path:
-        """Folder of one bundle."""
-        return self.exports / bundle_label(format_name, recipe, form)
 
     def bundle_folders(self) -> list[Path]:
         """Folders of complete bundles, by name."""

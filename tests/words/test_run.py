@@ -80,7 +80,7 @@ def test_files_of_a_run_read_back(tmp_path: Path) -> None:
 def test_only_complete_bundles_are_listed(tmp_path: Path) -> None:
     run = create_run("a", "local", tmp_path)
     for recipe, complete in (("fp32", True), ("half", False), ("dynamic_wi8_afp32", True)):
-        folder = run.export_folder("onnx", recipe)
+        folder = run.exports / f"onnx-{recipe}"
         folder.mkdir(parents=True)
         if complete:
             (folder / "manifest.json").touch()
