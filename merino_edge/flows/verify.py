@@ -15,6 +15,7 @@ from typing import Any
 
 from merino_edge.device.client import Device
 from merino_edge.device.registry import device_folder
+from merino_edge.errors import InfeasibleError
 from merino_edge.flows.conditions import DEFAULT_CONDITIONS, TESTS, Conditions
 from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import MEASUREMENTS, SHARED_KEY, Known, known_from_log, measure_architecture
@@ -207,7 +208,10 @@ def _next_candidate(space: Space, options: SearchOptions, state: State, outcome:
     binding = [c["name"] for c in outcome.constraints if c["binding"] and c["name"] in values]
     if not any((values[name] or 0) < SLACK * options.limits[name].upper for name in binding):
         return None
-    bold = run_search(make_request(space, options, state, band=False)).winner
+    try:
+        bold = run_search(make_request(space, options, state, band=False)).winner
+    except InfeasibleError:  # the lower end of a range may be out of reach without the band
+        return None
     return bold if bold.score > winner.score and not is_measured(state, bold) else None
 
 
