@@ -12,6 +12,8 @@ It is pushed as one zipapp and talks frames over stdin and stdout. In the order 
     children.py    the measuring child, seen from the agent
     worker.py      the measuring child itself: numpy and the runtime live here alone
     session.py     one interface that hides the runtimes
+    session_onnx.py  onnxruntime behind it
+    opening.py     from a bundle to a session
     measure.py     the timing code, the only copy
     conditions.py  temperature, clocks, load, throttling, and whether a measurement counts
     sampling.py    from logits to the next token

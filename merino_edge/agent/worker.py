@@ -20,8 +20,9 @@ from typing import Any, Callable
 from merino_edge.agent import conditions, frames, measure
 from merino_edge.agent.errors import AgentError
 from merino_edge.agent.facts import Machine, memory
+from merino_edge.agent.opening import open_session
 from merino_edge.agent.sampling import Sampler
-from merino_edge.agent.session import Session, open_session
+from merino_edge.agent.session import Session
 from merino_edge.agent.store import read_json
 
 # MatMul, and DynamicQuantizeLinear with MatMulInteger, opset 11; inputs a [8,64], b [64,32], w int8 [64,32].
