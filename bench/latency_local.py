@@ -3,9 +3,9 @@
     .venv/bin/python bench/latency_local.py [--seconds 300] [--held-out 30] [--seed 1]
 
 Profiles this machine as `merino-edge profile` does, then measures random members of the poster's space
-that were not profiled, and compares. Held-out models are measured by the profile's rule: in two passes
-far apart in time, of which the faster counts. What one pass alone would have said is recorded too.
-Everything lies in a folder of its own.
+that were not profiled, and compares. Held-out models are measured by the profile's rule: in passes far
+apart in time until two agree, of which the fastest counts. What the first pass alone would have said is
+recorded too. Everything lies in a folder of its own.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from record import write_result
 
 from merino_edge.flows.conditions import TESTS, Conditions
 from merino_edge.flows.devices import find_entry, opened
-from merino_edge.flows.measuring import gather, measure_architecture
+from merino_edge.flows.measuring import gather, measure_in_passes
 from merino_edge.flows.profile import ProfileOptions, profile
 from merino_edge.flows.profile_file import read_profile
-from merino_edge.measurement import read_measurements
+from merino_edge.progress import SILENT
 from merino_edge.search.fitting import judge
 from merino_edge.search.space import load_space
 
 VOCAB = 8192
 RECIPES = ("dynamic_wi8_afp32", "fp32")
+SECONDS_A_MODEL = 10.0  # of the held-out ones
 
 
 def main() -> None:
@@ -55,13 +56,13 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
     assert models is not None
     architectures = load_space("poster", VOCAB).sample(asked.held_out, seed=asked.seed)
     log = folder / f"held-out-{recipe}.jsonl"
-    with opened(find_entry("local")) as device:
-        facts = device.facts()
-        for architecture in [*architectures, *reversed(architectures)]:
-            measure_architecture(device, facts, architecture, conditions, 3.0, log)
-    passes = read_measurements(log)
+    with opened(find_entry("local")) as device, SILENT.task("", 1.0) as task:
+        passes = measure_in_passes(
+            device, device.facts(), architectures, conditions, SECONDS_A_MODEL * len(architectures), log, [], task
+        )
+    count = len(TESTS) * len(architectures)
     both = gather(passes, models.key, conditions.depth, conditions.context_length)
-    first = gather(passes[: len(passes) // 2], models.key, conditions.depth, conditions.context_length)
+    first = gather(passes[:count], models.key, conditions.depth, conditions.context_length)
     result: dict[str, Any] = {}
     for test in TESTS:
         model = models.latency[test]

@@ -6,9 +6,12 @@ device's append-only log as they come, so that an interrupted profile or search 
 
 from __future__ import annotations
 
+import math
+import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,10 @@ from merino_edge.architecture import Architecture
 from merino_edge.bundle import Bundle
 from merino_edge.device.client import Device, TestResult, TestSpec
 from merino_edge.exporting import ExportOptions
-from merino_edge.flows.conditions import GENERATED_TOKENS, PROMPT_TOKENS, Conditions
+from merino_edge.flows.conditions import GENERATED_TOKENS, PROMPT_TOKENS, TESTS, Conditions
 from merino_edge.flows.export import random_weights, write_bundle
 from merino_edge.measurement import Measurement, MeasurementKey, append_measurements, read_measurements
+from merino_edge.progress import Task
 
 MEASUREMENTS = "measurements.jsonl"
 SHARED_KEY = (
@@ -27,7 +31,13 @@ SHARED_KEY = (
     "format", "recipe", "form", "exporter_version",
 )  # fmt: skip
 """What all records that inform one prediction have in common."""
-NEWEST = 3  # records of one test of one model, of which the fastest counts
+NEWEST = 5  # records of one test of one model that count
+PASSES = 2  # far apart in time, that every model gets
+MOST_PASSES = 5  # that a model gets, valid or not, while its passes disagree
+AGREE = 1.02  # two passes no further apart than this were taken on the same, undisturbed machine
+FIRST_SHARE = 0.75  # of the time, for the passes that every model gets
+TIMED_SHARE = 0.6  # of a turn; the rest is exporting, sending and loading
+LEAST_TURN_S = 0.5
 
 
 def test_specs(conditions: Conditions) -> tuple[TestSpec, ...]:
@@ -116,21 +126,104 @@ def measure_architecture(
     return records
 
 
+def measure_in_passes(
+    device: Device,
+    facts: Mapping[str, Any],
+    architectures: Sequence[Architecture],
+    conditions: Conditions,
+    seconds: float,
+    log: Path,
+    records: list[Measurement],
+    task: Task,
+) -> list[Measurement]:
+    """Measure many models, each in fresh processes far apart in time, until their passes agree.
+
+    A neighbour that slows the machine for some seconds leaves no trace in the kernel's counters, but it
+    seldom meets the same model twice: every model is measured in two rounds over all of them. Then,
+    while there is time, the model whose two fastest passes disagree most is measured again.
+
+    Args:
+        device: Where to measure.
+        facts: What the device says of itself.
+        architectures: What to measure, in this order.
+        conditions: Recipe, threads, depth, context.
+        seconds: Time for all of it; each model is measured at least twice whatever it takes.
+        log: The device's `measurements.jsonl`.
+        records: What is known already and counts as measured.
+        task: Hears how many seconds of them are gone.
+
+    Returns:
+        Old and new records.
+    """
+    records = list(records)
+    started = time.monotonic()
+
+    def turn(architecture: Architecture, share_s: float) -> None:
+        budget = TIMED_SHARE * max(LEAST_TURN_S, share_s)
+        records.extend(measure_architecture(device, facts, architecture, conditions, budget, log))
+        task.update(min(time.monotonic() - started, seconds))
+
+    turns = [(wanted, a) for wanted in range(1, PASSES + 1) for a in architectures]
+    for number, (wanted, architecture) in enumerate(turns):
+        if len(pass_medians(records, architecture)) < wanted:
+            left = started + FIRST_SHARE * seconds - time.monotonic()
+            turn(architecture, left / (len(turns) - number))
+    share = seconds / len(turns) if turns else 0.0
+    while time.monotonic() + share < started + seconds:
+        tried = Counter(r.key.architecture_digest for r in records)  # one record a test
+        again = [a for a in architectures if tried[a.digest] < MOST_PASSES * len(TESTS)]
+        apart = {a: disagreement(pass_medians(records, a)) for a in again}
+        worst = max(apart, key=apart.__getitem__, default=None)
+        if worst is None or apart[worst] <= AGREE:
+            break
+        turn(worst, share)
+    task.update(seconds)
+    return records
+
+
+def pass_medians(records: Iterable[Measurement], architecture: Architecture) -> list[tuple[float, ...]]:
+    """Return the medians of each valid pass over one architecture, one value a test."""
+    mine = [r for r in records if r.valid and r.key.architecture_digest == architecture.digest]
+    by_test = [[r.p50_ms for r in mine if r.key.test == test] for test in TESTS]
+    return list(zip(*by_test, strict=False))
+
+
+def disagreement(passes: Sequence[tuple[float, ...]]) -> float:
+    """Return how far the two fastest passes lie apart, as a ratio, in the worst test; infinite for fewer than two."""
+    if len(passes) < 2:
+        return math.inf
+    ratios: list[float] = []
+    for values in zip(*passes, strict=True):
+        first, second = sorted(values)[:2]
+        ratios.append(second / first)
+    return max(ratios)
+
+
 @dataclass(frozen=True)
 class Known:
     """What valid records say of one architecture.
 
     Attributes:
         architecture: The model.
-        ms: Median by test name.
+        passes_ms: By test name, the medians of the newest passes, each a process of its own.
         memory_bytes: Peak of the measuring process at the context asked for; None where not measured.
         runtime_bytes: Of that, what the empty runtime needs.
     """
 
     architecture: Architecture
-    ms: dict[str, float]
+    passes_ms: dict[str, tuple[float, ...]]
     memory_bytes: int | None
     runtime_bytes: int | None
+
+    @property
+    def ms(self) -> dict[str, float]:
+        """The fastest pass by test name: what the machine can do, since disturbance only ever slows it."""
+        return {test: min(passes) for test, passes in self.passes_ms.items()}
+
+    @property
+    def typical_ms(self) -> dict[str, float]:
+        """The median of the passes by test name: what a fresh process will most likely show."""
+        return {test: statistics.median(passes) for test, passes in self.passes_ms.items()}
 
 
 def shared_key(record: Measurement) -> dict[str, Any]:
@@ -149,8 +242,7 @@ def known_from_log(log: Path, key: Mapping[str, Any], depth: int, context_length
         context_length: Context that memory must have been measured at.
 
     Returns:
-        By architecture digest; of the newest three valid records of a test the fastest counts, because
-        what disturbs a measurement only ever makes it slower.
+        By architecture digest, the newest valid passes of each test.
     """
     return gather(read_measurements(log), key, depth, context_length)
 
@@ -166,9 +258,10 @@ def gather(records: Iterable[Measurement], key: Mapping[str, Any], depth: int, c
         digest, test = record.key.architecture_digest, record.key.test
         medians = recent.setdefault((digest, test), [])
         medians.append(record.p50_ms)
+        newest = tuple(medians[-NEWEST:])
         old = known.get(digest) or Known(Architecture.from_json(record.architecture), {}, None, None)
         same_context = record.context_length == context_length
         memory = record.peak_memory_bytes if same_context else old.memory_bytes
         runtime = record.peak_memory_bytes - record.model_memory_bytes if same_context else old.runtime_bytes
-        known[digest] = Known(old.architecture, {**old.ms, test: min(medians[-NEWEST:])}, memory, runtime)
+        known[digest] = Known(old.architecture, {**old.passes_ms, test: newest}, memory, runtime)
     return known

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from merino_edge.architecture import Architecture
 from merino_edge.bundle import bundle_label
 from merino_edge.device.client import Device
 from merino_edge.device.registry import device_folder
@@ -22,7 +21,7 @@ from merino_edge.flows.devices import (
     register,
     select_device,
 )
-from merino_edge.flows.measuring import MEASUREMENTS, Known, gather, measure_architecture, shared_key
+from merino_edge.flows.measuring import MEASUREMENTS, Known, gather, measure_in_passes, shared_key
 from merino_edge.flows.profile_file import Profile, RecipeProfile, estimated_profile, read_profile, write_profile
 from merino_edge.measurement import Measurement, read_measurements
 from merino_edge.progress import SILENT, Progress
@@ -34,7 +33,6 @@ MAX_MODELS = 25
 SECONDS_A_MODEL = 6.0
 DEFAULT_SECONDS = 300.0
 QUICK_SECONDS = 60.0
-DISAGREE = 1.05  # two passes further apart than this ask for a third
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,7 @@ _PARTIAL = "profile.partial.json"
 def _measure(
     device: Device, facts: dict[str, Any], name: str, options: ProfileOptions, progress: Progress
 ) -> list[Measurement]:
-    """Measure a spread of architectures in two passes, the second backwards; what an interrupted profile had counts.
-
-    A neighbour that slows the machine for some seconds leaves no trace in the kernel's counters. It
-    seldom meets the same model twice: of each model's passes the fastest counts (`measuring.gather`),
-    and where the two disagree there is a third.
-    """
+    """Measure a spread of architectures; what an interrupted profile had measured counts."""
     folder = device_folder(name)
     count = max(MIN_MODELS, min(MAX_MODELS, int(options.seconds / SECONDS_A_MODEL)))
     space = load_space(options.space, options.conditions.vocab_size)
@@ -113,31 +106,8 @@ def _measure(
     before = len({r.key.architecture_digest for r in records if r.valid})
     if before:
         progress.note(f"going on with an interrupted profile: {before} models are measured already")
-    deadline = time.monotonic() + options.seconds
-    turns = [*((1, a) for a in architectures), *((2, a) for a in reversed(architectures))]
-    with progress.task(f"measuring {len(architectures)} models on {name}", len(turns)) as task:
-        for number, (wanted, architecture) in enumerate(turns):
-            if len(_medians(records, architecture)) < wanted:
-                share = max(0.5, (deadline - time.monotonic()) / (len(turns) - number))
-                records += measure_architecture(device, facts, architecture, options.conditions, 0.6 * share, log)
-            task.update(number + 1)
-        for architecture in architectures:
-            if time.monotonic() < deadline and _disagree(_medians(records, architecture)):
-                share = min(options.seconds / len(turns), deadline - time.monotonic())
-                records += measure_architecture(device, facts, architecture, options.conditions, 0.6 * share, log)
-    return records
-
-
-def _medians(records: list[Measurement], architecture: Architecture) -> list[tuple[float, ...]]:
-    """Return the medians of each valid pass over one architecture, one value a test."""
-    mine = [r for r in records if r.valid and r.key.architecture_digest == architecture.digest]
-    by_test = [[r.p50_ms for r in mine if r.key.test == test] for test in TESTS]
-    return list(zip(*by_test, strict=False))
-
-
-def _disagree(passes: list[tuple[float, ...]]) -> bool:
-    """Say whether the passes over one architecture are too few, or too far apart to be one machine's."""
-    return len(passes) < 2 or any(max(values) > DISAGREE * min(values) for values in zip(*passes, strict=True))
+    with progress.task(f"measuring {len(architectures)} models on {name}", options.seconds) as task:
+        return measure_in_passes(device, facts, architectures, options.conditions, options.seconds, log, records, task)
 
 
 def _identity(facts: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from merino_edge.device.registry import device_folder
 from merino_edge.errors import InfeasibleError
 from merino_edge.flows.conditions import DEFAULT_CONDITIONS, TESTS, Conditions
 from merino_edge.flows.devices import find_entry, opened
-from merino_edge.flows.measuring import MEASUREMENTS, SHARED_KEY, Known, known_from_log, measure_architecture
+from merino_edge.flows.measuring import MEASUREMENTS, PASSES, SHARED_KEY, Known, known_from_log, measure_architecture
 from merino_edge.flows.profile import MIN_MODELS, fit_known
 from merino_edge.flows.profile_file import Profile, RecipeProfile
 from merino_edge.measurement import Measurement
@@ -31,7 +31,8 @@ from merino_edge.search.space import Space
 from merino_edge.units import Limit
 
 MAX_ROUNDS = 8
-VERIFY_SECONDS = 4.0
+VERIFY_SECONDS = 3.0
+MAX_PASSES = 3  # of one candidate in one round
 SLACK = 0.9  # a measured winner below this share of a binding limit is worth another try
 DEVICE_LIMITS = ("latency_ms", "memory_bytes", "energy_mj")
 
@@ -120,7 +121,8 @@ def make_request(space: Space, options: SearchOptions, state: State, band: bool 
         latency = {test: replace(model, band=0.0) for test, model in latency.items()}
         memory = replace(memory, band=0.0)
     measured = {
-        digest: Measured(k.architecture, ms=k.ms, memory_bytes=k.memory_bytes) for digest, k in state.known.items()
+        digest: Measured(k.architecture, ms=k.typical_ms, memory_bytes=k.memory_bytes)
+        for digest, k in state.known.items()
     }
     return SearchRequest(
         space=space,
@@ -168,27 +170,32 @@ def verify(
 def _measure(
     device: Device, facts: Mapping[str, Any], candidate: Candidate, options: SearchOptions, state: State
 ) -> tuple[Known | None, str | None]:
-    """Measure a candidate; once more where it seems slower than even the band allows.
+    """Measure a candidate in fresh processes: twice, and once more where one keeps the limits and one does not.
 
     Returns:
         What is known of it now, None where nothing valid came, and why not.
     """
-    upper = candidate.predicted.get(f"{options.conditions.latency_of}_ms_upper")
     known: Known | None = None
     reason: str | None = None
-    for _ in range(2):
+    for _ in range(MAX_PASSES):
         records = measure_architecture(
             device, facts, candidate.architecture, state.conditions, VERIFY_SECONDS, state.log
         )
-        reason = records[0].invalid_reason
+        reason = next((r.invalid_reason for r in records if not r.valid), None)
         _adopt_key(state, records)
         state.learn()
         known = state.known.get(candidate.architecture.digest)
-        if known is not None and (
-            _meets(options, known) or not upper or known.ms[options.conditions.latency_of] <= upper
-        ):
+        if is_measured(state, candidate) and not _undecided(options, known):
             break
     return known, reason
+
+
+def _undecided(options: SearchOptions, known: Known | None) -> bool:
+    """Say whether some passes keep the latency limit and just as many do not."""
+    limit = options.limits.get("latency_ms")
+    passes = known.passes_ms.get(options.conditions.latency_of, ()) if known else ()
+    kept = sum(limit.admits(ms) for ms in passes) if limit else 0
+    return kept > 0 and 2 * kept == len(passes)
 
 
 def _next_candidate(space: Space, options: SearchOptions, state: State, outcome: SearchOutcome) -> Candidate | None:
@@ -216,9 +223,10 @@ def _next_candidate(space: Space, options: SearchOptions, state: State, outcome:
 
 
 def is_measured(state: State, candidate: Candidate) -> bool:
-    """Say whether the device has told latency and memory of a candidate."""
+    """Say whether the device has told latency, in two passes at least, and memory of a candidate."""
     known = state.known.get(candidate.architecture.digest)
-    return known is not None and known.memory_bytes is not None and state.conditions.latency_of in known.ms
+    passes = known.passes_ms.get(state.conditions.latency_of, ()) if known else ()
+    return known is not None and known.memory_bytes is not None and len(passes) >= PASSES
 
 
 def _adopt_key(state: State, records: list[Measurement]) -> None:
@@ -236,8 +244,8 @@ def measured_json(known: Known | None) -> dict[str, Any] | None:
     if known is None:
         return None
     return {
-        "tg_ms": known.ms.get("tg"),
-        "pp128_ms": known.ms.get("pp128"),
+        "tg_ms": known.typical_ms.get("tg"),
+        "pp128_ms": known.typical_ms.get("pp128"),
         "peak_memory_bytes": known.memory_bytes,
     }
 
@@ -252,7 +260,7 @@ def _round(candidate: Candidate, known: Known | None, options: SearchOptions) ->
 
 
 def _meets(options: SearchOptions, known: Known) -> bool:
-    values = {"latency_ms": known.ms.get(options.conditions.latency_of), "memory_bytes": known.memory_bytes}
+    values = {"latency_ms": known.typical_ms.get(options.conditions.latency_of), "memory_bytes": known.memory_bytes}
     return all(v is None or n not in options.limits or options.limits[n].admits(v) for n, v in values.items())
 
 

@@ -1,0 +1,125 @@
+"""Do winners keep their limits when somebody measures them again?
+
+    .venv/bin/python bench/constraints.py [--budgets 20] [--seconds 300] [--seed 1]
+
+Profiles this machine, draws random budgets (a limit on `tg` or on `pp128`, every second one with a limit
+on memory too), searches each as `merino-edge search` does, and measures every winner once more in a
+process of its own, after all searches: what a user would see who checks. A winner keeps its limits
+where that one fresh measurement does. Also recorded: how far below the limit the binding quantity lies,
+and how many measurements the search took. Everything lies in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from record import write_result
+
+from merino_edge.architecture import Architecture
+from merino_edge.errors import InfeasibleError
+from merino_edge.flows.conditions import Conditions
+from merino_edge.flows.devices import find_entry, opened
+from merino_edge.flows.measuring import measure_architecture
+from merino_edge.flows.profile import ProfileOptions, profile
+from merino_edge.flows.search import search
+from merino_edge.flows.verify import SearchOptions
+from merino_edge.units import Limit
+
+VOCAB = 8192
+RECHECK_SECONDS = 4.0
+TRIES = 10  # for a pair of limits that something meets
+
+
+def main() -> None:
+    """Profile, search, measure again, record."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--budgets", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_DATA_HOME"] = folder
+        os.chdir(folder)
+        result = run(asked, Path(folder))
+    print(write_result("constraints", result))
+
+
+def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return the record of all budgets."""
+    made = profile("local", ProfileOptions(seconds=asked.seconds, conditions=Conditions(vocab_size=VOCAB)))
+    random = np.random.default_rng(asked.seed)
+    rows = [one_search(random, made["reach"], number) for number in range(asked.budgets)]
+    with opened(find_entry("local")) as device:
+        facts = device.facts()
+        for row in rows:
+            conditions = Conditions(vocab_size=VOCAB, latency_of=row["latency_of"])
+            architecture = Architecture.from_json(row.pop("architecture"))
+            records = measure_architecture(
+                device, facts, architecture, conditions, RECHECK_SECONDS, folder / "again.jsonl"
+            )
+            row.update(judged(row, {r.key.test: r for r in records}))
+            print({key: value for key, value in row.items() if key != "limits"}, flush=True)
+    counted = [row for row in rows if row["valid"]]
+    return {
+        "budgets": len(rows),
+        "counted": len(counted),
+        "kept": sum(row["kept"] for row in counted),
+        "verified": sum(row["verified"] for row in rows),
+        "within_10pct_below": sum(0.9 <= row["nearest_binding"] <= 1.0 for row in counted),
+        "profile": made["latency_models"],
+        "seed": asked.seed,
+        "vocab_size": VOCAB,
+        "rows": rows,
+    }
+
+
+def one_search(random: np.random.Generator, reach: list[dict[str, Any]], number: int) -> dict[str, Any]:
+    """Draw limits between the smallest and the largest model until something meets them, and search."""
+    latency_of = "pp128" if number % 3 == 2 else "tg"
+    small, large = reach
+    for _ in range(TRIES):
+        low, high = (row[f"{latency_of}_ms_upper"] for row in (small, large))
+        limits = {"latency_ms": Limit(float(np.exp(random.uniform(np.log(1.1 * low), np.log(high)))))}
+        if number % 2:
+            memory = random.uniform(small["memory_bytes_upper"], large["memory_bytes_upper"])
+            limits["memory_bytes"] = Limit(float(memory))
+        conditions = Conditions(vocab_size=VOCAB, latency_of=latency_of)
+        try:
+            found = search(SearchOptions(limits=limits, conditions=conditions, run=f"budget{number}"))
+        except InfeasibleError:
+            continue
+        return {
+            "latency_of": latency_of,
+            "limits": {name: limit.upper for name, limit in limits.items()},
+            "binding": [c["name"] for c in found["constraints"] if c["binding"]],
+            "measured_by_search": found["measured"],
+            "predicted": found["predicted"],
+            "verified": found["verified"],
+            "rounds": len(found["rounds"]),
+            "seconds": found["seconds"]["total"],
+            "architecture": found["architecture"],
+        }
+    raise SystemExit(f"no budget of {TRIES} could be met: the profile's reach is wrong")
+
+
+def judged(row: dict[str, Any], records: dict[str, Any]) -> dict[str, Any]:
+    """Hold a fresh measurement against the limits."""
+    record = records[row["latency_of"]]
+    values = {"latency_ms": record.p50_ms, "memory_bytes": record.peak_memory_bytes}
+    shares = {name: values[name] / limit for name, limit in row["limits"].items()}
+    binding = [shares[name] for name in row["binding"] if name in shares]
+    return {
+        "again": values,
+        "valid": record.valid,
+        "kept": all(share <= 1.0 for share in shares.values()),
+        "nearest_binding": max(binding, default=max(shares.values())),
+    }
+
+
+if __name__ == "__main__":
+    main()

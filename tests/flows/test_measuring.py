@@ -1,0 +1,117 @@
+"""Measuring many models: passes far apart in time see through a machine that is slowed for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from merino_edge.architecture import Architecture
+from merino_edge.bundle import Bundle
+from merino_edge.device.client import Progress, TestResult, TestSpec
+from merino_edge.flows.conditions import Conditions
+from merino_edge.flows.measuring import (
+    MOST_PASSES,
+    disagreement,
+    gather,
+    known_from_log,
+    measure_in_passes,
+    pass_medians,
+    shared_key,
+)
+from merino_edge.measurement import read_measurements
+from merino_edge.progress import SILENT
+from merino_edge.search.space import load_space
+from merino_edge.testing import FakeDevice, write_tiny_space
+
+CONDITIONS = Conditions(vocab_size=256, context_length=256)
+
+
+class SlowedDevice(FakeDevice):
+    """A device whose neighbours slow it by 1.8 for some of the calls."""
+
+    def __init__(self, slow_calls: range) -> None:
+        super().__init__("local")
+        self.calls = 0
+        self.slow_calls = slow_calls
+        self.drift = 0.0  # share by which every call is slower than the one before
+
+    def measure(
+        self,
+        bundle: Bundle,
+        tests: Sequence[TestSpec],
+        threads: int | None = None,
+        context_length: int | None = None,
+        budget_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> list[TestResult]:
+        factor = (1.8 if self.calls in self.slow_calls else 1.0) * (1.0 + self.drift) ** self.calls
+        self.calls += 1
+        return [
+            replace(result, samples_ns=tuple(int(factor * ns) for ns in result.samples_ns))
+            for result in super().measure(bundle, tests, threads, context_length, budget_s, progress)
+        ]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[Architecture]:
+    return load_space(str(write_tiny_space(tmp_path)), 256).sample(6, seed=0)
+
+
+def measure(device: FakeDevice, models: list[Architecture], log: Path, seconds: float = 60.0) -> dict[str, float]:
+    """Return the tg of each model, by digest, as a profile would take it."""
+    with SILENT.task("", 1.0) as task:
+        records = measure_in_passes(device, device.facts(), models, CONDITIONS, seconds, log, [], task)
+    known = gather(records, shared_key(records[0]), CONDITIONS.depth, CONDITIONS.context_length)
+    return {digest: k.ms["tg"] for digest, k in known.items()}
+
+
+@pytest.mark.parametrize("slow", [range(6), range(4, 8), range(6, 12), range(5, 11)])
+def test_a_slow_spell_of_the_machine_does_not_reach_the_fit(
+    slow: range, models: list[Architecture], tmp_path: Path
+) -> None:
+    quiet = measure(FakeDevice("local"), models, tmp_path / "quiet.jsonl")
+    disturbed = SlowedDevice(slow)
+    assert measure(disturbed, models, tmp_path / "slowed.jsonl") == pytest.approx(quiet, rel=1e-6)
+    assert disturbed.calls > 2 * len(models)  # models whose passes disagree are measured again
+
+
+def test_models_whose_passes_agree_are_measured_twice_and_no_more(models: list[Architecture], tmp_path: Path) -> None:
+    device = SlowedDevice(range(0))
+    measure(device, models, tmp_path / "log.jsonl")
+    assert device.calls == 2 * len(models)
+
+
+def test_a_machine_that_never_rests_ends_the_measuring_all_the_same(models: list[Architecture], tmp_path: Path) -> None:
+    device = SlowedDevice(range(0))
+    device.drift = 0.1
+    measure(device, models, tmp_path / "log.jsonl")
+    assert device.calls == MOST_PASSES * len(models)
+
+
+def test_what_was_measured_before_an_interruption_is_not_measured_again(
+    models: list[Architecture], tmp_path: Path
+) -> None:
+    device, log = SlowedDevice(range(0)), tmp_path / "log.jsonl"
+    with SILENT.task("", 1.0) as task:
+        first = measure_in_passes(device, device.facts(), models[:3], CONDITIONS, 60.0, log, [], task)
+        everything = measure_in_passes(device, device.facts(), models, CONDITIONS, 60.0, log, first, task)
+    assert device.calls == 2 * len(models)
+    assert all(len(pass_medians(everything, model)) == 2 for model in models)
+
+
+def test_the_fastest_pass_and_the_typical_pass_are_told_apart(models: list[Architecture], tmp_path: Path) -> None:
+    device, log = SlowedDevice(range(6, 12)), tmp_path / "log.jsonl"
+    measure(device, models, log)
+    key = shared_key(read_measurements(log)[0])
+    for k in known_from_log(log, key, depth=CONDITIONS.depth, context_length=CONDITIONS.context_length).values():
+        assert len(k.passes_ms["tg"]) == 3  # fast, slow, fast
+        assert k.ms["tg"] == k.typical_ms["tg"] == min(k.passes_ms["tg"])
+
+
+def test_disagreement_is_that_of_the_two_fastest_passes_in_the_worst_test() -> None:
+    assert disagreement([(1.0, 2.0)]) == float("inf")
+    assert disagreement([(1.0, 2.0), (1.5, 2.0), (1.01, 2.6)]) == pytest.approx(1.01)
+    assert disagreement([(1.0, 2.0), (1.0, 2.2)]) == pytest.approx(1.1)
