@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from merino_edge.bundle import Piece
+
 Array = npt.NDArray[Any]
 PAGE_BYTES = 4096
 INLINE_BYTES = 4096  # a tensor below one page stands in the graph
@@ -28,6 +30,7 @@ class WeightFile:
         self._stream = stream
         self._location = location
         self._end = 0
+        self.layout: list[Piece] = []
 
     def append(self, name: str, array: Array) -> ir.ExternalTensor:
         """Write one tensor and return where it lies."""
@@ -35,6 +38,7 @@ class WeightFile:
         self._stream.write(bytes(offset - self._end))
         data = np.ascontiguousarray(array)
         self._stream.write(data.data)
+        self.layout += [("zeros", offset - self._end, ""), describe_weights(data)]
         self._end = offset + data.nbytes
         return ir.ExternalTensor(
             self._location,
@@ -156,6 +160,24 @@ class GraphWriter:
         model = ir.Model(graph, ir_version=ir_version, producer_name="merino-edge", metadata_props=dict(metadata))
         data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
         return data
+
+
+def describe_weights(array: Array) -> Piece:
+    """Describe a tensor so that one of the same kind can be made elsewhere.
+
+    What has one sign throughout (scales, norm gains, equal zero points) becomes its median repeated; random
+    integers then mean weights of the usual size, and no activation overflows or vanishes.
+    """
+    if array.dtype.kind == "f":
+        same_sign = array.size and float(array.min()) > 0
+        if not same_sign:
+            return (f"float{8 * array.itemsize}", array.nbytes, "")
+        value = np.median(array).astype(array.dtype)
+    else:
+        if array.size == 0 or array.min() != array.max():
+            return ("integers", array.nbytes, "")
+        value = array.flat[0]
+    return ("repeat", array.nbytes, value.tobytes().hex())
 
 
 def typed(name: str, dtype: ir.DataType, *shape: int | str) -> ir.Value:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from merino_edge.architecture import Architecture, check_tensors
-from merino_edge.bundle import OutputCheck
+from merino_edge.bundle import OutputCheck, Piece
 from merino_edge.errors import ExportError, MerinoEdgeError
 from merino_edge.exporters.decoder import Decoder
 from merino_edge.exporters.graph import GraphWriter, WeightFile
@@ -56,7 +56,7 @@ def export(
     check_values(tensors)
     made = not folder.exists()
     try:
-        write_files(architecture, tensors, folder, chosen, form)
+        layout = write_files(architecture, tensors, folder, chosen, form)
         parity, check = _check_file(architecture, tensors, folder, chosen, options)
     except BaseException:  # Ctrl-C too: nothing half-written stays
         _remove(folder, made)
@@ -71,6 +71,7 @@ def export(
         parity=parity,
         check=check,
         notes=(UNROLLED_NOTE,) if form == "unrolled" else (),
+        layout={WEIGHTS: layout},
     )
 
 
@@ -86,8 +87,10 @@ def check_values(tensors: Tensors) -> None:
             )
 
 
-def write_files(architecture: Architecture, tensors: Tensors, folder: Path, recipe: Recipe, form: str) -> None:
-    """Write weights, then the graph that points into them."""
+def write_files(
+    architecture: Architecture, tensors: Tensors, folder: Path, recipe: Recipe, form: str
+) -> tuple[Piece, ...]:
+    """Write weights, then the graph that points into them; return what lies where in the weights."""
     metadata = {
         "merino_edge.architecture_digest": architecture.digest,
         "merino_edge.recipe": recipe.name,
@@ -99,10 +102,12 @@ def write_files(architecture: Architecture, tensors: Tensors, folder: Path, reci
     decoder = write(architecture, tensors, matrices_of(recipe, form), layer)
     try:
         with open_atomic(folder / WEIGHTS) as stream:
-            graph = decoder.write(GraphWriter(WeightFile(stream, WEIGHTS)), metadata)
+            weights = WeightFile(stream, WEIGHTS)
+            graph = decoder.write(GraphWriter(weights), metadata)
         write_atomic(folder / GRAPH, graph)
     except MerinoEdgeError as error:
         raise ExportError(f"export of {recipe.name} stopped: {error.message}", hint=error.hint) from error
+    return tuple(weights.layout)
 
 
 def is_fast(recipe: Recipe, form: str) -> bool:

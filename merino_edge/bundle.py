@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from merino_edge.files import read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+
+Piece = tuple[str, int, str]
+"""A run of bytes: kind, length and pattern, as `merino_edge/agent/synthetic.py` makes them."""
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,19 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on this machine's disk whose files are those its manifest names."""
+    """A bundle on this machine's disk whose files are those its manifest names.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: What it is.
+        layout: Of a fresh export: by name, what lies where in the files that hold nothing but weights.
+        seed: Where the weights were made from a seed: files of `layout` need not travel, a device makes them.
+    """
 
     folder: Path
     manifest: Manifest
+    layout: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
+    seed: int | None = None
 
     @property
     def label(self) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from merino_edge.architecture import Architecture
-from merino_edge.bundle import OutputCheck
+from merino_edge.bundle import OutputCheck, Piece
 
 Tensors = Mapping[str, npt.NDArray[np.float32]]
 
@@ -55,6 +55,8 @@ class ExportResult:
             `{"checked": False}`.
         check: For the device to repeat.
         notes: Anything a reader of the manifest should know.
+        layout: By file name, for files that hold nothing but weights: what lies where, so that a device can
+            make weights of the same shapes itself. A file that is not here can only be sent.
     """
 
     files: tuple[str, ...]
@@ -66,6 +68,7 @@ class ExportResult:
     parity: dict[str, Any]
     check: OutputCheck
     notes: tuple[str, ...] = field(default_factory=tuple)
+    layout: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
 
 
 Exporter = Callable[[Architecture, Tensors, Path, str, ExportOptions], ExportResult]

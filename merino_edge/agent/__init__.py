@@ -7,6 +7,7 @@ It is pushed as one zipapp and talks frames over stdin and stdout. In the order 
     server.py      threads, heartbeat, dispatch of requests
     facts.py       what this machine is, read from /proc and /sys
     store.py       objects by digest, the lock, the layout of the folder
+    synthetic.py   weights made here from a seed, for measurements
     releases.py    journalled installation, switch, rollback, collection
     runtimes.py    private folders of unzipped wheels, each checked before use
     children.py    the measuring child, seen from the agent

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-from merino_edge.agent import PROTOCOL, facts, frames
+from merino_edge.agent import PROTOCOL, facts, frames, synthetic
 from merino_edge.agent.children import Child
 from merino_edge.agent.errors import AgentError
 from merino_edge.agent.releases import Releases
@@ -116,6 +116,7 @@ class Agent:
             "facts": lambda request: {**facts.gather(self.machine), "runtimes": self.runtimes.all()},
             "have": self._have,
             "put": self._put,
+            "synthesize": self._synthesize,
             "install": self._install,
             "releases": self._list,
             "activate": self._activate,
@@ -217,6 +218,22 @@ class Agent:
                     raise AgentError("request", f"{digest[:12]} is longer than it was said to be")
                 part.write(frame.payload)
                 self._event({"done": at})
+            self.store.finish_part(digest, part)
+        return {}
+
+    def _synthesize(self, request: dict[str, Any]) -> dict[str, object]:
+        """Make a file of weights from its description instead of taking it from the host."""
+        digest, size = check_digest(request["sha256"]), whole_number(request["bytes"], "bytes")
+        seed = whole_number(request["seed"], "seed")
+        pieces = synthetic.check(request["pieces"])
+        if sum(count for _, count, _ in pieces) != size:
+            raise AgentError("request", f"the pieces of {digest[:12]} are not {size} bytes")
+        self.store.check_space(size)
+        with self.store.open_part(digest, 0) as part:
+            for chunk in synthetic.generate(request["pieces"], seed):
+                if self._is_cancelled():
+                    raise AgentError("cancelled", "stopped as asked")
+                part.write(chunk)
             self.store.finish_part(digest, part)
         return {}
 

@@ -10,20 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from merino_edge.bundle import MANIFEST, Bundle
+from merino_edge.bundle import MANIFEST, Bundle, Piece
 from merino_edge.device.agent_link import AgentLink, AgentRefusal
 from merino_edge.device.records import InstallResult, Progress, PushResult, whole
 from merino_edge.errors import DeployError, ProtocolError
 from merino_edge.files import sha256_file
 
+Made = dict[str, tuple[tuple[Piece, ...], int]]
 
-def push_files(link: AgentLink, files: dict[str, Path], progress: Progress | None = None) -> PushResult:
+
+def push_files(
+    link: AgentLink, files: dict[str, Path], progress: Progress | None = None, made: Made | None = None
+) -> PushResult:
     """Send those files that the device does not have.
 
     Args:
         link: The device.
         files: SHA-256 to path.
         progress: Called with (bytes sent, bytes to send).
+        made: SHA-256 to (pieces, seed) of those that the device makes itself.
 
     Raises:
         DeployError: the device has no room, or a file is not what its digest says.
@@ -33,7 +38,10 @@ def push_files(link: AgentLink, files: dict[str, Path], progress: Progress | Non
     answer = link.ask("have", objects=objects).get("missing")
     if not isinstance(answer, list) or not all(isinstance(m, dict) and m.get("sha256") in sizes for m in answer):
         raise ProtocolError("the device lacks files that nobody spoke of")
-    missing = [(str(m["sha256"]), whole(m, "offset")) for m in answer]
+    for digest in [str(m["sha256"]) for m in answer if made and m["sha256"] in made]:
+        pieces, seed = made[digest] if made else ((), 0)
+        link.ask("synthesize", sha256=digest, bytes=sizes[digest], pieces=[list(p) for p in pieces], seed=seed)
+    missing = [(str(m["sha256"]), whole(m, "offset")) for m in answer if not made or m["sha256"] not in made]
     to_send = sum(sizes[digest] - offset for digest, offset in missing)
     sent = 0
 
@@ -78,7 +86,12 @@ def push_bundle(link: AgentLink, bundle: Bundle, progress: Progress | None = Non
             raise DeployError(
                 f"{bundle.folder / f.name} has another size than its manifest says", hint="merino-edge export"
             )
-    return push_files(link, {**files, digest: manifest}, progress), digest
+    made: Made = {}
+    if bundle.seed is not None:
+        made = {
+            f.sha256: (bundle.layout[f.name], bundle.seed) for f in bundle.manifest.files if f.name in bundle.layout
+        }
+    return push_files(link, {**files, digest: manifest}, progress, made), digest
 
 
 def install_bundle(link: AgentLink, bundle: Bundle, runtime: str, progress: Progress | None = None) -> InstallResult:

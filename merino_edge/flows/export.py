@@ -135,7 +135,7 @@ def write_bundle(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, result.layout)
 
 
 def _sweep(parent: Path) -> None:

@@ -1,7 +1,8 @@
 """Measuring whole models with random weights on a device: what profile and search share.
 
-A model is exported into a temporary folder, pushed, timed and removed; the records go into the
-device's append-only log as they come, so that an interrupted profile or search goes on from them.
+A model is exported into a temporary folder, its graph is pushed, its weights are made on the device, it is
+timed and removed; the records go into the device's append-only log as they come, so that an interrupted
+profile or search goes on from them.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from merino_edge.agent import synthetic
 from merino_edge.architecture import Architecture
-from merino_edge.bundle import Bundle
+from merino_edge.bundle import Bundle, describe_file, write_manifest
 from merino_edge.device.client import Device, TestResult, TestSpec
 from merino_edge.exporting import ExportOptions
+from merino_edge.files import open_atomic
 from merino_edge.flows.conditions import GENERATED_TOKENS, PROMPT_TOKENS, TESTS, Conditions
 from merino_edge.flows.export import random_weights, write_bundle
 from merino_edge.measurement import Measurement, MeasurementKey, append_measurements, read_measurements
@@ -38,6 +41,21 @@ AGREE = 1.02  # two passes no further apart than this were taken on the same, un
 FIRST_SHARE = 0.75  # of the time, for the passes that every model gets
 TIMED_SHARE = 0.6  # of a turn; the rest is exporting, sending and loading
 LEAST_TURN_S = 0.5
+
+
+def with_synthetic_weights(bundle: Bundle, seed: int = 0) -> Bundle:
+    """Return an untrained bundle whose weights come from a seed, so that a device can make them itself.
+
+    The files are made here too: what the device makes must have their digests.
+    """
+    for name, pieces in bundle.layout.items():
+        with open_atomic(bundle.folder / name) as stream:
+            for chunk in synthetic.generate(pieces, seed):
+                stream.write(chunk)
+    files = tuple(describe_file(bundle.folder, f.name) if f.name in bundle.layout else f for f in bundle.manifest.files)
+    manifest = replace(bundle.manifest, files=files)
+    write_manifest(bundle.folder, manifest)
+    return replace(bundle, manifest=manifest, seed=seed)
 
 
 def test_specs(conditions: Conditions) -> tuple[TestSpec, ...]:
@@ -117,7 +135,9 @@ def measure_architecture(
     with tempfile.TemporaryDirectory(prefix="merino-edge-") as folder:
         options = ExportOptions(form=conditions.form, context_length=conditions.context_length, parity=False)
         weights = random_weights(architecture, conditions.context_length)
-        bundle = write_bundle(architecture, weights, Path(folder), conditions.format, conditions.recipe, options)
+        bundle = with_synthetic_weights(
+            write_bundle(architecture, weights, Path(folder), conditions.format, conditions.recipe, options)
+        )
         results = device.measure(
             bundle, test_specs(conditions), conditions.threads, conditions.context_length, budget_s, None
         )

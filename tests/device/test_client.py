@@ -9,11 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from merino_edge.architecture import Block
 from merino_edge.bundle import Bundle, OutputCheck, write_manifest
 from merino_edge.device.client import AgentDevice, Device, GenerateOptions, TestSpec, open_device
 from merino_edge.device.registry import local_entry
 from merino_edge.errors import DeployError, MeasurementError, ProtocolError, UsageError
 from merino_edge.exporters.to_onnx import export
+from merino_edge.exporting import ExportOptions
+from merino_edge.flows.export import random_weights
+from merino_edge.flows.export import write_bundle as write_run_bundle
+from merino_edge.flows.measuring import with_synthetic_weights
 from merino_edge.reference import forward, random_tensors
 from merino_edge.testing import FakeDevice, tiny_architecture, write_bundle
 
@@ -60,6 +65,21 @@ def test_second_push_sends_nothing(device: AgentDevice, int8: Bundle) -> None:
     again = device.push(int8)
     assert again.bytes_sent == 0
     assert again.bytes_total >= int8.manifest.file_bytes
+
+
+def test_weights_of_a_measurement_are_made_on_the_device(device: AgentDevice, tmp_path: Path) -> None:
+    for recipe in ("fp32", "dynamic_wi8_afp32", "weight_only_wi4_b32_afp32"):
+        options = ExportOptions(context_length=64, parity=False)
+        architecture = dataclasses.replace(ARCHITECTURE, blocks=(Block(64, 2, 2), Block(96, 1, 1)), embedding_width=64)
+        weights = random_weights(architecture, 64)
+        bundle = with_synthetic_weights(write_run_bundle(architecture, weights, tmp_path, "onnx", recipe, options))
+        made = [f for f in bundle.manifest.files if f.name in bundle.layout]
+        assert made
+        pushed = device.push(bundle)
+        assert pushed.bytes_sent == pushed.bytes_total - sum(f.bytes for f in made)
+        assert device.push(bundle).bytes_sent == 0
+        (timed,) = device.measure(bundle, [TestSpec("tg", 2, 4)], 1, 64, 0.1)
+        assert min(timed.samples_ns) > 0
 
 
 def test_install_switches_and_names_what_was_before(device: AgentDevice, fp32: Bundle, int8: Bundle) -> None:
