@@ -20,7 +20,8 @@ from merino_edge.flows.conditions import DEFAULT_CONDITIONS, GENERATED_TOKENS, P
 from merino_edge.flows.deploy import subject_device
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
 from merino_edge.flows.export import brought_up_to_date, current_bundle, exported_bundles
-from merino_edge.flows.measuring import MEASUREMENTS, test_name, to_measurement
+from merino_edge.flows.measuring import MEASUREMENTS, shared_key, test_name, to_measurement, what_changed
+from merino_edge.flows.profile_file import read_profile
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.measurement import Measurement, append_measurements, percentile_ms, read_measurements
 from merino_edge.progress import SILENT, Progress
@@ -74,7 +75,7 @@ def bench(
         for number, bundle in enumerate(bundles):
             task.update(number, f"measuring {bundle.label} on {name}")
             try:
-                rows += _measure(device, facts, subject, bundle, options, name)
+                rows += _measure(device, facts, subject, bundle, options, name, progress)
             except MerinoEdgeError as error:
                 failures.append(f"{bundle.label}: {error.message}")
             task.update(number + 1)
@@ -108,7 +109,13 @@ def _trained(bundles: Sequence[Bundle]) -> bool:
 
 
 def _measure(
-    device: Device, facts: dict[str, Any], subject: Subject, bundle: Bundle, options: BenchOptions, name: str
+    device: Device,
+    facts: dict[str, Any],
+    subject: Subject,
+    bundle: Bundle,
+    options: BenchOptions,
+    name: str,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     manifest = bundle.manifest
     results = device.measure(
@@ -116,8 +123,19 @@ def _measure(
     )
     records = [to_measurement(result, bundle, facts, manifest.context_length) for result in results]
     append_measurements(device_folder(name) / MEASUREMENTS, records)
+    _tell_changes(name, bundle, records[0], progress)
     quality = _perplexity(device, subject, bundle, options)
     return [_row(subject, bundle, result, record, quality) for result, record in zip(results, records, strict=True)]
+
+
+def _tell_changes(name: str, bundle: Bundle, record: Measurement, progress: Progress) -> None:
+    """Say where the device is no longer what it was profiled as: what `search` predicts for it is out of date."""
+    made = read_profile(name)
+    recipe = made.recipes.get(bundle.label) if made else None
+    if recipe is not None:
+        changed = what_changed({**recipe.key, "threads": record.key.threads}, shared_key(record))
+        if changed:
+            progress.note(f"{name} is not what it was profiled as: {changed}; next: merino-edge profile {name}")
 
 
 def _specs(context_length: int) -> tuple[TestSpec, ...]:

@@ -252,6 +252,19 @@ def shared_key(record: Measurement) -> dict[str, Any]:
     return {name: key[name] for name in SHARED_KEY}
 
 
+def what_changed(profiled: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """Say in words how a device differs from what it was profiled as, None where it does not.
+
+    Args:
+        profiled: The profile's key; empty for an estimate, which nothing differs from.
+        found: What the device is now; names that are missing are not compared.
+    """
+    differ = [name for name in SHARED_KEY if profiled and name in found and profiled.get(name) != found[name]]
+    if not differ:
+        return None
+    return ", ".join(f"{name.replace('_', ' ')} was {profiled.get(name)} and is {found[name]}" for name in differ)
+
+
 def known_from_log(log: Path, key: Mapping[str, Any], depth: int, context_length: int) -> dict[str, Known]:
     """Gather what a device's log says under one key.
 

@@ -15,10 +15,19 @@ from typing import Any
 
 from merino_edge.device.client import Device
 from merino_edge.device.registry import device_folder
-from merino_edge.errors import InfeasibleError
+from merino_edge.errors import InfeasibleError, MeasurementError
 from merino_edge.flows.conditions import DEFAULT_CONDITIONS, TESTS, Conditions
 from merino_edge.flows.devices import find_entry, opened
-from merino_edge.flows.measuring import MEASUREMENTS, PASSES, SHARED_KEY, Known, known_from_log, measure_architecture
+from merino_edge.flows.measuring import (
+    MEASUREMENTS,
+    PASSES,
+    SHARED_KEY,
+    Known,
+    known_from_log,
+    measure_architecture,
+    shared_key,
+    what_changed,
+)
 from merino_edge.flows.profile import MIN_MODELS, fit_known
 from merino_edge.flows.profile_file import Profile, RecipeProfile
 from merino_edge.measurement import Measurement
@@ -153,6 +162,7 @@ def verify(
         progress.task(f"measuring the winner on {state.device}", MAX_ROUNDS) as task,
     ):
         facts = device.facts()
+        _check_unchanged(state, facts)
         for number in range(MAX_ROUNDS):
             candidate = _next_candidate(space, options, state, outcome)
             if candidate is None:
@@ -229,8 +239,27 @@ def is_measured(state: State, candidate: Candidate) -> bool:
     return known is not None and known.memory_bytes is not None and len(passes) >= PASSES
 
 
+def _check_unchanged(state: State, found: Mapping[str, Any]) -> None:
+    """Refuse to go on with a profile of what the device no longer is: new records would inform nothing.
+
+    Raises:
+        MeasurementError: it names what changed, and how to profile again.
+    """
+    changed = what_changed(state.recipe.key, found)
+    if changed:
+        wish, default = state.conditions, DEFAULT_CONDITIONS
+        names = ("format", "recipe", "form")
+        flags = [f" --{n} {getattr(wish, n)}" for n in names if getattr(wish, n) != getattr(default, n)]
+        raise MeasurementError(
+            f"{state.device} is not what it was profiled as: {changed}",
+            hint=f"profile it again: merino-edge profile {state.device}{''.join(flags)}",
+        )
+
+
 def _adopt_key(state: State, records: list[Measurement]) -> None:
-    """Take the key of the first real record where the profile was only an estimate."""
+    """Hold a record's key against the profile's; take it where the profile was only an estimate."""
+    if records:
+        _check_unchanged(state, shared_key(records[0]))
     if records and not state.recipe.key:
         key = {name: getattr(records[0].key, name) for name in SHARED_KEY}
         old = state.recipe

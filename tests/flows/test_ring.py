@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,6 +21,7 @@ from merino_edge.flows.generate import Sampling, generate
 from merino_edge.flows.profile import ProfileOptions, profile
 from merino_edge.flows.search import search
 from merino_edge.flows.verify import SearchOptions
+from merino_edge.progress import Silent
 from merino_edge.run import open_run
 from merino_edge.search.cost import unique_bytes
 from merino_edge.testing import FakeDevice, write_tiny_space
@@ -87,6 +89,61 @@ def test_the_second_search_measures_nothing_twice_and_says_how_far_the_first_was
     assert second["architecture"] == first["architecture"]
     checks = {(c["run"], c["test"]): c for c in second["prediction_checks"]}
     assert checks["first", "tg"]["measured_ms"] == pytest.approx(first["measured"]["tg_ms"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"os_image": "Fake OS 2, kernel 2.0"}, "os image was Fake OS 1, kernel 1.0 and is Fake OS 2, kernel 2.0"),
+        ({"power_mode": "powersave"}, "power mode was performance and is powersave"),
+    ],
+)
+def test_a_device_that_changed_since_its_profile_is_not_searched_for(
+    change: dict[str, str],
+    words: str,
+    fake: FakeDevice,
+    profiled: dict[str, Any],
+    options: Callable[..., SearchOptions],
+) -> None:
+    fake._facts = change
+    before = len(fake.measured)
+    with pytest.raises(MeasurementError, match=words) as caught:
+        search(options(latency_ms=sum(row["tg_ms"] for row in profiled["reach"])))
+    assert len(fake.measured) == before
+    assert "merino-edge profile local" in str(caught.value.hint)
+
+
+def test_a_new_runtime_is_noticed_by_the_first_measurement(
+    fake: FakeDevice,
+    profiled: dict[str, Any],
+    options: Callable[..., SearchOptions],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measure = fake.measure
+
+    def newer(*args: Any, **kwargs: Any) -> Any:
+        return [dataclasses.replace(result, runtime_version="9.0") for result in measure(*args, **kwargs)]
+
+    monkeypatch.setattr(fake, "measure", newer)
+    small, large = (row["tg_ms"] for row in profiled["reach"])
+    with pytest.raises(MeasurementError, match=r"runtime version was 0\.0\.0 and is 9\.0"):
+        for percent in range(5, 100, 5):  # until the winner is none of the profiled models
+            search(options(latency_ms=small + percent / 100 * (large - small)))
+
+
+def test_bench_says_when_the_device_is_no_longer_what_it_was_profiled_as(
+    fake: FakeDevice, profiled: dict[str, Any], options: Callable[..., SearchOptions]
+) -> None:
+    class Notes(Silent):
+        heard: ClassVar[list[str]] = []
+
+        def note(self, text: str) -> None:
+            self.heard.append(text)
+
+    found = search(options(parameters=100_000))
+    fake._facts = {"power_mode": "powersave"}
+    bench(found["run"], BenchOptions(recipes=("dynamic_wi8_afp32",), seconds=1, tokens=0), progress=Notes())
+    assert any("power mode was performance and is powersave" in text for text in Notes.heard)
 
 
 def test_a_search_with_no_limit_of_the_device_contacts_none(
