@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": "Generate text with the deployed model.",
     "bench": "Measure speed, memory and perplexity on the device.",
     "devices": "List, add and remove devices.",
+    "doctor": "Check this host and the devices; print what mends each problem.",
 }
 
 

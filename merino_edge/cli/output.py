@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     for row in rows:
         table.add_row(*row)
     Console(width=width, highlight=False).print(table)
+
+
+def styled(text: str, colour: str) -> str:
+    """Return text in a colour, plain where stdout is no terminal or `NO_COLOR` is set."""
+    plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
+    return text if plain else click.style(text, fg=colour)
 
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:

@@ -53,6 +53,7 @@ def run_command(tmp_path: Path) -> Run:
         (("export", "norun"), 2, "norun"),
         (("deploy",), 2, "there is no run"),
         (("generate", "hello", "--temperature", "-1"), 2, "--temperature"),
+        (("doctor", "nowhere"), 2, "unknown device 'nowhere'"),
         (("bench",), 2, "there is no run"),
     ],
 )
