@@ -51,7 +51,9 @@ class Block:
         if isinstance(ratio, bool) or not isinstance(ratio, int | float) or ratio != ratio:
             raise InvalidFileError(f"block ffn_ratio must be a number, not {ratio!r}")
         if not 0 < ratio <= MAX_DIMENSION or not 1 <= int(ratio * self.width) <= MAX_DIMENSION:
-            raise InvalidFileError(f"block ffn_ratio {ratio!r} at width {self.width} gives no feed-forward network")
+            raise InvalidFileError(
+                f"block ffn_ratio {ratio!r} at width {self.width} gives no feed-forward network of 1 to {MAX_DIMENSION}"
+            )
         if int(ratio) == ratio:
             object.__setattr__(self, "ffn_ratio", int(ratio))
 

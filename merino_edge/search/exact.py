@@ -7,6 +7,7 @@ outer sums (`tables.py`), so memory does not grow with the space.
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -92,12 +93,21 @@ def _check_memory(problem: Problem) -> None:
     seams = max(
         (len(a) * len(b) for group in problem.space.groups for a, b in itertools.pairwise(group.options)), default=0
     )
-    needed = 8 * (rows + seams) * (4 * len(problem.parts) + 20)
-    if needed > 4 * 2**30:
+    needed, allowed = 8 * (rows + seams) * (4 * len(problem.parts) + 20), _memory_bytes() // 2
+    if needed > allowed:
         raise UsageError(
-            f"space {problem.space.name}: a block has so many options that {needed / 2**30:.0f} GiB would be needed",
+            f"space {problem.space.name}: a block has so many options that {needed / 2**30:.1f} GiB would be needed, "
+            f"more than the {allowed / 2**30:.1f} GiB that a search may take here",
             hint="offer fewer widths, depths or ratios per block, or use --mode evolution",
         )
+
+
+def _memory_bytes() -> int:
+    """Return the memory of this machine; 4 GiB where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 4 * 2**30
 
 
 def survey_space(problem: Problem) -> tuple[Survey, Clock]:

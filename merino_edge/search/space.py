@@ -24,13 +24,10 @@ import math
 import random
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from merino_edge.architecture import MAX_DIMENSION, Architecture, Block
 from merino_edge.errors import InvalidFileError, UsageError, check_keys, did_you_mean
@@ -42,8 +39,7 @@ _KEYS = (
 )  # fmt: skip
 MAX_GROUPS = 100_000
 MAX_BLOCKS = 64
-
-IntArray = npt.NDArray[np.int64]
+MAX_OPTIONS = 1_000_000  # of all blocks, for every head_dim and model width: each lies in memory once
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,17 @@ class BlockChoices:
             for depth in self.depths
             for ratio in self.ffn_ratios
         )
+
+    def aligned(self, model_widths: tuple[int, ...] | None, multiple: int) -> BlockChoices:
+        """Return the choices whose widths and FFN widths are multiples of a number."""
+        own = None if self.widths is None else _multiples(self.widths, multiple)
+        widths = own or model_widths or ()
+        fitting = tuple(r for r in self.ffn_ratios if all(int(r * width) % multiple == 0 for width in widths))
+        return BlockChoices(own, self.depths, fitting)
+
+
+def _multiples(values: tuple[int, ...], of: int) -> tuple[int, ...]:
+    return tuple(value for value in values if value % of == 0)
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,25 @@ class Space:
         """Number of architectures."""
         return sum(group.size for group in self.groups)
 
+    def aligned(self, multiple: int) -> Space:
+        """Return the members whose matrices a recipe can cut into blocks of `multiple` input values.
+
+        A ratio stays where it fits every width that stays, so that blocks keep a full grid of options.
+
+        Raises:
+            UsageError: nothing is left.
+        """
+        embeddings = None if self.embedding_widths is None else _multiples(self.embedding_widths, multiple)
+        widths = None if self.widths is None else _multiples(self.widths, multiple)
+        blocks = tuple(choices.aligned(widths, multiple) for choices in self.blocks)
+        result = replace(self, widths=widths, embedding_widths=embeddings, blocks=blocks)
+        if () in (widths, embeddings) or any(() in (c.widths, c.ffn_ratios) for c in blocks) or not result.groups:
+            raise UsageError(
+                f"space {self.name}: no architecture has only matrices that blocks of {multiple} divide",
+                hint="choose a recipe with smaller blocks, or one without: --recipe dynamic_wi8_afp32",
+            )
+        return result
+
     @property
     def vocab_size(self) -> int:
         """V; where the space has several choices, the largest."""
@@ -236,26 +262,33 @@ def load_space(name_or_path: str, vocab_size: int | None = None) -> Space:
         vocab_size: The one vocabulary size, instead of the file's choices.
 
     Raises:
-        UsageError: no such space.
-        InvalidFileError: the file is no space; the message says why.
+        UsageError: no such space, or the file is none; the message says why.
     """
+    if vocab_size is not None and not 2 <= vocab_size <= MAX_DIMENSION:
+        raise UsageError(f"a vocabulary size must lie between 2 and {MAX_DIMENSION}, not {vocab_size}")
     path = SPACES / f"{name_or_path}.toml" if name_or_path in space_names() else Path(name_or_path)
+    where = f"space {path}"
     try:
-        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        if not document:
+            raise InvalidFileError(f"{where} is empty")
+        return parse_space(document, where, vocab_size)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UsageError(
             f"there is no space '{name_or_path}'{did_you_mean(name_or_path, space_names())}",
             hint="name a shipped space, or the path of a TOML file",
         ) from error
-    except UnicodeDecodeError as error:
-        raise InvalidFileError(f"space {path} is not UTF-8 text") from error
     except OSError as error:
-        raise InvalidFileError(f"cannot read space {path}: {error.strerror or error}") from error
-    try:
-        document = tomllib.loads(text)
+        raise UsageError(f"cannot read {where}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} is not UTF-8 text", hint=_HINT) from error
     except tomllib.TOMLDecodeError as error:
-        raise InvalidFileError(f"space {path} is not valid TOML: {error}") from error
-    return parse_space(document, f"space {path}", vocab_size)
+        raise UsageError(f"{where} is not valid TOML: {error}", hint=_HINT) from error
+    except InvalidFileError as error:  # a space is part of the call: what is wrong in it is wrong in the call
+        raise UsageError(error.message, hint=error.hint or _HINT) from error
+
+
+_HINT = f"correct the file; {SPACES / 'poster.toml'} shows how one looks"
 
 
 def parse_space(document: Mapping[str, Any], where: str, vocab_size: int | None = None) -> Space:
@@ -310,6 +343,12 @@ def _check(space: Space, where: str) -> None:
     embeddings = 1 if space.embedding_widths is None else len(space.embedding_widths)
     if len(space.vocab_sizes) * len(space.head_dims) * len(space.widths or (0,)) * embeddings > MAX_GROUPS:
         raise InvalidFileError(f"{where}: more than {MAX_GROUPS} combinations outside the blocks")
+    widths_of_model = len(space.widths or (0,)) * len(space.head_dims)
+    options = sum(len(c.widths or (0,)) * len(c.depths) * len(c.ffn_ratios) for c in space.blocks)
+    if options * widths_of_model > MAX_OPTIONS:
+        raise InvalidFileError(
+            f"{where}: its blocks have {options * widths_of_model:,} options in all, more than {MAX_OPTIONS:,}"
+        )
     try:
         groups = space.groups
         if groups:

@@ -69,14 +69,20 @@ class GroupTables:
         return self.widths[block], ffn_width, np.array([b.depth for b in options], np.int64)
 
     @cached_property
+    def width_numbers(self) -> list[Array]:
+        """For each block `(options,)`: the number of each option's width among the block's different widths."""
+        return [np.unique(widths, return_inverse=True)[1] for widths in self.widths]
+
+    @cached_property
     def seams(self) -> list[list[Array | None]]:
-        """For each sum and block `(options before, options)`: what the projection adds; None where nothing."""
+        """For each sum and block `(widths before, widths)`: what the projection adds; None where nothing."""
         if self.one_width:
             return [[None] * len(self.widths) for _ in self.parts]
+        distinct = [np.unique(widths) for widths in self.widths]
         tables: list[list[Array | None]] = []
         for part in self.parts:
             table: list[Array | None] = [None]
-            for before, after in itertools.pairwise(self.widths):
+            for before, after in itertools.pairwise(distinct):
                 seam = np.asarray(part.seams(before[:, None], after[None, :]))
                 table.append(seam if seam.any() else None)
             tables.append(table)
@@ -92,14 +98,14 @@ class GroupTables:
         Args:
             digits: `(n, blocks)` options.
         """
-        sums = []
+        sums, number = [], self.width_numbers
         for table, seams in zip(self.blocks, self.seams, strict=True):
             value = table[0][digits[:, 0]]
             for i in range(1, digits.shape[1]):
                 value = value + table[i][digits[:, i]]
                 seam = seams[i]
                 if seam is not None:
-                    value = value + seam[digits[:, i - 1], digits[:, i]]
+                    value = value + seam[number[i - 1][digits[:, i - 1]], number[i][digits[:, i]]]
             sums.append(value)
         return sums
 
@@ -119,14 +125,14 @@ class GroupTables:
 
         From the last block to the first, so that the inner loop runs over the long axis.
         """
-        table, seams = self.blocks[part], self.seams[part]
+        table, seams, number = self.blocks[part], self.seams[part], self.width_numbers
         value = table[-1][:, None]
         for i in range(len(table) - 2, first - 1, -1):
             seam = seams[i + 1]
             if seam is None:
                 value = table[i][:, None] + value.reshape(1, -1)
             else:
-                step = table[i][:, None] + seam  # (options, options after)
+                step = table[i][:, None] + seam[np.ix_(number[i], number[i + 1])]  # (options, options after)
                 value = (step[:, :, None] + value[None]).reshape(len(table[i]), -1)
         return np.asarray(value)
 
@@ -134,15 +140,17 @@ class GroupTables:
         """Return the sum over all blocks, the first ones fixed, `(rows,)`."""
         if not head:
             return np.asarray(tail.reshape(-1))
-        table, seams = self.blocks[part], self.seams[part]
+        table, seams, number = self.blocks[part], self.seams[part], self.width_numbers
         value = table[0][head[0]]
         for i in range(1, len(head)):
             seam = seams[i]
-            value = value + table[i][head[i]] + (0 if seam is None else seam[head[i - 1], head[i]])
+            value = value + table[i][head[i]]
+            if seam is not None:
+                value = value + seam[number[i - 1][head[i - 1]], number[i][head[i]]]
         seam = seams[len(head)]
         if seam is None:
             return np.asarray((tail + value).reshape(-1))
-        step = seam[head[-1]] + value  # (options of the first free block,)
+        step = seam[number[len(head) - 1][head[-1]], number[len(head)]] + value  # (options of the first free block,)
         return np.asarray((tail + step[:, None]).reshape(-1))
 
 

@@ -123,5 +123,5 @@ def test_an_unknown_space_offers_the_nearest_name() -> None:
 def test_a_broken_toml_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("width = [")
-    with pytest.raises(InvalidFileError, match=r"mine\.toml is not valid TOML"):
+    with pytest.raises(UsageError, match=r"mine\.toml is not valid TOML"):
         load_space(str(path))
