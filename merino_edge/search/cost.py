@@ -9,6 +9,7 @@ FLOPs are 2 x MACs of one forward pass over 1,024 tokens, attention counted full
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -194,6 +195,21 @@ class Storage:
 
 
 @dataclass(frozen=True)
+class FileSize(Storage):
+    """Bytes of an exported model: its unique tensors, and room for a graph of any form (`bench/export_sizes.py`)."""
+
+    GRAPH, GRAPH_BLOCK, GRAPH_LAYER = 12_000, 10_000, 3_000
+
+    def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
+        """The tensors of blocks, and nodes."""
+        return super().blocks(width, ffn_width, depth) + self.GRAPH_BLOCK + self.GRAPH_LAYER * depth
+
+    def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
+        """The tensors of the ends, and what every graph has."""
+        return super().ends(last_width, embedding_width, vocab_size) + self.GRAPH
+
+
+@dataclass(frozen=True)
 class KvBytes:
     """Bytes of keys and values at a number of positions."""
 
@@ -223,12 +239,23 @@ def bytes_sum(recipe: str, per_layer_norms: bool) -> Storage:
     return Storage(matrix_bytes(recipe), 4, per_layer_norms)
 
 
+def file_sum(recipe: str, per_layer_norms: bool) -> FileSize:
+    """Return the sum that a limit on the file applies to: never less than the file."""
+    return FileSize(matrix_bytes(recipe), 4, per_layer_norms)
+
+
 def matrix_bytes(recipe: str) -> MatrixSize:
     """Return how many bytes a recipe needs for a matrix `[out, in]`."""
     try:
         return RECIPES[recipe]
     except KeyError as error:
         raise UsageError(f"unknown recipe '{recipe}'{did_you_mean(recipe, RECIPES)}") from error
+
+
+def recipe_block(recipe: str) -> int:
+    """Return how many input values share a scale under a recipe, and must divide every matrix's width; else 1."""
+    match = re.fullmatch(r"weight_only_wi\d+_b(\d+)_afp32", recipe)
+    return int(match[1]) if match else 1
 
 
 def count_flops(architecture: Architecture, tokens: int = FLOPS_TOKENS, head: bool = False) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import UsageError, did_you_mean
 from merino_edge.search.classes import class_members
-from merino_edge.search.cost import Array, Flops, Sum, bytes_sum, parameters_sum, total
+from merino_edge.search.cost import Array, Flops, Sum, file_sum, parameters_sum, total
 from merino_edge.search.latency import LatencyModel
 from merino_edge.search.memory import MemoryModel
 from merino_edge.search.scores import PlainScore, ScoreOptions, SumScore, make_score
@@ -172,13 +172,13 @@ def _columns(request: SearchRequest) -> dict[str, Column]:
     columns = {
         "parameters": Column((parameters_sum(norms),), _same),
         "flops": Column((Flops(),), _same),
-        "file_bytes": Column((bytes_sum(request.recipe, norms),), _same),
+        "file_bytes": Column((file_sum(request.recipe, norms),), _same),
     }
     tests = latency_tests(request.latency_of)
     if all(test in request.latency for test in tests):
-        columns["latency_ms"] = _upper([request.latency[test] for test in tests])
+        columns["latency_ms"] = upper([request.latency[test] for test in tests])
     if request.memory is not None:
-        columns["memory_bytes"] = _upper([request.memory])
+        columns["memory_bytes"] = upper([request.memory])
     return columns
 
 
@@ -196,7 +196,7 @@ def raised(factor: float, *models: Sum) -> Column:
     return Column(models, lambda *sums: _weighted(sums, [factor] * len(models)))
 
 
-def _upper(models: Sequence[LatencyModel | MemoryModel]) -> Column:
+def upper(models: Sequence[LatencyModel | MemoryModel]) -> Column:
     """Return the column of the bands' ends, added up."""
     return Column(tuple(models), lambda *sums: _weighted(sums, [1.0 + model.band for model in models]))
 
