@@ -62,6 +62,19 @@ class _Width(BlocksOnly):
         return np.asarray(width * depth, np.float64)
 
 
+@dataclass(frozen=True)
+class _BlockParameters(BlocksOnly):
+    """Unique parameters of the blocks.
+
+    Without the projections between widths: counted, they would reward a change of width for its own
+    sake, and a wider block could score less than a narrower one.
+    """
+
+    def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
+        """Four attention matrices, two of the FFN, two gains."""
+        return np.asarray(parameters_sum(per_layer_norms=False).blocks(width, ffn_width, depth), np.float64)
+
+
 def _decoder() -> Sum:
     return parameters_sum(per_layer_norms=False, table=False)
 
@@ -75,7 +88,7 @@ PLAIN: dict[str, Callable[[], Combined]] = {
     "width": lambda: Combined((_Width(), Layers()), lambda w, n: w / n),
     "minus-depth": lambda: Combined((Layers(),), lambda n: -n),
     "width-per-root-depth": lambda: Combined((_Width(), Layers()), lambda w, n: w / n / np.sqrt(n)),
-    "parameters-per-depth": lambda: Combined((_decoder(), Layers()), lambda p, n: p / n),
+    "parameters-per-depth": lambda: Combined((_BlockParameters(), Layers()), lambda p, n: p / n),
 }
 
 
