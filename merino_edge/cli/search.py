@@ -19,13 +19,13 @@ from merino_edge.units import format_bytes, format_count, format_ms
 @click.option("--parameters", type=COUNT_LIMIT, help="Unique parameters: 61M, or 50M..53M.")
 @click.option("--flops", type=COUNT_LIMIT, help="FLOPs of a forward pass over 1,024 tokens, head apart: 110G.")
 @click.option("--energy", type=ENERGY_LIMIT, help="Energy per token, where the device has a sensor: 30mJ.")
-@click.option("--latency-of", default=None, help="What --latency limits: tg (default) or pp128.")
+@click.option("--latency-of", default=None, help="What --latency limits: tg (default), ppN or ttft.")
 @click.option("--percentile", type=int, default=None, help="Percentile of the samples (50).")
 @click.option("--depth", type=click.IntRange(1), default=None, help="Tokens in the cache before generation (128).")
 @click.option("--format", "format_name", default=None, help="Export format that the limits mean (onnx).")
 @click.option("--recipe", default=None, help="Recipe that the limits mean (dynamic_wi8_afp32).")
 @click.option("--threads", type=click.IntRange(1), default=None, help="Threads (all performance cores).")
-@click.option("--vocab", type=click.IntRange(2), default=None, help="Vocabulary size (16384).")
+@click.option("--vocab", type=click.IntRange(2), default=None, help="Vocabulary size, instead of the space's choices.")
 @click.option("--context", type=click.IntRange(2), default=None, help="Context length (1024).")
 @click.option("--train-tokens", type=COUNT, default=None, help="Tokens the model will be trained on (300M).")
 @click.option("--space", default="poster", show_default=True, help="Name of a space, or a TOML file.")
@@ -55,7 +55,6 @@ def command(as_json: bool, **flags: Any) -> None:
     conditions = Conditions().with_(
         **{name: flags[name] for name in names},
         format=flags["format_name"],
-        vocab_size=flags["vocab"],
         context_length=flags["context"],
     )
     limits = {
@@ -71,6 +70,7 @@ def command(as_json: bool, **flags: Any) -> None:
         limits={name: limit for name, limit in limits.items() if limit is not None},
         conditions=conditions,
         space=flags["space"],
+        vocab_size=flags["vocab"],
         score=score_options(name=flags["score"], **{n: flags[n] for n in ("beta", "alpha1", "alpha2", "eps")}),
         mode=flags["mode"],
         seed=flags["seed"],
@@ -109,9 +109,9 @@ def _print(document: dict[str, Any]) -> None:
         ("FLOPs", f"{format_count(document['flops'])} (with head {format_count(document['flops_with_head'])})"),
         ("file", format_bytes(predicted["file_bytes"])),
     ]
+    tests = dict.fromkeys(("tg", "pp128", document["conditions"]["latency_of"]))
     for label, key, measured_key, fmt in (
-        ("tg", "tg_ms", "tg_ms", format_ms),
-        ("pp128", "pp128_ms", "pp128_ms", format_ms),
+        *((test, f"{test}_ms", f"{test}_ms", format_ms) for test in tests),
         ("memory", "memory_bytes", "peak_memory_bytes", format_bytes),
     ):
         if predicted.get(key) is None:

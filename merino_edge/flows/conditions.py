@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from merino_edge.errors import InvalidFileError, UsageError, check_keys, did_you_mean
+from merino_edge.errors import InvalidFileError, UsageError, check_keys
 from merino_edge.run import Run
 
 TESTS = ("tg", "pp128")
 DEFAULT_RECIPE = "dynamic_wi8_afp32"
 PROMPT_TOKENS = 128
 GENERATED_TOKENS = 64
+LATENCIES = "tg, ppN (pp128) or ttft"
+_PROMPT = re.compile(r"^pp([1-9][0-9]{0,5})$")
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Conditions:
     """How latency and memory are meant.
 
     Attributes:
-        latency_of: `tg` (ms a generated token) or `pp128` (ms to read a prompt of 128 tokens).
+        latency_of: `tg` (ms a generated token), `ppN` (ms to read a prompt of N tokens) or `ttft` (`pp128` and
+            one token).
         percentile: Of the samples; the median.
         depth: Tokens in the cache before the generated ones.
         format: Export format.
@@ -45,8 +49,9 @@ class Conditions:
 
     def __post_init__(self) -> None:
         """Check the words and numbers of the command line."""
-        if self.latency_of not in TESTS:
-            raise UsageError(f"--latency-of '{self.latency_of}' is not a test{did_you_mean(self.latency_of, TESTS)}")
+        prompt = _PROMPT.match(self.latency_of)
+        if prompt is None and self.latency_of not in ("tg", "ttft"):
+            raise UsageError(f"--latency-of '{self.latency_of}' is no latency", hint=f"use {LATENCIES}")
         if self.percentile != 50:
             raise UsageError(f"--percentile {self.percentile}: only the median, 50, can be predicted so far")
         for name in ("depth", "vocab_size", "context_length", "train_tokens"):
@@ -57,18 +62,27 @@ class Conditions:
                 f"a depth of {self.depth} and {GENERATED_TOKENS} generated tokens "
                 f"do not fit a context of {self.context_length}"
             )
+        if self.prompt_tokens > self.context_length:
+            raise UsageError(
+                f"a prompt of {self.prompt_tokens} tokens does not fit a context of {self.context_length}",
+                hint=f"--context {self.prompt_tokens}",
+            )
 
-    def sentence(self, device: str) -> str:
-        """Say in one line what a latency limit means."""
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt that is timed: N of `ppN`, else 128."""
+        prompt = _PROMPT.match(self.latency_of)
+        return int(prompt[1]) if prompt else PROMPT_TOKENS
+
+    def sentence(self, device: str, vocabulary: str | None = None) -> str:
+        """Say in one line what a latency limit means; `vocabulary` where it is still to be chosen."""
         threads = "all performance cores" if self.threads is None else f"{self.threads} threads"
-        what = (
-            f"ms per generated token after {self.depth} tokens"
-            if self.latency_of == "tg"
-            else f"ms to read a prompt of {PROMPT_TOKENS} tokens"
-        )
+        generated = f"ms per generated token after {self.depth} tokens"
+        prompt = f"ms to read a prompt of {self.prompt_tokens} tokens"
+        what = {"tg": generated, "ttft": f"{prompt} and generate one after {self.depth}"}.get(self.latency_of, prompt)
         return (
             f"latency: median {what} on {device}, {self.format} {self.recipe} ({self.form}), {threads}, "
-            f"vocabulary {self.vocab_size}, context {self.context_length}"
+            f"vocabulary {vocabulary or self.vocab_size}, context {self.context_length}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -59,10 +59,11 @@ def with_synthetic_weights(bundle: Bundle, seed: int = 0) -> Bundle:
 
 
 def test_specs(conditions: Conditions) -> tuple[TestSpec, ...]:
-    """Return the two tests of every profile: generation and reading a prompt."""
+    """Return the two tests of every profile, generation and reading a prompt; a prompt of another length besides."""
+    prompts = dict.fromkeys((PROMPT_TOKENS, conditions.prompt_tokens))
     return (
         TestSpec("tg", GENERATED_TOKENS, conditions.depth),
-        TestSpec("pp", PROMPT_TOKENS, 0),
+        *(TestSpec("pp", tokens, 0) for tokens in prompts),
     )
 
 

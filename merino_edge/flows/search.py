@@ -11,7 +11,7 @@ import csv
 import io
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from merino_edge.errors import InfeasibleError, InvalidFileError, UsageError
@@ -22,10 +22,13 @@ from merino_edge.flows.verify import DEVICE_LIMITS, SearchOptions, State, blind_
 from merino_edge.measurement import read_measurements
 from merino_edge.progress import SILENT, Progress
 from merino_edge.run import Run, check_run_name, create_run, list_runs
-from merino_edge.search.engine import Candidate, SearchOutcome
+from merino_edge.search.cost import matrix_bytes, recipe_block
+from merino_edge.search.engine import Candidate, SearchOutcome, takes_time
 from merino_edge.search.engine import search as run_search
 from merino_edge.search.space import Space, load_space
 from merino_edge.units import format_ms
+
+LARGE = 5_000_000  # architectures: a search of so many shows how far it is
 
 
 def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any]:
@@ -41,13 +44,15 @@ def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any
     if options.run is not None:
         check_run_name(options.run)
     name = select_device(options.device, None, progress)
-    space = load_space(options.space, options.conditions.vocab_size)
+    space = load_space(options.space, options.vocab_size)
+    options = replace(options, conditions=options.conditions.with_(vocab_size=space.vocab_size))
     state = _open_state(name, options)
-    progress.note(options.conditions.sentence(name))
+    progress.note(options.conditions.sentence(name, " or ".join(map(str, space.vocab_sizes))))
+    space = _exportable(space, options.conditions.recipe, progress)
     if state.profile.estimate and any(limit in options.limits for limit in DEVICE_LIMITS):
         progress.note(f"{name} was never profiled: every latency and memory below is an estimate (merino-edge profile)")
     _refuse_energy(options, name)
-    outcome = first = _first_search(space, options, state)
+    outcome = first = _first_search(space, options, state, progress)
     rounds: list[dict[str, Any]] = []
     measured: dict[str, Any] | None = None
     if _must_verify(options, name):
@@ -58,10 +63,26 @@ def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any
     return {**document, "run": run.name}
 
 
-def _first_search(space: Space, options: SearchOptions, state: State) -> SearchOutcome:
+def _exportable(space: Space, recipe: str, progress: Progress) -> Space:
+    """Leave out what the recipe cannot be written for."""
+    matrix_bytes(recipe)  # an unknown recipe is told before anything else
+    block = recipe_block(recipe)
+    result = space.aligned(block) if block > 1 else space
+    if result.size < space.size:
+        progress.note(
+            f"{recipe} needs matrices that {block} divides: {result.size:,} of {space.size:,} architectures are left"
+        )
+    return result
+
+
+def _first_search(space: Space, options: SearchOptions, state: State, progress: Progress) -> SearchOutcome:
     """Search before anything is measured; what only an estimate calls impossible may yet be possible."""
+    request = make_request(space, options, state)
     try:
-        return run_search(make_request(space, options, state))
+        if space.size < LARGE and not takes_time(request):
+            return run_search(request)
+        with progress.task(f"searching {space.size:,} architectures", 1.0) as task:
+            return run_search(replace(request, progress=task.update))
     except InfeasibleError as error:
         if state.profile.estimate and error.details.get("binding") in DEVICE_LIMITS:
             host = " --host USER@ADDRESS" if is_unregistered_board(state.device) else ""
@@ -149,7 +170,7 @@ def _document(
         "latency_model": {test: model.accuracy for test, model in state.recipe.latency.items()},
         "known_models": len(state.known),
         "prediction_checks": _prediction_checks(name, state),
-        "conditions": options.conditions.to_json(),
+        "conditions": options.conditions.with_(vocab_size=winner.architecture.vocab_size).to_json(),
         "score_options": asdict(options.score),
         "seed": options.seed,
         "limits": {key: asdict(limit) for key, limit in options.limits.items()},

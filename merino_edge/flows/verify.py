@@ -35,6 +35,7 @@ from merino_edge.progress import Progress
 from merino_edge.search.engine import Candidate, Measured, SearchOutcome, SearchRequest
 from merino_edge.search.engine import search as run_search
 from merino_edge.search.latency import LatencyModel
+from merino_edge.search.problem import latency_tests
 from merino_edge.search.scores import ScoreOptions
 from merino_edge.search.space import Space
 from merino_edge.units import Limit
@@ -65,6 +66,7 @@ class SearchOptions:
         limits: By name: latency_ms, memory_bytes, file_bytes, parameters, flops, energy_mj.
         conditions: What the limits mean.
         space: Name or TOML file.
+        vocab_size: The one vocabulary size, instead of the space's choices.
         score: Which score, with its parameters.
         mode: `auto`, `exact`, `evolution`.
         seed: Of the evolutionary search.
@@ -76,6 +78,7 @@ class SearchOptions:
     limits: Mapping[str, Limit] = field(default_factory=dict)
     conditions: Conditions = DEFAULT_CONDITIONS
     space: str = "poster"
+    vocab_size: int | None = None
     score: ScoreOptions = field(default_factory=lambda: ScoreOptions(DEFAULT_SCORE))
     mode: str = "auto"
     seed: int = 0
@@ -125,7 +128,7 @@ def _scaled(latency: Mapping[str, LatencyModel], known: Collection[Known]) -> di
 
 def make_request(space: Space, options: SearchOptions, state: State, band: bool = True) -> SearchRequest:
     """Put together what is searched for; without the band the limits apply to the plain predictions."""
-    latency, memory = state.recipe.latency, state.recipe.memory
+    latency, memory = with_prompt(state.recipe.latency, options.conditions), state.recipe.memory
     if not band:
         latency = {test: replace(model, band=0.0) for test, model in latency.items()}
         memory = replace(memory, band=0.0)
@@ -146,6 +149,19 @@ def make_request(space: Space, options: SearchOptions, state: State, band: bool 
         seed=options.seed,
         measured=measured,
     )
+
+
+def with_prompt(latency: Mapping[str, LatencyModel], conditions: Conditions) -> dict[str, LatencyModel]:
+    """Add the model of a prompt of another length: the analytic costs of N tokens at the rates that `pp128` taught."""
+    test = conditions.latency_of
+    new = test.startswith("pp") and test not in latency
+    return {**latency, **({test: replace(latency["pp128"], test=test)} if new else {})}
+
+
+def latency_of(ms: Mapping[str, float], test: str) -> float | None:
+    """Return what was measured of the latency that a limit means, None where some of it was not."""
+    parts = [ms.get(part) for part in latency_tests(test)]
+    return None if None in parts else sum(part or 0.0 for part in parts)
 
 
 def verify(
@@ -203,9 +219,15 @@ def _measure(
 def _undecided(options: SearchOptions, known: Known | None) -> bool:
     """Say whether some passes keep the latency limit and just as many do not."""
     limit = options.limits.get("latency_ms")
-    passes = known.passes_ms.get(options.conditions.latency_of, ()) if known else ()
+    passes = _passes(known, options.conditions) if known else ()
     kept = sum(limit.admits(ms) for ms in passes) if limit else 0
     return kept > 0 and 2 * kept == len(passes)
+
+
+def _passes(known: Known, conditions: Conditions) -> tuple[float, ...]:
+    """Return what each pass over a model told of the latency that a limit means."""
+    parts = (known.passes_ms.get(test, ()) for test in latency_tests(conditions.latency_of))
+    return tuple(sum(times) for times in zip(*parts, strict=False))
 
 
 def _next_candidate(space: Space, options: SearchOptions, state: State, outcome: SearchOutcome) -> Candidate | None:
@@ -235,8 +257,7 @@ def _next_candidate(space: Space, options: SearchOptions, state: State, outcome:
 def is_measured(state: State, candidate: Candidate) -> bool:
     """Say whether the device has told latency, in two passes at least, and memory of a candidate."""
     known = state.known.get(candidate.architecture.digest)
-    passes = known.passes_ms.get(state.conditions.latency_of, ()) if known else ()
-    return known is not None and known.memory_bytes is not None and len(passes) >= PASSES
+    return known is not None and known.memory_bytes is not None and len(_passes(known, state.conditions)) >= PASSES
 
 
 def _check_unchanged(state: State, found: Mapping[str, Any]) -> None:
@@ -275,6 +296,8 @@ def measured_json(known: Known | None) -> dict[str, Any] | None:
     return {
         "tg_ms": known.typical_ms.get("tg"),
         "pp128_ms": known.typical_ms.get("pp128"),
+        **{f"{test}_ms": ms for test, ms in known.typical_ms.items()},
+        "ttft_ms": latency_of(known.typical_ms, "ttft"),
         "peak_memory_bytes": known.memory_bytes,
     }
 
@@ -289,7 +312,8 @@ def _round(candidate: Candidate, known: Known | None, options: SearchOptions) ->
 
 
 def _meets(options: SearchOptions, known: Known) -> bool:
-    values = {"latency_ms": known.typical_ms.get(options.conditions.latency_of), "memory_bytes": known.memory_bytes}
+    told = latency_of(known.typical_ms, options.conditions.latency_of)
+    values = {"latency_ms": told, "memory_bytes": known.memory_bytes}
     return all(v is None or n not in options.limits or options.limits[n].admits(v) for n, v in values.items())
 
 

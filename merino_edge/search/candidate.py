@@ -12,7 +12,7 @@ import numpy as np
 from merino_edge.architecture import Architecture
 from merino_edge.search.classes import class_size
 from merino_edge.search.cost import Array, Flops, Sum
-from merino_edge.search.problem import Column, Problem, raised
+from merino_edge.search.problem import Column, Problem, latency_tests, raised, upper
 from merino_edge.search.scores import ScoreOptions, explain_score
 from merino_edge.search.space import Group
 from merino_edge.search.tables import GroupTables
@@ -30,7 +30,7 @@ class Candidate:
         parameters: Unique ones.
         flops: Of 1,024 tokens, without the product with the token table.
         flops_with_head: With it.
-        file_bytes: Unique tensors under the recipe.
+        file_bytes: Unique tensors under the recipe, and room for the graph.
         predicted: `tg_ms`, `tg_ms_upper`, ... of each test, `memory_bytes`, `memory_bytes_upper`; None where unknown.
         score_options: What was scored.
     """
@@ -108,6 +108,10 @@ def _predictions(problem: Problem) -> dict[str, Column]:
     for test, model in request.latency.items():
         columns[f"{test}_ms"] = raised(1.0, model)
         columns[f"{test}_ms_upper"] = raised(1.0 + model.band, model)
+    models = [request.latency[test] for test in latency_tests(request.latency_of) if test in request.latency]
+    if request.latency_of not in request.latency and models:
+        columns[f"{request.latency_of}_ms"] = raised(1.0, *models)
+        columns[f"{request.latency_of}_ms_upper"] = upper(models)
     if request.memory is not None:
         columns["memory_bytes"] = raised(1.0, request.memory)
         columns["memory_bytes_upper"] = raised(1.0 + request.memory.band, request.memory)

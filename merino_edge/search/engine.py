@@ -20,7 +20,7 @@ from merino_edge.search.candidate import Candidate, make_candidates
 from merino_edge.search.evolution import Archive, Evolution
 from merino_edge.search.exact import MAX_SIZE, Clock, Diagnosis, Shortfall, diagnose, survey_space
 from merino_edge.search.problem import Measured, Problem, SearchRequest, make_problem
-from merino_edge.search.scores import SumScore
+from merino_edge.search.scores import SumScore, make_score
 from merino_edge.search.survey import Survey
 from merino_edge.units import Limit, format_bytes, format_count, format_ms
 
@@ -105,6 +105,11 @@ def search(request: SearchRequest) -> SearchOutcome:
             "total": time.perf_counter() - started,
         },
     )
+
+
+def takes_time(request: SearchRequest) -> bool:
+    """Say whether a search looks at its members one by one, each with a cost of its own."""
+    return request.mode == "evolution" or not isinstance(make_score(request.score), SumScore)
 
 
 def _mode(problem: Problem) -> str:

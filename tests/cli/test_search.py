@@ -1,0 +1,155 @@
+"""`merino-edge search` from its words to its document, on a board that is only estimated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merino_edge.cli.main import main
+from merino_edge.search.cost import RECIPES
+
+Search = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def search(capsys: pytest.CaptureFixture[str]) -> Search:
+    """Run `search --device pi4 --json` in this process; return exit code and document."""
+
+    def run(*args: str) -> tuple[int, dict[str, Any]]:
+        with pytest.raises(SystemExit) as ended:
+            main(["search", "--device", "pi4", "--no-verify", "--json", *args])
+        return int(ended.value.code or 0), json.loads(capsys.readouterr().out)
+
+    return run
+
+
+LIMITS = {
+    "latency_ms": ("--latency", "10ms", "0.1ms"),
+    "memory_bytes": ("--memory", "160MB", "10MB"),
+    "file_bytes": ("--file-size", "15MB", "1MB"),
+    "parameters": ("--parameters", "15M", "1M"),
+    "flops": ("--flops", "20G", "1G"),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_each_limit_alone_binds_and_is_kept(search: Search, name: str) -> None:
+    flag, limit, _ = LIMITS[name]
+    code, document = search(flag, limit)
+    (constraint,) = document["constraints"]
+    assert code == 0
+    assert constraint["name"] == name
+    assert constraint["binding"]
+    assert 0.8 * constraint["limit"] < constraint["value"] <= constraint["limit"]
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_each_limit_out_of_reach_says_what_can_be_reached(search: Search, name: str) -> None:
+    flag, _, limit = LIMITS[name]
+    code, document = search(flag, limit)
+    error = document["error"]
+    assert code == 3
+    assert error["binding"] == name
+    assert error["least"] > error["limit"]
+    assert error["feasible"] == 0
+    assert error["nearest"]["values"][name] == error["least"]
+    unit = {"latency_ms": "ms", "parameters": "", "flops": ""}.get(name, "B")
+    assert search(flag, f"{error['least'] * 1.001}{unit}")[0] == 0
+
+
+def test_limits_met_one_by_one_but_not_together_name_the_binding_one(search: Search) -> None:
+    words = ("--parameters", "30M..40M", "--file-size", "12MB", "--flops", "60G")
+    code, document = search(*words)
+    assert code == 3
+    assert document["error"]["binding"] in ("parameters", "file_bytes")
+    assert "while the other limits hold" in document["error"]["message"]
+
+
+@pytest.mark.parametrize("test", ["tg", "pp128", "pp64", "pp512", "ttft"])
+def test_every_latency_can_be_limited(search: Search, test: str) -> None:
+    code, document = search("--latency", {"tg": "8ms", "pp64": "60ms"}.get(test, "200ms"), "--latency-of", test)
+    (constraint,) = document["constraints"]
+    assert code == 0
+    assert document["conditions"]["latency_of"] == test
+    assert constraint["value"] == pytest.approx(document["predicted"][f"{test}_ms_upper"])
+    assert constraint["value"] <= constraint["limit"]
+
+
+def test_the_first_token_takes_the_prompt_and_one_token(search: Search) -> None:
+    predicted = search("--latency", "200ms", "--latency-of", "ttft")[1]["predicted"]
+    assert predicted["ttft_ms"] == pytest.approx(predicted["pp128_ms"] + predicted["tg_ms"])
+
+
+def test_a_longer_prompt_takes_longer(search: Search) -> None:
+    predicted = search("--parameters", "20M", "--latency-of", "pp512")[1]["predicted"]
+    assert predicted["pp512_ms"] > 3.9 * predicted["pp128_ms"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_size_of_a_file_is_limited_under_every_recipe(search: Search, recipe: str) -> None:
+    code, document = search("--recipe", recipe, "--file-size", "25MB")
+    assert code == 0
+    assert 20e6 < document["predicted"]["file_bytes"] <= 25e6
+
+
+def test_a_recipe_of_blocks_leaves_out_what_blocks_do_not_divide(search: Search) -> None:
+    document = search("--recipe", "weight_only_wi4_b128_afp32")[1]
+    widths = [256, 384, 512, 640, 768]
+    assert document["space_size"] == len(widths) * 12**4
+
+
+@pytest.mark.parametrize(
+    ("device", "words"), [("pi4", "no power sensor"), ("jetson-nano", "its energy was not profiled")]
+)
+def test_energy_is_refused_with_the_reason(search: Search, device: str, words: str) -> None:
+    code, document = search("--device", device, "--energy", "30mJ")
+    assert code == 2
+    assert words in document["error"]["message"]
+
+
+BASE = 'schema_version = 1\nname = "mine"\nvocab_size = [300, 500]\nhead_dim = [16, 32]\n'
+BLOCK = "[[block]]\ndepth = [1, 2]\nffn_ratio = [1, 0.5]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty"),
+        ("width = [", "not valid TOML"),
+        (BASE + "width = [64]\nheads = 4\n" + BLOCK, "unknown key 'heads'; did you mean 'head_dim'?"),
+        (BASE + "width = []\n" + BLOCK, "'width' has no choice"),
+        (BASE + "width = [100]\n" + BLOCK, "no head divides width 100"),
+        (BASE + "width = [64, 64]\n" + BLOCK, "width 64 stands twice"),
+        (BASE + 'width = "64"\n' + BLOCK, "must be whole numbers"),
+        (BASE + "width = [999999999]\n" + BLOCK, "from 1 to 1048576"),
+        (BASE + "width = [64]\n" + BLOCK.replace("[1, 0.5]", "[1, 1.0]"), "ffn_ratio 1.0 stands twice"),
+        (
+            BASE + f"width = {list(range(16, 16000, 16))}\n" + BLOCK.replace("[1, 2]", str(list(range(1, 999)))),
+            "options",
+        ),
+        (BASE + "width = [64]\n", "at least one [[block]]"),
+    ],
+)
+def test_a_space_that_is_none_is_a_wrong_call_with_the_reason(
+    search: Search, tmp_path: Path, text: str, words: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    code, document = search("--space", str(path))
+    assert code == 2
+    assert words in document["error"]["message"]
+    assert document["error"]["hint"]
+
+
+def test_a_space_keeps_its_own_choices_of_the_vocabulary(search: Search, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(BASE + "width = [64, 96]\n" + BLOCK, encoding="utf-8")
+    code, document = search("--space", str(path), "--score", "minus-depth")
+    assert code == 0
+    assert document["space_size"] == 2 * 2 * 2 * 4
+    assert document["conditions"]["vocab_size"] == document["architecture"]["vocab_size"] == 300
+    assert search("--space", str(path), "--vocab", "400")[1]["architecture"]["vocab_size"] == 400
