@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,16 @@ _RUNTIME_ERRORS = (
     ort_errors.RuntimeException,
     ort_errors.EPFail,
 )
+
+
+class Runner(Protocol):
+    """A loaded file that keeps its cache, whatever the format."""
+
+    def reset(self) -> None:
+        """Empty the cache."""
+
+    def feed(self, token_ids: Tokens, logits_index: Tokens | None = None) -> Float32:
+        """Run the next tokens and return logits `(N, V)`; all positions if no index is given."""
 
 
 class FileRunner:
@@ -94,9 +104,7 @@ def prompt(architecture: Architecture, seed: int, length: int) -> Tokens:
     return np.random.default_rng(seed).integers(0, architecture.vocab_size, length)
 
 
-def compare(
-    runner: FileRunner, architecture: Architecture, tensors: Tensors, recipe: Recipe, seed: int
-) -> dict[str, Any]:
+def compare(runner: Runner, architecture: Architecture, tensors: Tensors, recipe: Recipe, seed: int) -> dict[str, Any]:
     """Compare the file with the reference; raise where they disagree.
 
     Args:
@@ -119,7 +127,7 @@ def compare(
     with np.errstate(all="ignore"):  # what is no number is refused below
         expected = np.asarray(forward(architecture, rounded, token_ids))
     exact: dict[str, Any] = {}
-    if recipe.exact_bound is not None:
+    if recipe.exact_bound is not None and isinstance(runner, FileRunner):
         with exact_graph(runner.path) as path:
             differences = _differences(FileRunner(path), token_ids, expected)
         exact = {"exact": _judge(differences, expected, recipe.exact_bound, f"{recipe.name}, multiplied in float32,")}
@@ -127,7 +135,7 @@ def compare(
     return {"checked": True, **found, **exact}
 
 
-def _differences(runner: FileRunner, token_ids: Tokens, expected: Float32) -> dict[str, float]:
+def _differences(runner: Runner, token_ids: Tokens, expected: Float32) -> dict[str, float]:
     """Feed the tokens in several ways; return the largest difference of each."""
     differences = {}
     for name, sizes in _feedings(len(token_ids)):
@@ -182,7 +190,7 @@ def _feedings(tokens: int) -> Iterator[tuple[str, Sequence[int]]]:
     yield "two pieces", [tokens // 3, tokens - tokens // 3]
 
 
-def output_check(runner: FileRunner, architecture: Architecture, recipe: Recipe, seed: int) -> OutputCheck:
+def output_check(runner: Runner, architecture: Architecture, recipe: Recipe, seed: int) -> OutputCheck:
     """Return a prompt and the file's own largest logits after it, for the device to repeat.
 
     The tolerance is `recipe.check_tolerance` of these logits' standard deviation.

@@ -142,13 +142,14 @@ class Model:
             {0: Scalar("b", min(code, 127)), 2: Scalar("i", version), 3: Scalar("i", code)}
             for code, version in self._codes
         ]
+        buffers: list[Table] = [{} if payload is None else {0: payload} for payload in self._buffers]
         main = self.subgraphs[0]
         root: Table = {
             0: Scalar("I", SCHEMA_VERSION),
             1: codes,
             2: [graph.to_table() for graph in self.subgraphs],
             3: "merino-edge",
-            4: [{} if payload is None else {0: payload} for payload in self._buffers],
+            4: buffers,
             6: notes,
             7: [{0: main.names(main.inputs), 1: main.names(main.outputs), 2: signature, 4: Scalar("I", 0)}],
         }
@@ -172,7 +173,8 @@ class Subgraph:
         """Return the schema's SubGraph."""
         ends = ([t.index for _, t in side] for side in (self.inputs, self.outputs))
         inputs, outputs = (np.array(side, "<i4") for side in ends)
-        return {0: self._tensors, 1: inputs, 2: outputs, 3: self._operators, 4: self.name}
+        tensors: list[Table] = list(self._tensors)
+        return {0: tensors, 1: inputs, 2: outputs, 3: self._operators, 4: self.name}
 
     def names(self, side: list[tuple[str, Tensor]]) -> list[Table]:
         """Return the schema's TensorMaps of a signature."""

@@ -5,9 +5,10 @@ ai-edge-litert where it is installed, else tflite-runtime, under which name it w
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,32 @@ def load_interpreter() -> Any:
     """
     for name in RUNTIMES:
         try:
-            return importlib.import_module(f"{name.replace('-', '_')}.interpreter").Interpreter
+            return _import_interpreter(name)
         except ImportError:
             continue
     raise ExportError("a TFLite file is run before it is handed out, and ai-edge-litert is not installed", hint=INSTALL)
+
+
+def _import_interpreter(package: str) -> Any:
+    if package == "ai-edge-litert":
+        from ai_edge_litert.interpreter import Interpreter
+    else:
+        from tflite_runtime.interpreter import Interpreter
+    return Interpreter
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the runtime announces while it starts off the terminal; what fails is raised."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class TfliteRunner:
@@ -46,7 +69,8 @@ class TfliteRunner:
         self.path = path
         interpreter = load_interpreter()
         try:
-            self._runtime = interpreter(model_path=str(path), num_threads=min(4, os.cpu_count() or 1))
+            with _quiet():
+                self._runtime = interpreter(model_path=str(path), num_threads=min(4, os.cpu_count() or 1))
         except (ValueError, RuntimeError) as error:
             raise ExportError(f"the runtime does not load {path.name}: {error}") from error
         signature = next(iter(self._runtime.get_signature_list()))
@@ -79,7 +103,8 @@ class TfliteRunner:
         try:
             for name, value in values.items():
                 self._runtime.resize_tensor_input(self._inputs[name], value.shape)
-            self._runtime.allocate_tensors()
+            with _quiet():
+                self._runtime.allocate_tensors()
             for name, value in values.items():
                 self._runtime.set_tensor(self._inputs[name], value)
             self._runtime.invoke()
@@ -95,7 +120,7 @@ class TfliteRunner:
             new = self._runtime.get_tensor(self._outputs["new" + name[4:]])  # (1, H, T, D)
             if self._length + count > cache.shape[2]:
                 places = -(-(self._length + count) // CACHE_STEP) * CACHE_STEP
-                cache = np.concatenate([cache, np.zeros_like(cache, shape=(1, cache.shape[1], places - cache.shape[2], cache.shape[3]))], axis=2)
+                cache = np.pad(cache, [(0, 0), (0, 0), (0, places - cache.shape[2]), (0, 0)])
                 self._caches[name] = cache
             cache[:, :, self._length : self._length + count] = new
         self._length += count

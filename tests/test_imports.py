@@ -37,20 +37,19 @@ ROOMS = {
 # Room -> what it may import of others' packages.
 THIRD_PARTY = {
     "words": {"ml_dtypes", "numpy", "safetensors", "scipy"},
-    "agent": {"numpy", "onnxruntime"},  # and only in its measuring child: see AGENT_CHILD
+    "agent": {"ai_edge_litert", "numpy", "onnxruntime", "tflite_runtime"},  # in its child alone: see AGENT_CHILD
     "device_profiles": set(),
     "search": {"numpy", "scipy"},
     "training": {"accelerate", "datasets", "numpy", "safetensors", "tokenizers", "torch", "transformers", "zstandard"},
-    "exporters": {"ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime"},
+    "exporters": {"ai_edge_litert", "ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "tflite_runtime"},
     "device": {"numpy", "paramiko", "psutil"},
     "flows": {"numpy", "psutil", "tokenizers"},
     "cli": {"click", "rich"},
     "testing": {"numpy"},
 }
 
-AGENT_CHILD = {
-    f"merino_edge.agent.{name}" for name in ("measure", "opening", "sampling", "session", "session_onnx", "worker")
-}
+_CHILD = "measure opening runtime_check sampling session session_onnx session_tflite worker"
+AGENT_CHILD = {f"merino_edge.agent.{name}" for name in _CHILD.split()}
 MAX_LINES_OF_A_FILE = 450
 MAX_LINES_OF_A_FUNCTION = 60
 

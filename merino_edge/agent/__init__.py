@@ -13,7 +13,9 @@ It is pushed as one zipapp and talks frames over stdin and stdout. In the order 
     children.py    the measuring child, seen from the agent
     worker.py      the measuring child itself: numpy and the runtime live here alone
     session.py     one interface that hides the runtimes
-    session_onnx.py  onnxruntime behind it
+    session_onnx.py    onnxruntime behind it
+    session_tflite.py  ai-edge-litert or tflite-runtime behind it
+    runtime_check.py   whether a runtime computes rightly on this CPU
     opening.py     from a bundle to a session
     measure.py     the timing code, the only copy
     conditions.py  temperature, clocks, load, throttling, and whether a measurement counts

@@ -8,13 +8,19 @@ from typing import Any
 from merino_edge.agent.errors import AgentError
 from merino_edge.agent.session import Session
 from merino_edge.agent.session_onnx import OnnxSession
+from merino_edge.agent.session_tflite import TfliteSession
+
+FORMATS = ("onnx", "tflite")
 
 
 def open_session(folder: Path, manifest: dict[str, Any], threads: int) -> Session:
     """Open a laid-out bundle with the runtime its manifest names."""
-    if manifest.get("format") != "onnx":
-        raise AgentError("request", f"this agent cannot run format {manifest.get('format')}")
-    graph = [str(f["name"]) for f in manifest["files"] if str(f["name"]).endswith(".onnx")]
+    kind = manifest.get("format")
+    if kind not in FORMATS:
+        raise AgentError("request", f"this agent cannot run format {kind}, only {' and '.join(FORMATS)}")
+    graph = [str(f["name"]) for f in manifest["files"] if str(f["name"]).endswith("." + kind)]
     if len(graph) != 1:
-        raise AgentError("request", "the manifest must name one .onnx file")
+        raise AgentError("request", f"the manifest must name one .{kind} file")
+    if kind == "tflite":
+        return TfliteSession(folder / graph[0], threads, str(manifest.get("runtime")))
     return OnnxSession(folder / graph[0], threads)

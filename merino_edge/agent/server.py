@@ -276,7 +276,8 @@ class Agent:
             folder = self.runtimes.unzip(request["name"], wheels) if wheels else None
 
             def check(python: str, path: str | None) -> dict[str, object]:
-                return self._ask_child(Child(python, path, lock), {"op": "check"})
+                package = str(request.get("package", "onnxruntime"))
+                return self._ask_child(Child(python, path, lock), {"op": "check", "runtime": package})
 
             return self.runtimes.add(request["name"], folder, check)
 

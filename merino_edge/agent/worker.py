@@ -6,7 +6,6 @@ ends when the agent does, and it offers itself first when memory runs out.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import ctypes
 import os
@@ -21,47 +20,12 @@ from merino_edge.agent import conditions, frames, measure
 from merino_edge.agent.errors import AgentError
 from merino_edge.agent.facts import Machine, memory
 from merino_edge.agent.opening import open_session
+from merino_edge.agent.runtime_check import check_runtime
 from merino_edge.agent.sampling import Sampler
 from merino_edge.agent.session import Session
 from merino_edge.agent.store import read_json
 
-# MatMul, and DynamicQuantizeLinear with MatMulInteger, opset 11; inputs a [8,64], b [64,32], w int8 [64,32].
-CHECK_MODEL = base64.b64decode(
-    "CAYSADrfAQoRCgFhCgFiEgF5IgZNYXRNdWwKIwoBYRIBcRIBcxIBeiIVRHluYW1pY1F1YW50aXplTGluZWFyChsKAXEKAXcKAXoS"
-    "AWkiDU1hdE11bEludGVnZXISBWNoZWNrWhMKAWESDgoMCAESCAoCCAgKAghAWhMKAWISDgoMCAESCAoCCEAKAgggWhMKAXcSDgoM"
-    "CAMSCAoCCEAKAgggYhMKAXkSDgoMCAESCAoCCAgKAgggYhMKAWkSDgoMCAYSCAoCCAgKAgggYgsKAXMSBgoECAESAGILCgF6EgYK"
-    "BAgCEgBCBAoAEAs="
-)
 SPARE_MEMORY_BYTES = 48 << 20  # interpreter, runtime and activations of a small model
-
-
-def check_runtime() -> dict[str, object]:
-    """Import the runtime and hold its float and int8 products against numpy's.
-
-    Raises:
-        AgentError: it cannot be imported, or computes wrongly.
-    """
-    try:
-        import numpy as np
-        import onnxruntime
-    except ImportError as error:
-        raise AgentError(
-            "runtime", f"cannot import numpy and onnxruntime: {error}", "install them, or let us push them"
-        ) from error
-    random = np.random.Generator(np.random.PCG64(1))
-    a = random.standard_normal((8, 64)).astype(np.float32)
-    b = random.standard_normal((64, 32)).astype(np.float32)
-    w = random.integers(-127, 128, (64, 32)).astype(np.int8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(CHECK_MODEL, options, providers=["CPUExecutionProvider"])
-    y, i, s, z = session.run(None, {"a": a, "b": b, "w": w})
-    quantized = np.clip(np.rint(a / s) + z, 0, 255).astype(np.int64) - int(z)
-    whole = np.abs(i - quantized @ w.astype(np.int64)).max()
-    if not np.allclose(y, a @ b, rtol=1e-4, atol=1e-4) or whole > 127:  # one step of rounding in a
-        raise AgentError("runtime", f"onnxruntime {onnxruntime.__version__} computes wrong numbers on this CPU")
-    return {"runtime": "onnxruntime", "runtime_version": onnxruntime.__version__, "numpy": np.__version__}
 
 
 class Worker:
@@ -80,7 +44,7 @@ class Worker:
         self._opened: dict[str, object] = {}
         self._machine = Machine()
         self._operations: dict[str, Callable[[dict[str, Any]], dict[str, object]]] = {
-            "check": lambda request: check_runtime(),
+            "check": lambda request: check_runtime(str(request["runtime"])),
             "trial": self._trial,
             "measure": self._measure,
             "perplexity": self._perplexity,
@@ -124,6 +88,10 @@ class Worker:
         if self._cancelled.is_set():
             raise AgentError("cancelled", "stopped as asked")
 
+    def _check_runtime(self, request: dict[str, Any]) -> dict[str, object]:
+        """Check the runtime that a laid-out bundle names."""
+        return check_runtime(str(read_json(Path(str(request["folder"])) / "manifest.json").get("runtime")))
+
     def _load(self, request: dict[str, Any]) -> tuple[Session, dict[str, Any], int]:
         """Open a bundle; returns (session, manifest, nanoseconds it took)."""
         folder = Path(str(request["folder"]))
@@ -152,7 +120,7 @@ class Worker:
         """Open a bundle and compare what it answers with its manifest."""
         import numpy as np
 
-        versions = check_runtime()
+        versions = self._check_runtime(request)
         session, manifest, load_ns = self._load(request)
         check = manifest["check"]
         prompt = [int(token) for token in check["token_ids"]]
@@ -173,7 +141,7 @@ class Worker:
 
     def _measure(self, request: dict[str, Any]) -> dict[str, object]:
         """Time a bundle; see `measure.py`."""
-        versions = check_runtime()
+        versions = self._check_runtime(request)
         empty = measure.memory_bytes()
         threads, context = int(request["threads"]), int(request["context_length"])
         session, _, load_ns = self._load(request)
@@ -227,7 +195,7 @@ class Worker:
         """Sum the negative log likelihood of a file of little-endian int32 tokens."""
         import numpy as np
 
-        check_runtime()
+        self._check_runtime(request)
         token_ids = np.fromfile(str(request["tokens_file"]), "<i4")
         if len(token_ids) < 2:
             raise AgentError("request", "a perplexity needs at least two tokens")
@@ -243,7 +211,7 @@ class Worker:
 
     def _open(self, request: dict[str, Any]) -> dict[str, object]:
         """Load a bundle and keep it for `generate`."""
-        versions = check_runtime()
+        versions = self._check_runtime(request)
         self._session, _, load_ns = self._load(request)
         self._opened = {"load_ns": load_ns, "provider": self._session.provider, **versions}
         return self._opened

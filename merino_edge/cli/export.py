@@ -11,7 +11,7 @@ from merino_edge.units import format_bytes
 
 @click.command("export")
 @click.argument("subject", required=False, metavar="[RUN]")
-@click.option("--format", "format_name", default="onnx", show_default=True, help="Format of the file.")
+@click.option("--format", "format_name", default="onnx", show_default=True, help="Format of the file: onnx, tflite.")
 @click.option("--recipe", default="dynamic_wi8_afp32", show_default=True, help="fp32, dynamic_wi8_afp32, ...")
 @click.option("--form", default="standard", show_default=True, help="How the graph is written.")
 @json_option

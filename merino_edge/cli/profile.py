@@ -17,6 +17,7 @@ from merino_edge.units import format_bytes, format_ms
 @click.option("--estimate", is_flag=True, help="Show the shipped estimate of the board; measure nothing.")
 @click.option("--quick", is_flag=True, help="Take one minute instead of five; the error is larger and stated.")
 @click.option("--time", "seconds", type=SECONDS, help="Time it may take, for example 90s.")
+@click.option("--format", "format_name", default=None, help="Export format to profile (default onnx).")
 @click.option("--recipe", default=None, help="Recipe to profile (default dynamic_wi8_afp32).")
 @click.option("--space", default="poster", show_default=True, help="Space whose architectures are measured.")
 @click.option("--vocab", type=click.IntRange(2), default=None, help="Vocabulary of the measured models.")
@@ -36,6 +37,7 @@ def command(as_json: bool, device: str | None, **flags: Any) -> None:
     from merino_edge.flows.conditions import Conditions
 
     conditions = Conditions().with_(
+        format=flags["format_name"],
         recipe=flags["recipe"],
         vocab_size=flags["vocab"],
         context_length=flags["context"],

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from merino_edge.bundle import Bundle
 from merino_edge.device.agent_link import AgentLink
-from merino_edge.device.provision import ensure_runtime, start_agent
+from merino_edge.device.provision import RUNTIME, ensure_runtime, start_agent
 from merino_edge.device.records import (
     GenerateOptions,
     InstallResult,
@@ -172,7 +172,7 @@ class AgentDevice:
         self._entry = entry
         self._transport = transport
         self._link = link
-        self._runtime: str | None = None
+        self._runtimes: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         """Return the device."""
@@ -189,11 +189,11 @@ class AgentDevice:
         self._link.close()
         self._transport.close()
 
-    def runtime(self, progress: Progress | None = None) -> str:
-        """Return the name of the runtime that bundles are run with, provisioned where there is none."""
-        if self._runtime is None:
-            self._runtime = ensure_runtime(self._link, self._entry, progress)
-        return self._runtime
+    def runtime(self, progress: Progress | None = None, package: str = RUNTIME) -> str:
+        """Return the name of the runtime that bundles of a package are run with, provisioned where there is none."""
+        if package not in self._runtimes:
+            self._runtimes[package] = ensure_runtime(self._link, self._entry, progress, package)
+        return self._runtimes[package]
 
     def facts(self) -> dict[str, Any]:
         """See `Device.facts`."""
@@ -206,7 +206,7 @@ class AgentDevice:
 
     def install(self, bundle: Bundle, progress: Progress | None = None) -> InstallResult:
         """See `Device.install`."""
-        return install_bundle(self._link, bundle, self.runtime(), progress)
+        return install_bundle(self._link, bundle, self.runtime(package=bundle.manifest.runtime), progress)
 
     def current(self) -> dict[str, Any] | None:
         """See `Device.current`."""
@@ -252,7 +252,7 @@ class AgentDevice:
             "measure",
             on_event,
             manifest_sha256=digest,
-            runtime=self.runtime(),
+            runtime=self.runtime(package=bundle.manifest.runtime),
             tests=[{"test": s.test, "tokens": s.tokens, "depth": s.depth} for s in specs],
             threads=threads,
             context_length=context_length or bundle.manifest.context_length,
@@ -285,7 +285,7 @@ class AgentDevice:
             on_event,
             manifest_sha256=digest,
             tokens_sha256=tokens,
-            runtime=self.runtime(),
+            runtime=self.runtime(package=bundle.manifest.runtime),
             context_length=context_length or bundle.manifest.context_length,
         )
         return Perplexity(positive(answer, "nll_nats_sum"), whole(answer, "tokens", 1))

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -46,7 +47,12 @@ _PROBE_ALL = (
     'code=$1 root=$2 sum=$3; shift 3; for p; do command -v "$p" >/dev/null && "$p" -c "$code" "$root" "$sum"; done; :'
 )
 RUNTIME = "onnxruntime"
-RUNTIME_WHEELS = ("onnxruntime>=1.21.1", "numpy")
+RUNTIME_WHEELS = {
+    "onnxruntime": ("onnxruntime>=1.21.1", "numpy"),
+    "ai-edge-litert": ("ai-edge-litert>=1.4", "numpy"),
+    "tflite-runtime": ("tflite-runtime>=2.14", "numpy<2"),
+}
+STAND_INS = {"tflite-runtime": "ai-edge-litert"}  # what runs the files of another runtime, too
 _MAX_GLIBC_MINOR = 60
 
 
@@ -122,40 +128,58 @@ def _probe_answers(output: bytes) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def ensure_runtime(link: AgentLink, entry: DeviceEntry, progress: Progress | None = None) -> str:
+def ensure_runtime(
+    link: AgentLink, entry: DeviceEntry, progress: Progress | None = None, package: str = RUNTIME
+) -> str:
     """Return the name of a checked runtime on the device, making one where there is none.
+
+    Args:
+        link: To the device.
+        entry: Which device.
+        progress: Of what is sent.
+        package: The runtime that a manifest names.
 
     Raises:
         DeviceError: none can be had; the message says what to type.
     """
+    if package not in RUNTIME_WHEELS:
+        raise DeviceError(f"no device runs '{package}'; known runtimes: {', '.join(RUNTIME_WHEELS)}")
     facts = link.ask("facts")
     runtimes = [r for r in facts.get("runtimes") or [] if isinstance(r, dict)]
     if entry.transport == "local":
-        name = _local_name()
+        name = _local_name(package)
         if all(r.get("name") != name for r in runtimes):
-            link.ask("runtime", name=name)
+            link.ask("runtime", name=name, package=package)
         return name
-    usable = [r for r in runtimes if r.get("runtime") == RUNTIME and r.get("python")]
+    usable = [r for r in runtimes if r.get("runtime") in (package, STAND_INS.get(package)) and r.get("python")]
     if usable:
         return str(usable[-1]["name"])
     try:
-        found = link.ask("runtime", name="installed")
+        found = link.ask("runtime", name="installed" if package == RUNTIME else f"installed-{package}", package=package)
         return clean_text(found.get("name"), 128)
     except DeviceError as error:
-        return _push_wheels(link, facts, error, progress)
+        return _push_wheels(link, facts, error, progress, package)
 
 
-def _local_name() -> str:
+def _local_name(package: str) -> str:
     """Name this interpreter's runtime by what it depends on, so that an upgrade is checked anew."""
-    versions = "-".join(f"{name}{importlib.metadata.version(name)}" for name in (RUNTIME, "numpy"))
-    return f"host-{versions}-{hashlib.sha256(sys.executable.encode()).hexdigest()[:8]}"
+    versions = []
+    for name in (STAND_INS.get(package, package), package):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions = [f"{part}{importlib.metadata.version(part)}" for part in (name, "numpy")]
+            break
+    if not versions:
+        extra = "" if package == RUNTIME else "[tflite]"
+        raise DeviceError(f"{package} is not installed here", hint=f"pip install 'merino-edge{extra}'")
+    return f"host-{'-'.join(versions)}-{hashlib.sha256(sys.executable.encode()).hexdigest()[:8]}"
 
 
-def platform_tags(python: dict[str, Any]) -> list[str]:
+def platform_tags(python: dict[str, Any], package: str = RUNTIME) -> list[str]:
     """Return the platform tags of wheels that fit an interpreter, newest glibc first.
 
     Args:
         python: The `python` facts of a device: its user land decides, not its kernel.
+        package: Whose wheels, for the messages.
 
     Raises:
         DeviceError: no wheels are made for it.
@@ -165,14 +189,14 @@ def platform_tags(python: dict[str, Any]) -> list[str]:
     bits = python.get("bits")
     if machine is None or glibc is None or python.get("libc") != "glibc":
         raise DeviceError(
-            f"no wheels of {RUNTIME} are made for {clean_text(python.get('platform'), 60)} "
+            f"no wheels of {package} are made for {clean_text(python.get('platform'), 60)} "
             f"with {clean_text(python.get('libc') or 'this C library', 20)}",
-            hint=f"install {RUNTIME} on the device by hand, then try again",
+            hint=f"install {package} on the device by hand, then try again",
         )
     name = machine.group(1)
     if bits == 32:
         raise DeviceError(
-            f"the device's user land is 32-bit, and no wheels of {RUNTIME} are made for it",
+            f"the device's user land is 32-bit, and no wheels of {package} are made for it",
             hint="install a 64-bit system on the board (Raspberry Pi OS 64-bit)",
         )
     minor = min(int(glibc.group(1)), _MAX_GLIBC_MINOR)
@@ -180,37 +204,39 @@ def platform_tags(python: dict[str, Any]) -> list[str]:
     return [*tags, f"manylinux2014_{name}"] if minor >= 17 else tags
 
 
-def _push_wheels(link: AgentLink, facts: dict[str, Any], cause: DeviceError, progress: Progress | None) -> str:
+def _push_wheels(
+    link: AgentLink, facts: dict[str, Any], cause: DeviceError, progress: Progress | None, package: str
+) -> str:
     """Download wheels for the device here, push them, have them unzipped and checked."""
     python = facts.get("python") or {}
-    tags = platform_tags(python)
+    tags = platform_tags(python, package)
     version = ".".join(str(python.get("version")).split(".")[:2])
     if not re.fullmatch(r"3\.\d{1,2}", version):
         raise DeviceError(f"the device's Python calls itself {clean_text(version, 20)}") from cause
     with tempfile.TemporaryDirectory(prefix="merino-edge-wheels-") as folder:
-        _download(Path(folder), version, tags, cause)
+        _download(Path(folder), version, tags, cause, package)
         wheels = {sha256_file(path): path for path in sorted(Path(folder).glob("*.whl"))}
         push_files(link, wheels, progress)
         digest = hashlib.sha256("".join(sorted(wheels)).encode()).hexdigest()[:12]
         named = [{"name": path.name, "sha256": sha} for sha, path in wheels.items()]
-        found = link.ask("runtime", name=f"{RUNTIME}-{digest}", wheels=named)
+        found = link.ask("runtime", name=f"{package}-{digest}", wheels=named, package=package)
     return clean_text(found.get("name"), 128)
 
 
-def _download(folder: Path, version: str, tags: list[str], cause: DeviceError) -> None:
+def _download(folder: Path, version: str, tags: list[str], cause: DeviceError, package: str) -> None:
     """Let pip resolve and download wheels for another machine."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--only-binary=:all:", "--dest", str(folder), "--implementation", "cp", "--python-version", version]
     for tag in tags:
         command += ["--platform", tag]
     try:
-        done = subprocess.run([*command, *RUNTIME_WHEELS], capture_output=True, text=True, timeout=900)
+        done = subprocess.run([*command, *RUNTIME_WHEELS[package]], capture_output=True, text=True, timeout=900)
         problem = clean_text(done.stderr, 300) if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
     if problem:
         raise DeviceError(
-            f"no {RUNTIME} for the device: it has none that works ({cause.message}), and none could be "
+            f"no {package} for the device: it has none that works ({cause.message}), and none could be "
             f"downloaded for Python {version}, {tags[0]}: {problem}",
-            hint=f"on the device: python{version} -m pip install --user {RUNTIME} numpy",
+            hint=f"on the device: python{version} -m pip install --user {package} numpy",
         ) from cause

@@ -10,6 +10,7 @@ from merino_edge.device.client import Device
 from merino_edge.device.registry import device_folder
 from merino_edge.errors import UsageError
 from merino_edge.files import sha256_file, write_atomic
+from merino_edge.flows.conditions import DEFAULT_RECIPE
 from merino_edge.flows.devices import Ask, board_of, find_entry, opened, select_device
 from merino_edge.flows.export import current_bundle
 from merino_edge.flows.subject import Subject, resolve_subject
@@ -30,9 +31,11 @@ def preferred(device: str, subject: Subject, format_name: str | None, recipe: st
     fitting = [w for w in wishes if (format_name in (None, w[0])) and (recipe in (None, w[1]))]
     if format_name and recipe:
         return format_name, recipe
+    if format_name and not fitting:
+        return format_name, DEFAULT_RECIPE
     if not fitting:
         raise UsageError(
-            f"{device} has no preferred bundle with {format_name or recipe}",
+            f"{device} has no preferred bundle with {recipe}",
             hint="name both: --format onnx --recipe dynamic_wi8_afp32",
         )
     exported = {f.name for f in subject.run.bundle_folders()} if subject.run else set()

@@ -98,7 +98,7 @@ def _open_state(name: str, options: SearchOptions) -> State:
     if profile is not None and recipe is None:
         raise UsageError(
             f"{name} was profiled with {', '.join(profile.recipes)}, not with {conditions.format} {conditions.recipe}",
-            hint=f"merino-edge profile {name} --recipe {conditions.recipe}",
+            hint=f"merino-edge profile {name} --format {conditions.format} --recipe {conditions.recipe}",
         )
     if profile is None or recipe is None:
         profile = estimated_profile(name, board_of(name), conditions)

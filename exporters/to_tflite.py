@@ -1,0 +1,128 @@
+"""The exporter registered as `tflite`: one file, `model.tflite`, graph and weights.
+
+Whole here: which recipes and forms there are, checking what comes in, writing the file under a
+temporary name, running it, and taking it away again if it does not compute what the architecture says.
+The form `standard` calls each block's layer as a subgraph; `legacy` writes all layers out, for
+tflite-runtime 2.14, which crashes on called subgraphs of dynamic size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from merino_edge.architecture import Architecture, check_tensors
+from merino_edge.bundle import OutputCheck
+from merino_edge.errors import ExportError, MerinoEdgeError, UsageError, did_you_mean
+from merino_edge.exporters.parity import compare, output_check
+from merino_edge.exporters.recipes import RECIPES, Recipe
+from merino_edge.exporters.tflite_decoder import DynamicInt8Matrices, Float32Matrices, Matrices, TfliteDecoder
+from merino_edge.exporters.tflite_runner import TfliteRunner, load_interpreter
+from merino_edge.exporters.to_onnx import check_values
+from merino_edge.exporting import ExportOptions, ExportResult, Tensors
+from merino_edge.files import open_atomic
+
+EXPORTER_VERSION = 1
+MODEL = "model.tflite"
+SIGNATURE = "serving_default"
+FORMS = ("standard", "legacy")
+MATRICES: dict[str, Callable[[], Matrices]] = {"fp32": Float32Matrices, "dynamic_wi8_afp32": DynamicInt8Matrices}
+RUNTIMES = {"standard": ("ai-edge-litert", "1.4.0"), "legacy": ("tflite-runtime", "2.14.0")}
+LEGACY_NOTE = (
+    "legacy: layers are written out for tflite-runtime 2.14 (with numpy<2); ai-edge-litert runs it too, "
+    "but keeps one packed copy of a shared weight per layer in memory"
+)
+
+
+def export(
+    architecture: Architecture, tensors: Tensors, folder: Path, recipe: str, options: ExportOptions
+) -> ExportResult:
+    """Write the model as TFLite and check it.
+
+    Args:
+        architecture: The model.
+        tensors: Its tensors, float32, by the names of `architecture.tensor_shapes`.
+        folder: Where `model.tflite` goes; made if missing.
+        recipe: `fp32` or `dynamic_wi8_afp32`.
+        options: Form, parity and seed.
+
+    Raises:
+        UsageError: no such recipe or form.
+        InvalidFileError: tensors that are missing, foreign, or of another shape.
+        ExportError: weights that are no numbers, no runtime to run the file with, or a file that does
+            not compute the model. Nothing is left in `folder` then.
+    """
+    chosen = find_recipe(recipe, options.form)
+    check_tensors(architecture, {name: tensor.shape for name, tensor in tensors.items()}, "weights to export")
+    check_values(tensors)
+    load_interpreter()  # before long work, not after it
+    made = not folder.exists()
+    try:
+        write_file(architecture, tensors, folder, chosen, options.form)
+        parity, check = _check_file(architecture, tensors, folder, chosen, options)
+    except BaseException:  # Ctrl-C too: nothing half-written stays
+        _remove(folder, made)
+        raise
+    runtime, lowest = RUNTIMES[options.form]
+    return ExportResult(
+        files=(MODEL,),
+        form=options.form,
+        exporter_version=EXPORTER_VERSION,
+        runtime=runtime,
+        runtime_min_version=lowest,
+        unique_bytes=chosen.unique_bytes(architecture),
+        parity=parity,
+        check=check,
+        notes=(LEGACY_NOTE,) if options.form == "legacy" else (),
+    )
+
+
+def find_recipe(name: str, form: str) -> Recipe:
+    """Return the recipe of a name.
+
+    Raises:
+        UsageError: no such recipe or form; the nearest is named.
+    """
+    allowed = f"recipes: {', '.join(MATRICES)}; forms: {', '.join(FORMS)}"
+    if form not in FORMS:
+        raise UsageError(f"unknown form '{form}' of a TFLite export{did_you_mean(form, FORMS)}", hint=allowed)
+    if name in MATRICES:
+        return RECIPES[name]
+    if name in RECIPES:
+        raise UsageError(
+            f"recipe '{name}' cannot be written as TFLite",
+            hint=f"nearest: --recipe dynamic_wi8_afp32, or --format onnx --recipe {name}",
+        )
+    raise UsageError(f"unknown recipe '{name}'{did_you_mean(name, MATRICES)}", hint=allowed)
+
+
+def write_file(architecture: Architecture, tensors: Tensors, folder: Path, recipe: Recipe, form: str) -> None:
+    """Write `model.tflite`."""
+    metadata = {
+        "merino_edge.architecture_digest": architecture.digest,
+        "merino_edge.recipe": recipe.name,
+        "merino_edge.form": form,
+        "merino_edge.exporter_version": str(EXPORTER_VERSION),
+    }
+    decoder = TfliteDecoder(architecture, tensors, MATRICES[recipe.name](), called=form == "standard")
+    try:
+        with open_atomic(folder / MODEL) as stream:
+            decoder.build(metadata).write(stream, SIGNATURE)
+    except MerinoEdgeError as error:
+        raise ExportError(f"export of {recipe.name} stopped: {error.message}", hint=error.hint) from error
+
+
+def _check_file(
+    architecture: Architecture, tensors: Tensors, folder: Path, recipe: Recipe, options: ExportOptions
+) -> tuple[dict[str, object], OutputCheck]:
+    runner = TfliteRunner(folder / MODEL)
+    parity: dict[str, object] = {"checked": False}
+    if options.parity:
+        parity = compare(runner, architecture, tensors, recipe, options.seed)
+    return parity, output_check(runner, architecture, recipe, options.seed)
+
+
+def _remove(folder: Path, made: bool) -> None:
+    (folder / MODEL).unlink(missing_ok=True)
+    if made and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
