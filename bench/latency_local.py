@@ -61,8 +61,8 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
             device, device.facts(), architectures, conditions, SECONDS_A_MODEL * len(architectures), log, [], task
         )
     count = len(TESTS) * len(architectures)
-    both = gather(passes, models.key, conditions.depth, conditions.context_length)
-    first = gather(passes[:count], models.key, conditions.depth, conditions.context_length)
+    both = gather(passes, models.key, conditions)
+    first = gather(passes[:count], models.key, conditions)
     result: dict[str, Any] = {}
     for test in TESTS:
         model = models.latency[test]

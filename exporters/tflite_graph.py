@@ -134,7 +134,7 @@ class Model:
 
     def write(self, stream: BinaryIO, signature: str) -> None:
         """Write the model, its first subgraph called by `signature`."""
-        notes = [
+        notes: list[Table] = [
             {0: name, 1: Scalar("I", self.buffer(("metadata", text), [np.frombuffer(text.encode(), np.uint8)]))}
             for name, text in self.metadata.items()
         ]

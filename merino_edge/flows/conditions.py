@@ -25,7 +25,7 @@ class Conditions:
     Attributes:
         latency_of: `tg` (ms a generated token), `ppN` (ms to read a prompt of N tokens) or `ttft` (`pp128` and
             one token).
-        percentile: Of the samples; the median.
+        percentile: Of the samples of one process: 50, the median, or for instance 90.
         depth: Tokens in the cache before the generated ones.
         format: Export format.
         recipe: Quantization recipe.
@@ -52,8 +52,8 @@ class Conditions:
         prompt = _PROMPT.match(self.latency_of)
         if prompt is None and self.latency_of not in ("tg", "ttft"):
             raise UsageError(f"--latency-of '{self.latency_of}' is no latency", hint=f"use {LATENCIES}")
-        if self.percentile != 50:
-            raise UsageError(f"--percentile {self.percentile}: only the median, 50, can be predicted so far")
+        if isinstance(self.percentile, bool) or not 1 <= self.percentile <= 99:
+            raise UsageError(f"--percentile must be a whole number from 1 to 99, not {self.percentile}")
         for name in ("depth", "vocab_size", "context_length", "train_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
@@ -80,8 +80,9 @@ class Conditions:
         generated = f"ms per generated token after {self.depth} tokens"
         prompt = f"ms to read a prompt of {self.prompt_tokens} tokens"
         what = {"tg": generated, "ttft": f"{prompt} and generate one after {self.depth}"}.get(self.latency_of, prompt)
+        statistic = "median" if self.percentile == 50 else f"{self.percentile}th percentile of"
         return (
-            f"latency: median {what} on {device}, {self.format} {self.recipe} ({self.form}), {threads}, "
+            f"latency: {statistic} {what} on {device}, {self.format} {self.recipe} ({self.form}), {threads}, "
             f"vocabulary {vocabulary or self.vocab_size}, context {self.context_length}"
         )
 

@@ -25,7 +25,13 @@ from merino_edge.exporting import ExportOptions
 from merino_edge.files import open_atomic
 from merino_edge.flows.conditions import GENERATED_TOKENS, PROMPT_TOKENS, TESTS, Conditions
 from merino_edge.flows.export import random_weights, write_bundle
-from merino_edge.measurement import Measurement, MeasurementKey, append_measurements, read_measurements
+from merino_edge.measurement import (
+    Measurement,
+    MeasurementKey,
+    append_measurements,
+    percentile_ms,
+    read_measurements,
+)
 from merino_edge.progress import Task
 
 MEASUREMENTS = "measurements.jsonl"
@@ -226,7 +232,7 @@ class Known:
 
     Attributes:
         architecture: The model.
-        passes_ms: By test name, the medians of the newest passes, each a process of its own.
+        passes_ms: By test name, the percentile asked for of the newest passes, each a process of its own.
         memory_bytes: Peak of the measuring process at the context asked for; None where not measured.
         runtime_bytes: Of that, what the empty runtime needs.
     """
@@ -266,35 +272,35 @@ def what_changed(profiled: Mapping[str, Any], found: Mapping[str, Any]) -> str |
     return ", ".join(f"{name.replace('_', ' ')} was {profiled.get(name)} and is {found[name]}" for name in differ)
 
 
-def known_from_log(log: Path, key: Mapping[str, Any], depth: int, context_length: int) -> dict[str, Known]:
+def known_from_log(log: Path, key: Mapping[str, Any], conditions: Conditions) -> dict[str, Known]:
     """Gather what a device's log says under one key.
 
     Args:
         log: The device's `measurements.jsonl`.
         key: See `SHARED_KEY`.
-        depth: Depth that `tg` must have been measured at.
-        context_length: Context that memory must have been measured at.
+        conditions: The depth that `tg` and the context that memory must have been measured at, and which
+            percentile of the samples of a pass speaks for it.
 
     Returns:
         By architecture digest, the newest valid passes of each test.
     """
-    return gather(read_measurements(log), key, depth, context_length)
+    return gather(read_measurements(log), key, conditions)
 
 
-def gather(records: Iterable[Measurement], key: Mapping[str, Any], depth: int, context_length: int) -> dict[str, Known]:
+def gather(records: Iterable[Measurement], key: Mapping[str, Any], conditions: Conditions) -> dict[str, Known]:
     """Gather what records say under one key; see `known_from_log`."""
     known: dict[str, Known] = {}
     recent: dict[tuple[str, str], list[float]] = {}
     for record in records:
-        wanted_depth = depth if record.key.test == "tg" else 0
+        wanted_depth = conditions.depth if record.key.test == "tg" else 0
         if not record.valid or shared_key(record) != dict(key) or record.key.depth != wanted_depth:
             continue
         digest, test = record.key.architecture_digest, record.key.test
-        medians = recent.setdefault((digest, test), [])
-        medians.append(record.p50_ms)
-        newest = tuple(medians[-NEWEST:])
+        passes = recent.setdefault((digest, test), [])
+        passes.append(percentile_ms(record.samples_ns, conditions.percentile))
+        newest = tuple(passes[-NEWEST:])
         old = known.get(digest) or Known(Architecture.from_json(record.architecture), {}, None, None)
-        same_context = record.context_length == context_length
+        same_context = record.context_length == conditions.context_length
         memory = record.peak_memory_bytes if same_context else old.memory_bytes
         runtime = record.peak_memory_bytes - record.model_memory_bytes if same_context else old.runtime_bytes
         known[digest] = Known(old.architecture, {**old.passes_ms, test: newest}, memory, runtime)

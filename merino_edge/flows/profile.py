@@ -135,7 +135,7 @@ def fit_recipe(
         MeasurementError: too few of the measurements are valid.
     """
     key = shared_key(records[-1]) if records else {}
-    known = gather(records, key, conditions.depth, conditions.context_length)
+    known = gather(records, key, conditions)
     known = {digest: k for digest, k in known.items() if all(test in k.ms for test in TESTS)}
     if len(known) < MIN_MODELS:
         reasons = [r.invalid_reason for r in records if not r.valid]

@@ -100,6 +100,11 @@ def _open_state(name: str, options: SearchOptions) -> State:
             f"{name} was profiled with {', '.join(profile.recipes)}, not with {conditions.format} {conditions.recipe}",
             hint=f"merino-edge profile {name} --format {conditions.format} --recipe {conditions.recipe}",
         )
+    if profile is None and conditions.percentile != 50:
+        raise UsageError(
+            f"{name} was never profiled, and an estimate knows no percentile but the median",
+            hint=f"merino-edge profile {name}",
+        )
     if profile is None or recipe is None:
         profile = estimated_profile(name, board_of(name), conditions)
         recipe = profile.recipe(conditions)

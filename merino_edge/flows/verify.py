@@ -103,7 +103,7 @@ class State:
 
     def learn(self) -> None:
         """Read what the log says now and fit again; a few measurements at least scale an estimate."""
-        self.known = known_from_log(self.log, self.recipe.key, self.conditions.depth, self.conditions.context_length)
+        self.known = known_from_log(self.log, self.recipe.key, self.conditions)
         complete = {
             d: k for d, k in self.known.items() if k.memory_bytes is not None and all(test in k.ms for test in TESTS)
         }

@@ -202,7 +202,8 @@ class FileSize(Storage):
 
     def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
         """The tensors of blocks, and nodes."""
-        return super().blocks(width, ffn_width, depth) + self.GRAPH_BLOCK + self.GRAPH_LAYER * depth
+        room: Array = self.GRAPH_BLOCK + self.GRAPH_LAYER * np.asarray(depth)
+        return super().blocks(width, ffn_width, depth) + room
 
     def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
         """The tensors of the ends, and what every graph has."""

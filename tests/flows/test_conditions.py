@@ -18,7 +18,9 @@ def test_an_unknown_key_is_refused_with_the_nearest() -> None:
         Conditions.from_json({"dept": 3}, "here")
 
 
-@pytest.mark.parametrize("wrong", [{"latency_of": "pp1"}, {"depth": 0}, {"depth": 1000}, {"percentile": 90}])
+@pytest.mark.parametrize(
+    "wrong", [{"latency_of": "pp0"}, {"depth": 0}, {"depth": 1000}, {"percentile": 100}, {"percentile": 0}]
+)
 def test_conditions_refuse_what_cannot_be_measured(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         Conditions(**wrong)

@@ -21,7 +21,7 @@ from merino_edge.flows.measuring import (
     pass_medians,
     shared_key,
 )
-from merino_edge.measurement import read_measurements
+from merino_edge.measurement import percentile_ms, read_measurements
 from merino_edge.progress import SILENT
 from merino_edge.search.space import load_space
 from merino_edge.testing import FakeDevice, write_tiny_space
@@ -64,7 +64,7 @@ def measure(device: FakeDevice, models: list[Architecture], log: Path, seconds: 
     """Return the tg of each model, by digest, as a profile would take it."""
     with SILENT.task("", 1.0) as task:
         records = measure_in_passes(device, device.facts(), models, CONDITIONS, seconds, log, [], task)
-    known = gather(records, shared_key(records[0]), CONDITIONS.depth, CONDITIONS.context_length)
+    known = gather(records, shared_key(records[0]), CONDITIONS)
     return {digest: k.ms["tg"] for digest, k in known.items()}
 
 
@@ -106,7 +106,7 @@ def test_the_fastest_pass_and_the_typical_pass_are_told_apart(models: list[Archi
     device, log = SlowedDevice(range(6, 12)), tmp_path / "log.jsonl"
     measure(device, models, log)
     key = shared_key(read_measurements(log)[0])
-    for k in known_from_log(log, key, depth=CONDITIONS.depth, context_length=CONDITIONS.context_length).values():
+    for k in known_from_log(log, key, CONDITIONS).values():
         assert len(k.passes_ms["tg"]) == 3  # fast, slow, fast
         assert k.ms["tg"] == k.typical_ms["tg"] == min(k.passes_ms["tg"])
 
@@ -115,3 +115,18 @@ def test_disagreement_is_that_of_the_two_fastest_passes_in_the_worst_test() -> N
     assert disagreement([(1.0, 2.0)]) == float("inf")
     assert disagreement([(1.0, 2.0), (1.5, 2.0), (1.01, 2.6)]) == pytest.approx(1.01)
     assert disagreement([(1.0, 2.0), (1.0, 2.2)]) == pytest.approx(1.1)
+
+
+def test_another_percentile_than_the_median_speaks_for_a_pass_where_it_is_asked_for(
+    models: list[Architecture], tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    measure(FakeDevice("local"), models, log)
+    records = read_measurements(log)
+    key = shared_key(records[0])
+    ninety = known_from_log(log, key, CONDITIONS.with_(percentile=90))
+    for digest, known in known_from_log(log, key, CONDITIONS).items():
+        first = next(r for r in records if r.key.architecture_digest == digest and r.key.test == "tg")
+        assert known.passes_ms["tg"][0] == percentile_ms(first.samples_ns, 50)
+        assert ninety[digest].passes_ms["tg"][0] == percentile_ms(first.samples_ns, 90)
+        assert ninety[digest].ms["tg"] > known.ms["tg"]
