@@ -43,7 +43,7 @@ THIRD_PARTY = {
     "training": {"accelerate", "datasets", "numpy", "safetensors", "tokenizers", "torch", "transformers", "zstandard"},
     "exporters": {"ai_edge_litert", "ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "tflite_runtime"},
     "device": {"numpy", "paramiko", "psutil"},
-    "flows": {"numpy", "psutil", "tokenizers"},
+    "flows": {"numpy", "psutil", "starlette", "tokenizers", "uvicorn"},
     "cli": {"click", "rich"},
     "testing": {"numpy"},
 }

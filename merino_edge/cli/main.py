@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "Write the model as ONNX or TFLite, quantized, shared weights shared.",
     "deploy": "Put the model onto the device, check it there, switch to it.",
     "generate": "Generate text with the deployed model.",
+    "serve": "Serve the deployed model over HTTP, as OpenAI's completions.",
     "bench": "Measure speed, memory and perplexity on the device.",
     "devices": "List, add and remove devices.",
     "doctor": "Check this host and the devices; print what mends each problem.",

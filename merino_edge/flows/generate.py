@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from merino_edge.bundle import TOKENIZER
-from merino_edge.device.client import GenerateOptions
+from merino_edge.device.client import Device, GenerateOptions
 from merino_edge.errors import UsageError
 from merino_edge.flows.deploy import tokenizer_store
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
@@ -74,6 +74,60 @@ def load_tokenizer(device: str, manifest: dict[str, Any]) -> _Tokenizer:
     return tokenizer
 
 
+class DeployedModel:
+    """What a device has deployed, with its tokenizer: continues texts, one after the other.
+
+    Attributes:
+        device: The device's name.
+        release: Number of the release in use.
+        manifest: Its manifest.
+        tokenizer: Of this host's store.
+        stats: Of the last text: `tokens`, `seconds`, `load_ms`, `prefill_ms`.
+    """
+
+    def __init__(self, name: str, device: Device) -> None:
+        """Ask an open device what it has deployed.
+
+        Raises:
+            UsageError: nothing, or random weights, or no tokenizer is here.
+        """
+        self.device = name
+        self._device = device
+        self.stats: dict[str, float] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Notice where another release was switched to."""
+        current = self._device.current()
+        if current is None:
+            raise UsageError(f"nothing is deployed on {self.device}", hint=f"merino-edge deploy --device {self.device}")
+        self.release = int(current["release"])
+        self.manifest = current["manifest"]
+        if not self.manifest["trained"]:
+            raise UsageError(
+                "the deployed weights are random (trained: false)", hint="merino-edge train, then merino-edge deploy"
+            )
+        self.tokenizer = load_tokenizer(self.device, self.manifest)
+        self.end = self.tokenizer.token_to_id(END_OF_TEXT)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return int(self.manifest["context_length"])
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return the token ids of a prompt, at least one."""
+        return list(self.tokenizer.encode(prompt).ids) or [self.end or 0]
+
+    def stream(self, prompt_ids: list[int], sampling: Sampling) -> Generator[str, None, None]:
+        """Yield the text after a prompt as it comes; closing the iterator stops the device."""
+        self.stats = {}
+        options = _device_options(sampling, len(prompt_ids), self.context_length, self.end)
+        with closing(self._device.generate(prompt_ids, options)) as ids:
+            yield from stop_at(pieces(self.tokenizer, ids), sampling.stop)
+        self.stats = dict(self._device.last_generation or {})
+
+
 def generate(
     prompt: str,
     device_name: str | None,
@@ -97,35 +151,23 @@ def generate(
     """
     name = select_device(device_name, None, progress)
     with opened(find_entry(name), ask) as device:
-        current = device.current()
-        if current is None:
-            raise UsageError(f"nothing is deployed on {name}", hint=f"merino-edge deploy --device {name}")
-        manifest = current["manifest"]
-        if not manifest["trained"]:
-            raise UsageError(
-                "the deployed weights are random (trained: false)", hint="merino-edge train, then merino-edge deploy"
-            )
-        tokenizer = load_tokenizer(name, manifest)
-        end = tokenizer.token_to_id(END_OF_TEXT)
-        prompt_ids = list(tokenizer.encode(prompt).ids) or [end or 0]
-        options = _device_options(sampling, len(prompt_ids), int(manifest["context_length"]), end)
+        model = DeployedModel(name, device)
+        prompt_ids = model.encode(prompt)
         text = ""
-        with closing(device.generate(prompt_ids, options)) as stream:
-            for piece in stop_at(pieces(tokenizer, stream), sampling.stop):
-                text += piece
-                emit(piece)
-        stats = dict(device.last_generation or {})
-    tokens, seconds = stats.get("tokens", 0), stats.get("seconds", 0.0)
+        for piece in model.stream(prompt_ids, sampling):
+            text += piece
+            emit(piece)
+    tokens, seconds = model.stats.get("tokens", 0), model.stats.get("seconds", 0.0)
     return {
         "device": name,
-        "release": current["release"],
+        "release": model.release,
         "prompt": prompt,
         "prompt_tokens": len(prompt_ids),
         "text": text,
         "tokens": tokens,
         "tokens_per_s": tokens / seconds if seconds else None,
-        "load_ms": stats.get("load_ms"),
-        "prefill_ms": stats.get("prefill_ms"),
+        "load_ms": model.stats.get("load_ms"),
+        "prefill_ms": model.stats.get("prefill_ms"),
     }
 
 

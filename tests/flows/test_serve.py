@@ -1,0 +1,241 @@
+"""The HTTP interface, spoken to by OpenAI's own client over a real socket."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merino_edge.bundle import TOKENIZER, BundleFile
+from merino_edge.device.client import GenerateOptions
+from merino_edge.errors import DeviceError, UsageError
+from merino_edge.exporters.to_onnx import export
+from merino_edge.files import sha256_file
+from merino_edge.flows.completions import RequestError, parse_completion
+from merino_edge.flows.deploy import tokenizer_store
+from merino_edge.flows.generate import DeployedModel
+from merino_edge.flows.serve import Worker, make_app, serve
+from merino_edge.testing import FakeDevice, tiny_architecture, write_bundle
+
+openai = pytest.importorskip("openai", reason="not installed: openai (pip install openai)")
+uvicorn = pytest.importorskip("uvicorn", reason="not installed: uvicorn (pip install 'merino-edge[serve]')")
+
+WORDS = 64
+
+
+class Talker(FakeDevice):
+    """Says word after word, seeded; may be slow, and may lose its cable."""
+
+    pause_s = 0.0
+    broken = False
+    ended = 0
+
+    def generate(self, token_ids: Sequence[int], options: GenerateOptions) -> Generator[int, None, None]:
+        count, started = 0, time.monotonic()
+        try:
+            for count in range(1, options.max_tokens + 1):
+                if self.broken:
+                    raise DeviceError("the cable is out")
+                time.sleep(self.pause_s)
+                yield (options.seed + 7 * count + len(token_ids)) % WORDS
+        finally:
+            self.ended += 1
+            seconds = max(1e-6, time.monotonic() - started)
+            self.last_generation = {"tokens": count, "seconds": seconds, "load_ms": 1.0, "prefill_ms": 1.0}
+
+
+@pytest.fixture
+def talker(tmp_path: Path) -> Talker:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {f"Ġw{i}": i for i in range(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="Ġw0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.ByteLevel()
+    path = tmp_path / TOKENIZER
+    tokenizer.save(str(path))
+    digest = sha256_file(path)
+    store = tokenizer_store("local")
+    store.mkdir(parents=True, exist_ok=True)
+    (store / f"{digest}.json").write_bytes(path.read_bytes())
+    device = Talker("local")
+    bundle = write_bundle(tmp_path / "bundle", export, tiny_architecture(WORDS), context_length=128)
+    device.install(bundle)
+    files = (*bundle.manifest.files, BundleFile(TOKENIZER, digest, path.stat().st_size))
+    trained = dataclasses.replace(bundle.manifest, trained=True, trained_tokens=1000, files=files)
+    device._releases[0]["manifest"] = trained.to_json()
+    return device
+
+
+@contextlib.contextmanager
+def running(device: Talker, waiting: int = 2) -> Iterator[str]:
+    """Serve a device on a free port of this machine's loopback; yield the address."""
+    worker = Worker(DeployedModel("local", device), waiting)
+    server = uvicorn.Server(uvicorn.Config(make_app(worker), port=0, log_level="warning", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        worker.stop()
+
+
+@contextlib.contextmanager
+def client(device: Talker, waiting: int = 2) -> Iterator[Any]:
+    with running(device, waiting) as address:
+        yield openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=20)
+
+
+def status(address: str, path: str, body: bytes | None) -> int:
+    """Return the HTTP status of a raw request."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET" if body is None else "POST", path, body)
+        return connection.getresponse().status
+
+
+def test_the_model_is_listed_and_completes(talker: Talker) -> None:
+    with client(talker) as api:
+        (model,) = api.models.list().data
+        done = api.completions.create(model=model.id, prompt="w1 w2", max_tokens=5, seed=3)
+        assert api.models.retrieve(model.id).id == model.id == done.model == "local-release-1"
+    assert done.choices[0].text.split() == [f"w{(3 + 7 * n + 2) % WORDS}" for n in range(1, 6)]
+    assert done.choices[0].finish_reason == "length"
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (2, 5, 7)
+
+
+def test_a_stream_joins_to_the_whole_text_and_counts_at_its_end(talker: Talker) -> None:
+    with client(talker) as api:
+        whole = api.completions.create(model="local-release-1", prompt="w1", max_tokens=9, seed=1)
+        chunks = list(
+            api.completions.create(
+                model="local-release-1",
+                prompt="w1",
+                max_tokens=9,
+                seed=1,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == whole.choices[0].text
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert chunks[-1].usage.completion_tokens == 9
+    assert len(chunks) > 3
+
+
+def test_stop_echo_and_token_ids(talker: Talker) -> None:
+    with client(talker) as api:
+        ask = {"model": "local-release-1", "max_tokens": 6, "seed": 0}
+        text = api.completions.create(prompt="w1", **ask).choices[0].text
+        third = text.split()[2]
+        stopped = api.completions.create(prompt="w1", stop=third, **ask).choices[0]
+        assert third not in stopped.text.split()
+        assert stopped.finish_reason == "stop"
+        assert api.completions.create(prompt="w1", echo=True, **ask).choices[0].text == "w1" + text
+        assert api.completions.create(prompt=[1], **ask).choices[0].text == text
+
+
+def test_beyond_the_queue_the_answer_is_429_and_the_others_are_served(talker: Talker) -> None:
+    talker.pause_s = 0.2
+    with client(talker, waiting=1) as api:
+
+        def ask() -> str:
+            try:
+                return str(api.completions.create(model="local-release-1", prompt="w1", max_tokens=4).object)
+            except openai.RateLimitError as error:
+                assert error.response.headers["retry-after"] == "1"
+                return "429"
+
+        answers: list[str] = []
+        threads = [threading.Thread(target=lambda: answers.append(ask())) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(answers) == ["429"] * 3 + ["text_completion"] * 2
+        assert ask() == "text_completion"
+
+
+def test_a_client_that_goes_away_frees_the_device(talker: Talker) -> None:
+    talker.pause_s = 0.05
+    with client(talker) as api:
+        stream = api.completions.create(model="local-release-1", prompt="w1", max_tokens=100, stream=True)
+        next(iter(stream))
+        stream.close()
+        begin = time.monotonic()
+        done = api.completions.create(model="local-release-1", prompt="w1", max_tokens=1)
+        assert done.usage.completion_tokens == 1
+        assert time.monotonic() - begin < 4.0  # not the five seconds that the first would have taken
+    assert talker.ended == 2
+
+
+def test_a_lost_device_is_503_and_the_server_lives_on(talker: Talker) -> None:
+    with client(talker) as api:
+        talker.broken = True
+        with pytest.raises(openai.InternalServerError, match="cable is out") as caught:
+            api.completions.create(model="local-release-1", prompt="w1")
+        assert caught.value.status_code == 503
+        talker.broken = False
+        assert api.completions.create(model="local-release-1", prompt="w1").object == "text_completion"
+
+
+def test_what_is_asked_for_wrongly_is_told_in_the_clients_own_errors(talker: Talker) -> None:
+    with client(talker) as api, running(talker) as address:
+        with pytest.raises(openai.NotFoundError, match="local-release-1"):
+            api.completions.create(model="gpt-4", prompt="w1")
+        with pytest.raises(openai.NotFoundError, match="no chat template"):
+            api.chat.completions.create(model="local-release-1", messages=[{"role": "user", "content": "w1"}])
+        with pytest.raises(openai.BadRequestError, match="'n' is not supported"):
+            api.completions.create(model="local-release-1", prompt="w1", n=2)
+        with pytest.raises(openai.BadRequestError, match="beyond the vocabulary"):
+            api.completions.create(model="local-release-1", prompt=[WORDS])
+        with pytest.raises(openai.BadRequestError, match="the context holds 128"):
+            api.completions.create(model="local-release-1", prompt=[1] * 128)
+        assert status(address, "/v1/completions", b"{") == 400
+        assert status(address, "/v1/completions", b" " * (2 << 20)) == 413
+        assert status(address, "/v1/nothing", None) == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"[]", "JSON object"),
+        (b'{"promt": "x"}', "did you mean 'prompt'"),
+        (b'{"prompt": 3}', "one text"),
+        (b'{"prompt": ["a", "b"]}', "one text"),
+        (b'{"prompt": "x", "max_tokens": 1.5}', "'max_tokens'"),
+        (b'{"prompt": "x", "max_tokens": 0}', "max_tokens must be at least 1"),
+        (b'{"prompt": "x", "temperature": NaN}', "'temperature'"),
+        (b'{"prompt": "x", "temperature": -1}', "temperature"),
+        (b'{"prompt": "x", "top_p": true}', "'top_p'"),
+        (b'{"prompt": "x", "stream": "yes"}', "'stream'"),
+        (b'{"prompt": "x", "stop": [1]}', "'stop'"),
+        (b'{"prompt": "x", "stream_options": 1}', "'stream_options'"),
+    ],
+)
+def test_a_body_that_means_nothing_is_refused_with_the_reason(body: bytes, words: str) -> None:
+    with pytest.raises(RequestError, match=words) as caught:
+        parse_completion(body, "m")
+    assert caught.value.status == 400
+
+
+def test_a_taken_port_is_one_clear_line(talker: Talker, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    from merino_edge.flows import devices
+
+    monkeypatch.setattr(devices, "open_device", lambda entry, ask=None: talker)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="cannot listen on"):
+        serve("local", "127.0.0.1", taken.getsockname()[1], 1)
