@@ -48,15 +48,16 @@ class FastInt8Matrices(DynamicInt8Matrices):
 
 @dataclass(frozen=True)
 class BlockMatrices:
-    """Weights of `bits` bits with one scale per `block` input values."""
+    """Weights of `bits` bits with one scale per `block` input values; the token table of `table_bits`."""
 
     bits: int
     block: int
+    table_bits: int
 
     def embed(self, g: GraphWriter, table: Float32, token_ids: ir.Value) -> ir.Value:
         """See `Matrices`."""
-        self._store(g, "embedding.weight", [table])
-        rows = g.alias("embedding.rows", "embedding.weight", (len(table), table.shape[1] * self.bits // 8))
+        self._store(g, "embedding.weight", [table], self.table_bits)
+        rows = g.alias("embedding.rows", "embedding.weight", (len(table), table.shape[1] * self.table_bits // 8))
         scale = g.stored("embedding.weight.scale")
         return g.op(
             "GatherBlockQuantized",
@@ -64,7 +65,7 @@ class BlockMatrices:
             token_ids,
             scale,
             domain=MICROSOFT,
-            bits=self.bits,
+            bits=self.table_bits,
             block_size=self.block,
             gather_axis=0,
             quantize_axis=1,
@@ -72,20 +73,20 @@ class BlockMatrices:
 
     def linear(self, g: GraphWriter, name: str, matrices: Sequence[Float32], x: ir.Value) -> ir.Value:
         """See `Matrices`."""
-        self._store(g, name, matrices)
-        return self._product(g, x, name, sum(len(m) for m in matrices), matrices[0].shape[1])
+        self._store(g, name, matrices, self.bits)
+        return self._product(g, x, name, (sum(len(m) for m in matrices), matrices[0].shape[1]), self.bits)
 
     def head(self, g: GraphWriter, table: Float32, x: ir.Value, name: str) -> ir.Value:
         """See `Matrices`."""
-        return self._product(g, x, "embedding.weight", len(table), table.shape[1], output=name)
+        return self._product(g, x, "embedding.weight", table.shape, self.table_bits, output=name)
 
-    def _store(self, g: GraphWriter, name: str, matrices: Sequence[Float32]) -> None:
-        quantized = [quantize_blocks(m, self.block, self.bits) for m in matrices]
+    def _store(self, g: GraphWriter, name: str, matrices: Sequence[Float32], bits: int) -> None:
+        quantized = [quantize_blocks(m, self.block, bits) for m in matrices]
         g.weight(name, np.concatenate([pack(q) for q in quantized]))  # (out, blocks, bytes of a block)
         g.weight(f"{name}.scale", np.concatenate([q.scale for q in quantized]))  # (out, blocks)
 
     def _product(
-        self, g: GraphWriter, x: ir.Value, name: str, rows: int, columns: int, output: str | None = None
+        self, g: GraphWriter, x: ir.Value, name: str, shape: tuple[int, ...], bits: int, output: str | None = None
     ) -> ir.Value:
         return g.op(
             "MatMulNBits",
@@ -94,9 +95,9 @@ class BlockMatrices:
             g.stored(f"{name}.scale"),
             domain=MICROSOFT,
             name=output,
-            K=columns,
-            N=rows,
-            bits=self.bits,
+            K=shape[1],
+            N=shape[0],
+            bits=bits,
             block_size=self.block,
             accuracy_level=INT8_COMPUTE,
         )

@@ -23,6 +23,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from merino_edge.architecture import Architecture
 from merino_edge.bundle import OutputCheck
 from merino_edge.errors import ExportError
+from merino_edge.exporters.activations import forward_with_rounded_activations
 from merino_edge.exporters.recipes import Recipe
 from merino_edge.exporting import Tensors
 from merino_edge.reference import forward
@@ -131,8 +132,21 @@ def compare(runner: Runner, architecture: Architecture, tensors: Tensors, recipe
         with exact_graph(runner.path) as path:
             differences = _differences(FileRunner(path), token_ids, expected)
         exact = {"exact": _judge(differences, expected, recipe.exact_bound, f"{recipe.name}, multiplied in float32,")}
-    found = _judge(_differences(runner, token_ids, expected), expected, recipe.parity_bound, recipe.name)
+    try:
+        found = _judge(_differences(runner, token_ids, expected), expected, recipe.parity_bound, recipe.name)
+    except ExportError as error:
+        if recipe.dynamic:
+            alone = forward_with_rounded_activations(architecture, rounded, token_ids)
+            _blame_rounding(error, float(np.abs(alone - expected).max() / expected.std()), recipe.parity_bound)
+        raise
     return {"checked": True, **found, **exact}
+
+
+def _blame_rounding(error: ExportError, share: float, bound: float) -> None:
+    """Say so where the rounding of activations alone, without any file, is out of bounds."""
+    if share > bound:
+        error.message += f"; with these weights, 8-bit activations alone make a difference of {share:.2g} of them"
+        error.hint = "the file computes what it should, these weights are too large for int8: use --recipe fp32"
 
 
 def _differences(runner: Runner, token_ids: Tokens, expected: Float32) -> dict[str, float]:

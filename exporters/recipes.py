@@ -5,6 +5,7 @@
                                 between operators and quantized to 8 bits inside each product
     weight_only_wi8_b32_afp32   weights int8, one scale per 32 input values; activations float32
     weight_only_wi4_b128_afp32  weights int4, one scale per 128 input values; activations float32
+    weight_only_wi4_b32_head8_afp32   the same in blocks of 32, but head and token table, which are one, int8
 
 Every matrix of the model is stored so, the token table too; norm gains stay float32. The block of a
 weight-only recipe is 32, 64 or 128 and must divide every matrix's input width.
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import UsageError, did_you_mean
-from merino_edge.exporters.quantize import QuantizedTensor, quantize_blocks, quantize_rows
+from merino_edge.exporters.quantize import QuantizedTensor, RoundedMatrix, quantize_blocks, quantize_rows
 
 Float32 = npt.NDArray[np.float32]
 FORMS = ("standard", "fast", "unrolled")
@@ -44,6 +45,7 @@ class Recipe:
             Float32: another order of summation and other exponentials, far above any seen. Dynamic
             int8: a value near the middle of two steps may round to either, and products of x86
             without VNNI saturate; a wrong weight or a wrong graph is off by a whole deviation.
+        head_bits: Of the token table, which is also the head, where it is stored in other bits.
     """
 
     name: str
@@ -54,6 +56,12 @@ class Recipe:
     parity_bound: float
     exact_bound: float | None
     check_tolerance: float
+    head_bits: int | None = None
+
+    @property
+    def table_bits(self) -> int:
+        """Bits of a stored value of the token table."""
+        return self.head_bits or self.bits
 
     def quantize(self, matrix: Float32) -> QuantizedTensor:
         """Return a matrix `[out, in]` as this recipe stores it (not for 32 bits)."""
@@ -64,19 +72,22 @@ class Recipe:
         """Return what the file holds of a tensor, back in float32: the reference's weights."""
         if self.bits == 32 or tensor.ndim != 2:
             return tensor
+        if isinstance(tensor, RoundedMatrix):
+            return tensor.view(np.ndarray)
         return self.quantize(tensor).dequantize()
 
-    def tensor_bytes(self, shape: tuple[int, ...]) -> int:
+    def tensor_bytes(self, name: str, shape: tuple[int, ...]) -> int:
         """Bytes of one unique tensor: values and scales; vectors and norm gains are float32."""
         count = int(np.prod(shape))
         if self.bits == 32 or len(shape) != 2:
             return 4 * count
         groups = shape[1] // self.block if self.block else 1
-        return count * self.bits // 8 + 4 * shape[0] * groups
+        bits = self.table_bits if name == "embedding.weight" else self.bits
+        return count * bits // 8 + 4 * shape[0] * groups
 
     def unique_bytes(self, architecture: Architecture) -> int:
         """Bytes of the whole model, each unique tensor once."""
-        return sum(self.tensor_bytes(shape) for shape in architecture.tensor_shapes.values())
+        return sum(self.tensor_bytes(name, shape) for name, shape in architecture.tensor_shapes.items())
 
 
 RECIPES = {
@@ -87,6 +98,10 @@ RECIPES = {
         *(
             Recipe(f"weight_only_wi{bits}_b{block}_afp32", bits, block, False, FORMS[1:], 0.2, 1e-4, 0.35)
             for bits in (8, 4)
+            for block in BLOCKS
+        ),
+        *(
+            Recipe(f"weight_only_wi4_b{block}_head8_afp32", 4, block, False, FORMS[1:], 0.2, 1e-4, 0.35, head_bits=8)
             for block in BLOCKS
         ),
     )

@@ -18,6 +18,7 @@ from merino_edge.exporters.graph import GraphWriter, WeightFile
 from merino_edge.exporters.operators import DynamicInt8Matrices, Float32Matrices, Matrices, StandardLayer
 from merino_edge.exporters.operators_fast import BlockMatrices, FastInt8Matrices, FastLayer
 from merino_edge.exporters.parity import FileRunner, compare, output_check
+from merino_edge.exporters.quantizers import quantize_model
 from merino_edge.exporters.recipes import Recipe, find_recipe
 from merino_edge.exporters.unrolled import UnrolledDecoder
 from merino_edge.exporting import ExportOptions, ExportResult, Tensors
@@ -43,7 +44,7 @@ def export(
         tensors: Its tensors, float32, by the names of `architecture.tensor_shapes`.
         folder: Where `model.onnx` and `model.data` go; made if missing.
         recipe: How weights are stored; see `recipes.py`.
-        options: Form, parity and seed.
+        options: Form, parity, seed, and how integers are chosen.
 
     Raises:
         UsageError: no such recipe or form.
@@ -55,6 +56,7 @@ def export(
     check_tensors(architecture, {name: tensor.shape for name, tensor in tensors.items()}, "weights to export")
     check_values(tensors)
     made = not folder.exists()
+    tensors, quantizer = quantize_model(architecture, tensors, chosen, options)
     try:
         layout = write_files(architecture, tensors, folder, chosen, form)
         parity, check = _check_file(architecture, tensors, folder, chosen, options)
@@ -72,6 +74,7 @@ def export(
         check=check,
         notes=(UNROLLED_NOTE,) if form == "unrolled" else (),
         layout={WEIGHTS: layout},
+        quantizer=quantizer,
     )
 
 
@@ -121,7 +124,7 @@ def matrices_of(recipe: Recipe, form: str) -> Matrices:
         return Float32Matrices()
     if recipe.dynamic:
         return FastInt8Matrices() if form == "fast" else DynamicInt8Matrices()
-    return BlockMatrices(recipe.bits, recipe.block)
+    return BlockMatrices(recipe.bits, recipe.block, recipe.table_bits)
 
 
 def _check_file(

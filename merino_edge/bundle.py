@@ -82,12 +82,14 @@ class Manifest:
         file_bytes: Graph and weights, no tokenizer.
         unique_bytes: Each unique tensor once, as the recipe stores it.
         parity: Agreement with `reference.py`: `max_abs_diff`, `logits_std`, `bound`, `prompts`.
-        quality: Perplexity before and after on held-out text, or None where it was not measured.
+        quality: Perplexity before and after on held-out text: `measured` and, where it was, `perplexity_fp32`,
+            `perplexity`, `perplexity_change`, `limit`, `tokens`; else `reason`. None where nobody asked.
         trained: False for random weights.
         trained_tokens: Tokens the weights were trained on; 0 for random weights.
         check: See `OutputCheck`.
         weights_sha256: Digest of the checkpoint's weights, so that a newer checkpoint is noticed; None for random ones.
         notes: What the exporter had to say.
+        quantizer: What chose integers and scales; None where the file holds none.
     """
 
     architecture: Architecture
@@ -108,6 +110,7 @@ class Manifest:
     check: OutputCheck
     weights_sha256: str | None = None
     notes: tuple[str, ...] = ()
+    quantizer: str | None = None
 
     def __post_init__(self) -> None:
         """Check the type of every plain value, and the check's token ids against the vocabulary."""

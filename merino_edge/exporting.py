@@ -32,12 +32,17 @@ class ExportOptions:
         parity: Run the file and compare it with the reference (only speed measurements of random
             weights may leave it out, and their manifest says so).
         seed: Of the prompts used for parity.
+        quantizer: How integers and scales are chosen; `auto` is the exporter's best for the recipe
+            and the text at hand.
+        calibration: `(N,)` token ids of text the model was made for; None where there is none.
     """
 
     form: str = "standard"
     context_length: int = 1024
     parity: bool = True
     seed: int = 0
+    quantizer: str = "rtn"
+    calibration: npt.NDArray[np.integer] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class ExportResult:
         notes: Anything a reader of the manifest should know.
         layout: By file name, for files that hold nothing but weights: what lies where, so that a device can
             make weights of the same shapes itself. A file that is not here can only be sent.
+        quantizer: What chose the integers and scales; None where the file holds none.
     """
 
     files: tuple[str, ...]
@@ -69,6 +75,7 @@ class ExportResult:
     check: OutputCheck
     notes: tuple[str, ...] = field(default_factory=tuple)
     layout: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
+    quantizer: str | None = None
 
 
 Exporter = Callable[[Architecture, Tensors, Path, str, ExportOptions], ExportResult]

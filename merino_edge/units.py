@@ -1,7 +1,7 @@
 """Quantities as people write them (`50ms`, `48MiB`, `61M`, `10..20ms`) and back.
 
 Times become milliseconds (float), sizes bytes (int), counts plain numbers (int), energies
-millijoules (float). A number without its unit is an error: 50 of what?
+millijoules (float), percentages shares (float). A number without its unit is an error: 50 of what?
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from merino_edge.errors import UsageError
 
-_NUMBER = re.compile(r"^\s*([+-]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ]*)\s*$")
+_NUMBER = re.compile(r"^\s*([+-]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ]*|%)\s*$")
 
 TIME_MS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4, "min": 6e4, "h": 3.6e6}
 BYTES = {
@@ -21,6 +21,7 @@ BYTES = {
     "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40,
 }  # fmt: skip
 COUNT = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+SHARE = {"%": 1e-2}
 ENERGY_MJ = {"uJ": 1e-3, "mJ": 1.0, "J": 1e3}
 
 
@@ -71,6 +72,11 @@ def _whole(text: str, value: float, what: str, example: str) -> int:
 def parse_energy_mj(text: str) -> float:
     """Parse an energy (`30mJ`, `0.2J`) to millijoules."""
     return _parse(text, ENERGY_MJ, "energy", "30mJ")
+
+
+def parse_share(text: str) -> float:
+    """Parse a percentage (`5%`) to a share."""
+    return _parse(text, SHARE, "percentage", "5%")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ THIRD_PARTY = {
     "device_profiles": set(),
     "search": {"numpy", "scipy"},
     "training": {"accelerate", "datasets", "numpy", "safetensors", "tokenizers", "torch", "transformers", "zstandard"},
-    "exporters": {"ai_edge_litert", "ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "tflite_runtime"},
+    "exporters": {"ai_edge_litert", "ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "scipy", "tflite_runtime"},
     "device": {"numpy", "paramiko", "psutil"},
     "flows": {"numpy", "psutil", "starlette", "tokenizers", "uvicorn"},
     "cli": {"click", "rich"},

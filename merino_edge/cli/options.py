@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from merino_edge.errors import UsageError
-from merino_edge.units import parse_bytes, parse_count, parse_energy_mj, parse_limit, parse_ms, parse_seconds
+from merino_edge.units import (
+    parse_bytes,
+    parse_count,
+    parse_energy_mj,
+    parse_limit,
+    parse_ms,
+    parse_seconds,
+    parse_share,
+)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -41,6 +49,7 @@ class Quantity(_ParamType):
 
 SECONDS = Quantity("TIME", parse_seconds)
 COUNT = Quantity("COUNT", parse_count)
+SHARE = Quantity("PERCENT", parse_share)
 MS_LIMIT = Quantity("TIME", lambda text: parse_limit(text, parse_ms))
 BYTES_LIMIT = Quantity("SIZE", lambda text: parse_limit(text, parse_bytes))
 COUNT_LIMIT = Quantity("COUNT", lambda text: parse_limit(text, parse_count))

@@ -6,10 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from merino_edge.bundle import Bundle
 from merino_edge.device.client import Device, TestResult, TestSpec
@@ -22,13 +19,12 @@ from merino_edge.flows.devices import Ask, find_entry, opened, select_device
 from merino_edge.flows.export import brought_up_to_date, current_bundle, exported_bundles
 from merino_edge.flows.measuring import MEASUREMENTS, shared_key, test_name, to_measurement, what_changed
 from merino_edge.flows.profile_file import read_profile
+from merino_edge.flows.quality import read_validation
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.measurement import Measurement, append_measurements, percentile_ms, read_measurements
 from merino_edge.progress import SILENT, Progress
 
 DEFAULT_RECIPES = ("fp32", "dynamic_wi8_afp32")
-VALIDATION_TOKENS = "validation_tokens.npy"
-VALIDATION_FACTS = "validation.json"
 
 
 @dataclass(frozen=True)
@@ -200,19 +196,6 @@ def _perplexity(device: Device, subject: Subject, bundle: Bundle, options: Bench
         "bits_per_byte": nats / math.log(2) / bytes_per_token,
         "perplexity_tokens": result.tokens,
     }
-
-
-def read_validation(checkpoint: Path) -> tuple[np.ndarray[Any, np.dtype[np.int32]], float] | None:
-    """Read the held-out tokens that training left beside the weights, and bytes of text per token."""
-    path, facts = checkpoint / VALIDATION_TOKENS, checkpoint / VALIDATION_FACTS
-    if not path.is_file() or not facts.is_file():
-        return None
-    try:
-        tokens = np.load(path, allow_pickle=False)
-        value = json.loads(facts.read_text(encoding="utf-8"))
-        return tokens, float(value["bytes"]) / float(value["tokens"])
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise UsageError(f"the held-out tokens of {checkpoint} cannot be read: {error}", hint="train again") from error
 
 
 def _keep_records(subject: Subject, name: str) -> None:

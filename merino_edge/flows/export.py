@@ -6,9 +6,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,57 @@ import numpy.typing as npt
 from merino_edge.architecture import Architecture
 from merino_edge.bundle import TOKENIZER, Bundle, Manifest, bundle_label, describe_file, read_bundle, write_manifest
 from merino_edge.checkpoint import WEIGHTS, read_checkpoint
-from merino_edge.errors import InvalidFileError, MerinoEdgeError, UsageError, did_you_mean
-from merino_edge.exporting import Exporter, ExportOptions
+from merino_edge.errors import ExportError, InvalidFileError, MerinoEdgeError, UsageError, did_you_mean
+from merino_edge.exporting import Exporter, ExportOptions, ExportResult
 from merino_edge.files import sha256_file, sync_folder
 from merino_edge.flows.conditions import DEFAULT_CONDITIONS, run_conditions
+from merino_edge.flows.quality import HeldOut, compare_quality, find_held_out, limit_of, not_measured
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.progress import SILENT, Progress
 from merino_edge.reference import random_tensors
 
 EXPORTERS = "merino_edge.exporters"
 STALE_SECONDS = 600.0  # no export takes so long
+FAMILIES = {  # recipes named without their block: the first that fits and keeps the limit is taken
+    name: tuple(f"weight_only_wi4_b{block}_afp32" for block in (128, 64, 32))
+    for name in ("int4", "weight_only_wi4_afp32")
+}
+
+
+@dataclass(frozen=True)
+class ExportWish:
+    """What is asked of an export.
+
+    Attributes:
+        format: Of the file.
+        recipe: How weights are stored; a name of `FAMILIES` leaves the block open.
+        form: How the graph is written; the exporter's own where a recipe implies one.
+        quantizer: How integers are chosen; `auto` is the best that the text at hand allows.
+        text: To judge and calibrate by; None for what training held out.
+        max_perplexity_change: Largest share by which perplexity may rise; None for the recipe's.
+    """
+
+    format: str = "onnx"
+    recipe: str = "dynamic_wi8_afp32"
+    form: str = "standard"
+    quantizer: str = "auto"
+    text: str | None = None
+    max_perplexity_change: float | None = None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The text an export is judged by, or why there is none.
+
+    Attributes:
+        held_out: Text; None for no judgement.
+        limit: See `ExportWish.max_perplexity_change`.
+        reason: Why there is no text.
+    """
+
+    held_out: HeldOut | None = None
+    limit: float | None = None
+    reason: str = "random weights"
 
 
 @dataclass(frozen=True)
@@ -89,53 +130,108 @@ def write_bundle(
     format_name: str,
     recipe: str,
     options: ExportOptions,
+    judge: Judge | None = None,
+    tell: Callable[[float], None] = lambda share: None,
 ) -> Bundle:
     """Export into `parent/FORMAT-RECIPE[-FORM]`, which appears only when everything in it is complete and checked.
 
     An older bundle in its place stays until then. The form is the exporter's: some recipes imply one.
+
+    Args:
+        architecture: The model.
+        weights: Its tensors and their tokenizer.
+        parent: The folder of bundles.
+        format_name: Of the exporter.
+        recipe: Of the exporter.
+        options: For the exporter.
+        judge: By which text the file's quality is judged.
+        tell: Told how far the judging is, 0 to 1.
     """
-    exporter = load_exporter(format_name)
-    parent.mkdir(parents=True, exist_ok=True)
-    _sweep(parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{format_name}-{recipe}.", suffix=".tmp", dir=parent))
+    exporter, judge = load_exporter(format_name), judge or Judge()
+    if weights.tokenizer is not None:
+        _check_tokenizer(weights.tokenizer, architecture)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{format_name}-{recipe}.", suffix=".tmp", dir=parent))
+    except OSError as error:
+        raise _cannot_write(parent, error) from error
     try:
         result = exporter(architecture, weights.tensors, temporary, recipe, options)
-        names = list(result.files)
         if weights.tokenizer is not None:
-            _check_tokenizer(weights.tokenizer, architecture)
             shutil.copyfile(weights.tokenizer, temporary / TOKENIZER)
-            names.append(TOKENIZER)
-        manifest = Manifest(
-            architecture=architecture,
-            format=format_name,
-            recipe=recipe,
-            form=result.form,
-            exporter_version=result.exporter_version,
-            runtime=result.runtime,
-            runtime_min_version=result.runtime_min_version,
-            files=tuple(describe_file(temporary, name) for name in names),
-            context_length=options.context_length,
-            file_bytes=sum((temporary / name).stat().st_size for name in result.files),
-            unique_bytes=result.unique_bytes,
-            parity=result.parity,
-            quality=None,
-            trained=weights.trained,
-            trained_tokens=weights.trained_tokens,
-            check=result.check,
-            weights_sha256=weights.sha256,
-            notes=result.notes,
-        )
+        manifest = _manifest(architecture, weights, temporary, format_name, recipe, result, options)
+        quality = _judged(architecture, weights, temporary, manifest, judge, tell)
+        manifest = replace(manifest, quality=quality)
         write_manifest(temporary, manifest)
         folder = parent / bundle_label(format_name, recipe, result.form)
         _move_into_place(temporary, folder)
     except OSError as error:
-        raise MerinoEdgeError(
-            f"cannot write a bundle into {parent}: {error.strerror or error}",
-            hint="free some space or choose another folder",
-        ) from error
+        raise _cannot_write(parent, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Bundle(folder, manifest, result.layout)
+
+
+def _cannot_write(parent: Path, error: OSError) -> MerinoEdgeError:
+    return MerinoEdgeError(
+        f"cannot write a bundle into {parent}: {error.strerror or error}",
+        hint="free some space or choose another folder",
+    )
+
+
+def _manifest(
+    architecture: Architecture,
+    weights: Weights,
+    folder: Path,
+    format_name: str,
+    recipe: str,
+    result: ExportResult,
+    options: ExportOptions,
+) -> Manifest:
+    """Describe what an exporter wrote, but for its quality."""
+    names = [*result.files, *([TOKENIZER] if weights.tokenizer is not None else [])]
+    return Manifest(
+        architecture=architecture,
+        format=format_name,
+        recipe=recipe,
+        form=result.form,
+        exporter_version=result.exporter_version,
+        runtime=result.runtime,
+        runtime_min_version=result.runtime_min_version,
+        files=tuple(describe_file(folder, name) for name in names),
+        context_length=options.context_length,
+        file_bytes=sum((folder / name).stat().st_size for name in result.files),
+        unique_bytes=result.unique_bytes,
+        parity=result.parity,
+        quality=None,
+        trained=weights.trained,
+        trained_tokens=weights.trained_tokens,
+        check=result.check,
+        weights_sha256=weights.sha256,
+        notes=result.notes,
+        quantizer=result.quantizer,
+    )
+
+
+def _judged(
+    architecture: Architecture,
+    weights: Weights,
+    folder: Path,
+    manifest: Manifest,
+    judge: Judge,
+    tell: Callable[[float], None],
+) -> dict[str, Any]:
+    """Return the manifest's `quality`; the fp32 side is written for it, unless the file is that itself."""
+    if judge.held_out is None:
+        return not_measured(judge.reason)
+    if (manifest.format, manifest.recipe, manifest.form) == ("onnx", "fp32", "standard"):
+        return compare_quality(folder, manifest, (folder, manifest), judge.held_out, judge.limit, tell)
+    with tempfile.TemporaryDirectory(prefix=".fp32.", suffix=".tmp", dir=folder.parent) as name:
+        fp32, options = Path(name), ExportOptions(context_length=manifest.context_length, parity=False)
+        result = load_exporter("onnx")(architecture, weights.tensors, fp32, "fp32", options)
+        described = _manifest(architecture, replace(weights, tokenizer=None), fp32, "onnx", "fp32", result, options)
+        return compare_quality(folder, manifest, (fp32, described), judge.held_out, judge.limit, tell)
 
 
 def _sweep(parent: Path) -> None:
@@ -177,20 +273,14 @@ def _check_tokenizer(path: Path, architecture: Architecture) -> None:
         )
 
 
-def export(
-    subject_name: str | None,
-    format_name: str,
-    recipe: str,
-    form: str = "standard",
-    progress: Progress = SILENT,
-) -> dict[str, Any]:
+def export(subject_name: str | None, wish: ExportWish, progress: Progress = SILENT) -> dict[str, Any]:
     """Export a run's checkpoint, or random weights where nothing was trained.
 
     Returns:
         The document of `merino-edge export --json`.
     """
     subject = resolve_subject(subject_name)
-    bundle = export_subject(subject, format_name, recipe, form, progress)
+    bundle = export_subject(subject, wish, progress)
     manifest = bundle.manifest
     return {
         "bundle": str(bundle.folder),
@@ -198,21 +288,21 @@ def export(
         "format": manifest.format,
         "recipe": manifest.recipe,
         "form": manifest.form,
+        "quantizer": manifest.quantizer,
         "file_bytes": manifest.file_bytes,
         "unique_bytes": manifest.unique_bytes,
         "fp32_executed_bytes": 4 * manifest.architecture.executed_parameters,
         "parity": manifest.parity,
+        "quality": manifest.quality,
         "trained": manifest.trained,
         "architecture": manifest.architecture.to_json(),
     }
 
 
-def export_subject(
-    subject: Subject, format_name: str, recipe: str, form: str = "standard", progress: Progress = SILENT
-) -> Bundle:
+def export_subject(subject: Subject, wish: ExportWish, progress: Progress = SILENT) -> Bundle:
     """Export what a name stands for into its run."""
     run = subject.require_run()
-    with progress.task(f"exporting {bundle_label(format_name, recipe, form)}", 2) as task:
+    with progress.task(f"exporting {bundle_label(wish.format, wish.recipe, wish.form)}", 1.0) as task:
         if subject.checkpoint is not None:
             architecture, weights = checkpoint_weights(subject.checkpoint)
             if architecture != subject.architecture:
@@ -221,14 +311,51 @@ def export_subject(
                     f"{subject.architecture.describe()}",
                     hint="train again with: merino-edge train",
                 )
+            judge = _judge(subject.checkpoint, architecture, wish)
+            if judge.held_out is None:
+                progress.note(f"perplexity is not compared: {judge.reason}; name a text with: --text PATH")
         else:
+            if wish.text is not None:
+                raise UsageError("random weights have no quality that --text could show", hint="merino-edge train")
             progress.note("no checkpoint: exporting random weights (trained: false); next: merino-edge train")
             architecture, weights = subject.architecture, random_weights(subject.architecture, _context_length(subject))
-        task.update(1)
-        options = ExportOptions(form=form, context_length=weights.context_length)
-        bundle = write_bundle(architecture, weights, run.exports, format_name, recipe, options)
-        task.update(2)
+            judge = Judge()
+        bundle = _first_that_keeps(architecture, weights, run.exports, wish, judge, progress, task.update)
+        task.update(1.0)
     return bundle
+
+
+def _judge(checkpoint: Path, architecture: Architecture, wish: ExportWish) -> Judge:
+    held_out = find_held_out(checkpoint, architecture.vocab_size, wish.text)
+    return Judge(held_out, wish.max_perplexity_change, "no held-out tokens lie beside the weights")
+
+
+def _first_that_keeps(
+    architecture: Architecture,
+    weights: Weights,
+    parent: Path,
+    wish: ExportWish,
+    judge: Judge,
+    progress: Progress,
+    tell: Callable[[float], None],
+) -> Bundle:
+    """Write the recipe asked for; of a family the first that the widths allow and that keeps the limit."""
+    options = ExportOptions(
+        form=wish.form,
+        context_length=weights.context_length,
+        quantizer="rtn" if wish.quantizer == "auto" and not weights.trained else wish.quantizer,
+        calibration=judge.held_out.calibration if judge.held_out is not None else None,
+    )
+    recipes = FAMILIES.get(wish.recipe, (wish.recipe,))
+    for recipe in recipes:
+        try:
+            return write_bundle(architecture, weights, parent, wish.format, recipe, options, judge, tell)
+        except (UsageError, ExportError) as error:
+            too_wide, too_coarse = "nearest" in error.details, "quality" in error.details
+            if recipe == recipes[-1] or not (too_wide or too_coarse):
+                raise
+            progress.note(f"{error.message}: trying smaller blocks")
+    raise AssertionError("unreachable")
 
 
 def _context_length(subject: Subject) -> int:
@@ -245,12 +372,12 @@ def bundle_is_current(subject: Subject, bundle: Bundle) -> bool:
 
 def current_bundle(subject: Subject, format_name: str, recipe: str, progress: Progress = SILENT) -> Bundle:
     """Return a bundle of a subject, the standard form first, exporting where it is missing or out of date."""
-    label = bundle_label(format_name, recipe)
     names = {folder.name: folder for folder in subject.require_run().bundle_folders()}
-    fitting = sorted(name for name in names if name == label or name.startswith(f"{label}-"))
-    if not fitting:
-        return export_subject(subject, format_name, recipe, progress=progress)
-    return brought_up_to_date(subject, read_bundle(names[fitting[0]]), progress)
+    for label in (bundle_label(format_name, name) for name in FAMILIES.get(recipe, (recipe,))):
+        fitting = sorted(name for name in names if name == label or name.startswith(f"{label}-"))
+        if fitting:
+            return brought_up_to_date(subject, read_bundle(names[fitting[0]]), progress)
+    return export_subject(subject, ExportWish(format_name, recipe), progress)
 
 
 def exported_bundles(subject: Subject) -> list[Bundle]:
@@ -259,9 +386,12 @@ def exported_bundles(subject: Subject) -> list[Bundle]:
 
 
 def brought_up_to_date(subject: Subject, bundle: Bundle, progress: Progress = SILENT) -> Bundle:
-    """Return a bundle, exported again where the checkpoint is another one by now."""
+    """Return a bundle, exported again in the same way where the checkpoint is another one by now."""
     if bundle_is_current(subject, bundle):
         return bundle
     progress.note(f"{bundle.folder} is not from the present checkpoint: exporting again")
     manifest = bundle.manifest
-    return export_subject(subject, manifest.format, manifest.recipe, manifest.form, progress)
+    allowed = (manifest.quality or {}).get("limit", limit_of(manifest.recipe))
+    quantizer = manifest.quantizer if manifest.trained else "auto"
+    wish = ExportWish(manifest.format, manifest.recipe, manifest.form, quantizer, None, allowed)
+    return export_subject(subject, wish, progress)

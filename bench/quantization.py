@@ -1,0 +1,88 @@
+"""What each recipe and quantizer costs in perplexity, on a model trained on WikiText-2 for the purpose.
+
+Trains a block-shared model of 2.4 M parameters (two widths, vocabulary 2,048) for `--train-time`, or
+takes the checkpoint of an earlier run of this script, then exports every recipe with every quantizer
+as `merino-edge export` does and records the perplexity of each file on held-out text.
+
+    MERINO_EDGE_DATA=... .venv/bin/python bench/quantization.py [--train-time 600] [--checkpoint FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from record import write_result
+
+from merino_edge.architecture import Architecture, Block
+from merino_edge.exporters.quantizers import QUANTIZERS
+from merino_edge.exporters.recipes import RECIPES
+from merino_edge.files import read_json
+from merino_edge.flows.export import ExportWish, export_subject
+from merino_edge.flows.subject import Subject
+from merino_edge.run import create_run
+from merino_edge.training.request import TrainRequest
+from merino_edge.training.train import train
+
+ARCHITECTURE = Architecture((Block(256, 2, 2), Block(384, 2, 2)), 256, 2048)
+ANY = 1e9  # no file is refused here
+
+
+def trained(checkpoint: Path, seconds: float) -> Path:
+    """Train where no checkpoint lies there yet."""
+    if not (checkpoint / "model.safetensors").is_file():
+        train(TrainRequest(ARCHITECTURE, checkpoint, seconds=seconds, threads=2, token_folder=checkpoint.parent))
+    return checkpoint
+
+
+def measure(subject: Subject, recipe: str, quantizer: str) -> dict[str, Any]:
+    """Export once; return the row."""
+    bundle = export_subject(subject, ExportWish("onnx", recipe, quantizer=quantizer, max_perplexity_change=ANY))
+    manifest = bundle.manifest
+    quality = manifest.quality or {}
+    row = {
+        "recipe": recipe,
+        "quantizer": manifest.quantizer,
+        "form": manifest.form,
+        "file_bytes": manifest.file_bytes,
+        "parity": manifest.parity["max_abs_diff"] / manifest.parity["logits_std"],
+        **{key: quality[key] for key in ("perplexity", "perplexity_change", "standard_error")},
+    }
+    print(
+        f"{recipe:34}{row['quantizer'] or '-':6}{row['file_bytes'] / 1e6:8.2f} MB"
+        f"{row['perplexity']:10.3f}{100 * row['perplexity_change']:+9.2f} %",
+        flush=True,
+    )
+    return {**row, "tokens": quality["tokens"], "perplexity_fp32": quality["perplexity_fp32"]}
+
+
+def main() -> None:
+    """Train, export everything, record."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--train-time", type=float, default=600.0, metavar="SECONDS")
+    parser.add_argument("--checkpoint", type=Path, default=Path("build/quantization/checkpoint"))
+    parser.add_argument("--dry-run", action="store_true", help="record nothing")
+    options = parser.parse_args()
+    checkpoint = trained(options.checkpoint, options.train_time)
+    training = read_json(checkpoint / "training.json")
+    print(f"trained on {training['result']['tokens']:,} tokens in {training['result']['seconds']:.0f} s")
+    rows = []
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
+        os.environ["MERINO_EDGE_RUNS"] = scratch
+        run = create_run("quantization", "local")
+        run.set_architecture(ARCHITECTURE)
+        subject = Subject("quantization", ARCHITECTURE, checkpoint, run)
+        for recipe in RECIPES.values():
+            for quantizer in QUANTIZERS if recipe.bits == 4 else ("rtn",):
+                rows.append(measure(subject, recipe.name, quantizer))
+    facts = {key: training["result"][key] for key in ("tokens", "steps", "seconds", "perplexity")}
+    result = {"model": ARCHITECTURE.to_json(), "trained": {"source": training["data"]["source"], **facts}, "rows": rows}
+    if not options.dry_run:
+        print(f"recorded in {write_result('quantization', result)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""GPTQ (Frantar et al. 2023, arXiv 2210.17323): rounding that makes up for its own error.
+
+Inputs of a matrix are rounded one after the other, for all rows at once. What rounding one of them
+changes in the outputs, those not yet rounded take over, as the Hessian `H` of the output error says
+(`calibration.py`). With `H^-1 = U^T U`, `U` upper triangular, and `e = (w_j - q_j) / U_jj`, the
+update of every later input k is `w_k -= e * U_jk`.
+
+As in the authors' own code the inputs of largest `H_jj` come first, and updates of later inputs are
+gathered over 128 inputs. Scales are chosen beforehand (`scales.py`), so that the order is free.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import solve_triangular
+
+from merino_edge.errors import ExportError
+from merino_edge.exporters.quantize import RANGES, QuantizedTensor
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+DAMPING = 0.01  # of the mean diagonal, added to it: inputs that the text hardly shows stay near
+GATHERED = 128
+
+
+def round_with_gptq(matrix: Float32, hessian: Float64, scale: Float32, bits: int) -> QuantizedTensor:
+    """Round a matrix to given scales, so that its outputs change little.
+
+    Args:
+        matrix: float32 `[out, in]`.
+        hessian: float64 `[in, in]`, positive semidefinite.
+        scale: float32 `[out, groups]`.
+        bits: 8 or 4.
+    """
+    rows, columns = matrix.shape
+    q_min, q_max = RANGES[bits]
+    order = np.argsort(-np.diag(hessian), kind="stable")
+    factor = _factor(hessian[np.ix_(order, order)])
+    w = np.ascontiguousarray(matrix.T[order], np.float32)  # (in, out): an input is one run of memory
+    steps = np.ascontiguousarray(scale.T)[order // (columns // scale.shape[1])]  # (in, out)
+    values = np.empty((columns, rows), np.int8)
+    for start in range(0, columns, GATHERED):
+        stop = min(start + GATHERED, columns)
+        errors = np.empty((stop - start, rows), np.float32)
+        for j in range(start, stop):
+            rounded = np.clip(np.rint(w[j] / steps[j]), q_min, q_max)
+            values[order[j]] = rounded
+            errors[j - start] = w[j] - rounded * steps[j]
+            w[j + 1 : stop] -= factor[j, j + 1 : stop, None] * errors[j - start]
+        w[stop:] -= factor[start:stop, stop:].T @ errors
+    return QuantizedTensor(np.ascontiguousarray(values.T), scale, bits)
+
+
+def _factor(hessian: Float64) -> Float32:
+    """Return `U_jk / U_jj` of the inverse's upper factor; the diagonal is damped more where there is none."""
+    count = len(hessian)
+    mean = float(np.diag(hessian).mean()) or 1.0
+    dampings = (DAMPING, 0.1, 1.0, 10.0) if np.isfinite(mean) and np.isfinite(hessian).all() else ()
+    for damping in dampings:
+        try:
+            # H = R R^T with R upper, by factoring H turned end for end; then U = R^-1
+            turned = np.linalg.cholesky((hessian + damping * mean * np.eye(count))[::-1, ::-1])
+        except np.linalg.LinAlgError:
+            continue
+        upper = solve_triangular(turned[::-1, ::-1], np.eye(count), lower=False, check_finite=False)
+        return (upper / np.diag(upper)[:, None]).astype(np.float32)
+    raise ExportError(
+        "what a matrix meets on the calibration text gives no numbers to round by", hint="export with --quantizer rtn"
+    )

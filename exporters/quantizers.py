@@ -1,0 +1,105 @@
+"""Who chooses the integers of a model's matrices.
+
+    rtn    round to nearest; scales by the largest value of each block (`quantize.py`)
+    mse    scales of least squared error, then round to nearest (`scales.py`); needs no text
+    gptq   scales and rounding by what the matrices meet on calibration text (`gptq.py`)
+
+`auto` is `gptq` at 4 bits where there is calibration text, `mse` where there is none, and `rtn` at 8
+bits, where nothing is left to gain. The file's layout and operators are the same for all of them.
+
+`bench/quantization.py` compares them. Zero points, which MatMulNBits also takes, were tried and left
+out: a zero point a block, chosen by the range or by half-quadratic quantization (HQQ), did less on a
+trained model than `mse` does without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from merino_edge.architecture import Architecture
+from merino_edge.errors import UsageError, did_you_mean
+from merino_edge.exporters.calibration import collect_hessians
+from merino_edge.exporters.gptq import round_with_gptq
+from merino_edge.exporters.quantize import QuantizedTensor, RoundedMatrix, quantize_blocks
+from merino_edge.exporters.recipes import Recipe
+from merino_edge.exporters.scales import best_scales, quantize_with_mse
+from merino_edge.exporting import ExportOptions, Tensors
+
+Float32 = npt.NDArray[np.float32]
+QUANTIZERS = ("rtn", "mse", "gptq")
+FEWEST_CALIBRATION_TOKENS = 256
+WINDOW = 256  # calibration tokens that see one another: bounds time and memory
+
+
+def quantize_model(
+    architecture: Architecture, tensors: Tensors, recipe: Recipe, options: ExportOptions
+) -> tuple[Tensors, str | None]:
+    """Round every matrix as the recipe stores it, with the quantizer asked for.
+
+    Args:
+        architecture: The model.
+        tensors: Its weights, float32.
+        recipe: How they are stored.
+        options: `quantizer` and `calibration`.
+
+    Returns:
+        The tensors, matrices as `RoundedMatrix` where they are not simply rounded to nearest; and
+        the quantizer's name, None for a recipe without integers.
+
+    Raises:
+        UsageError: no such quantizer, one that this recipe cannot use, or too little text for it.
+    """
+    quantizer = _choose(recipe, options)
+    if quantizer is None or (quantizer == "rtn" and recipe.table_bits == recipe.bits):
+        return tensors, quantizer
+    quantize = _by_name(quantizer, architecture, tensors, options)
+    rounded = dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2:
+            bits = recipe.table_bits if name == "embedding.weight" else recipe.bits
+            rounded[name] = RoundedMatrix(quantize(name, tensor, recipe.block or tensor.shape[1], bits))
+    return rounded, quantizer
+
+
+def _choose(recipe: Recipe, options: ExportOptions) -> str | None:
+    """Return the quantizer's name, None for a recipe without integers."""
+    name, text = options.quantizer, options.calibration
+    if name not in (*QUANTIZERS, "auto"):
+        raise UsageError(
+            f"unknown quantizer '{name}'{did_you_mean(name, QUANTIZERS)}",
+            hint=f"quantizers: auto, {', '.join(QUANTIZERS)}",
+        )
+    enough = text is not None and len(text) >= FEWEST_CALIBRATION_TOKENS
+    if recipe.bits == 32:
+        if name not in ("auto", "rtn"):
+            raise UsageError(f"recipe '{recipe.name}' has no integers to choose", hint="leave --quantizer out")
+        return None
+    if name == "auto":
+        return "rtn" if recipe.bits == 8 else "gptq" if enough else "mse"
+    if name == "gptq" and not enough:
+        raise UsageError(
+            f"the quantizer gptq needs at least {FEWEST_CALIBRATION_TOKENS} tokens of text for a trained model",
+            hint="train first, name a text with --text PATH, or take --quantizer mse",
+        )
+    return name
+
+
+def _by_name(
+    quantizer: str, architecture: Architecture, tensors: Tensors, options: ExportOptions
+) -> Callable[[str, Float32, int, int], QuantizedTensor]:
+    """Return what quantizes the matrix of a name, with a block and a number of bits."""
+    if quantizer == "rtn":
+        return lambda name, matrix, block, bits: quantize_blocks(matrix, block, bits)
+    if quantizer == "mse":
+        return lambda name, matrix, block, bits: quantize_with_mse(matrix, block, bits)
+    assert options.calibration is not None
+    hessians = collect_hessians(architecture, tensors, options.calibration, WINDOW)
+
+    def with_gptq(name: str, matrix: Float32, block: int, bits: int) -> QuantizedTensor:
+        hessian = hessians[name]
+        return round_with_gptq(matrix, hessian, best_scales(matrix, block, bits, np.diag(hessian)), bits)
+
+    return with_gptq
