@@ -2,7 +2,8 @@
 
     rtn    round to nearest; scales by the largest value of each block (`quantize.py`)
     mse    scales of least squared error, then round to nearest (`scales.py`); needs no text
-    gptq   scales and rounding by what the matrices meet on calibration text (`gptq.py`)
+    gptq   scales and rounding by what the matrices meet on calibration text (`gptq.py`); of the token
+           table only the scales
 
 `auto` is `gptq` at 4 bits where there is calibration text, `mse` where there is none, and `rtn` at 8
 bits, where nothing is left to gain. The file's layout and operators are the same for all of them.
@@ -25,7 +26,7 @@ from merino_edge.exporters.calibration import collect_hessians
 from merino_edge.exporters.gptq import round_with_gptq
 from merino_edge.exporters.quantize import QuantizedTensor, RoundedMatrix, quantize_blocks
 from merino_edge.exporters.recipes import Recipe
-from merino_edge.exporters.scales import best_scales, quantize_with_mse
+from merino_edge.exporters.scales import best_scales, quantize_with_mse, round_to_scales
 from merino_edge.exporting import ExportOptions, Tensors
 
 Float32 = npt.NDArray[np.float32]
@@ -100,6 +101,10 @@ def _by_name(
 
     def with_gptq(name: str, matrix: Float32, block: int, bits: int) -> QuantizedTensor:
         hessian = hessians[name]
-        return round_with_gptq(matrix, hessian, best_scales(matrix, block, bits, np.diag(hessian)), bits)
+        nearest = quantize_blocks(matrix, block, bits)
+        scale = nearest.scale if bits == 8 else best_scales(matrix, block, bits, np.diag(hessian))
+        if name == "embedding.weight":  # its rows are also read as they are: they must stay near
+            return nearest if bits == 8 else round_to_scales(matrix, scale, bits)
+        return round_with_gptq(matrix, hessian, scale, bits)
 
     return with_gptq

@@ -31,7 +31,7 @@ from merino_edge.reference import random_tensors
 EXPORTERS = "merino_edge.exporters"
 STALE_SECONDS = 600.0  # no export takes so long
 FAMILIES = {  # recipes named without their block: the first that fits and keeps the limit is taken
-    name: tuple(f"weight_only_wi4_b{block}_afp32" for block in (128, 64, 32))
+    name: tuple(f"weight_only_wi4_{kind}_afp32" for kind in ("b128", "b64", "b32", "b32_head8"))
     for name in ("int4", "weight_only_wi4_afp32")
 }
 
@@ -354,7 +354,7 @@ def _first_that_keeps(
             too_wide, too_coarse = "nearest" in error.details, "quality" in error.details
             if recipe == recipes[-1] or not (too_wide or too_coarse):
                 raise
-            progress.note(f"{error.message}: trying smaller blocks")
+            progress.note(f"{error.message}; trying {recipes[recipes.index(recipe) + 1]}")
     raise AssertionError("unreachable")
 
 

@@ -14,6 +14,7 @@ import pytest
 from merino_edge.architecture import Architecture, Block
 from merino_edge.bundle import OutputCheck
 from merino_edge.errors import ExportError, InvalidFileError, UsageError
+from merino_edge.exporters.activations import forward_with_rounded_activations
 from merino_edge.exporters.parity import FileRunner
 from merino_edge.exporters.recipes import RECIPES, Recipe
 from merino_edge.exporters.to_onnx import export
@@ -219,6 +220,28 @@ def test_weights_whose_logits_overflow_are_refused_and_nothing_is_left(tmp_path:
     with pytest.raises(ExportError, match="disagrees with the reference"):
         export(TINY, tensors, tmp_path / "out", "fp32", ExportOptions())
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_too_large_for_8_bit_activations_are_told_from_a_wrong_graph(tmp_path: Path) -> None:
+    architecture = Architecture((Block(128, 2, 2), Block(256, 1, 2)), 128, 333)
+    tensors = random_tensors(architecture, 0, scale=0.2)  # attention looks at one token, layers amplify
+    with pytest.raises(ExportError, match=r"of their standard deviations.*8-bit activations alone") as caught:
+        export(architecture, tensors, tmp_path / "out", "dynamic_wi8_afp32", ExportOptions())
+    assert "--recipe fp32" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+    export(architecture, tensors, tmp_path / "out", "fp32", ExportOptions())
+
+
+def test_the_int8_file_does_what_rounding_activations_does_in_numpy(tmp_path: Path) -> None:
+    architecture, recipe = ARCHITECTURES["one block"], RECIPES["dynamic_wi8_afp32"]
+    tensors = weights(architecture)
+    write(architecture, tmp_path, recipe.name)
+    token_ids = np.random.default_rng(3).integers(0, architecture.vocab_size, 24)
+    rounded = {name: recipe.rounded(tensor) for name, tensor in tensors.items()}
+    expected = forward_with_rounded_activations(architecture, rounded, token_ids)
+    logits = FileRunner(tmp_path / "model.onnx").feed(token_ids)
+    near = np.abs(logits - expected).max()
+    assert near < 0.5 * np.abs(logits - forward(architecture, rounded, token_ids)).max()
 
 
 def test_refusal_keeps_files_of_others_in_the_folder(tmp_path: Path) -> None:
