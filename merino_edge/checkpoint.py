@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from merino_edge.architecture import Architecture, check_tensors
 from merino_edge.bundle import TOKENIZER
-from merino_edge.errors import InvalidFileError
+from merino_edge.errors import InvalidFileError, next_step
 from merino_edge.files import parse_json, read_text
 
 CONFIG = "config.json"
@@ -59,10 +59,11 @@ def read_config(folder: Path) -> tuple[Architecture, dict[str, Any]]:
     path = folder / CONFIG
     if not path.exists():
         raise InvalidFileError(f"checkpoint {folder} has no {CONFIG}", hint="train with: merino-edge train")
-    config = parse_json(read_text(path, "checkpoint"), f"checkpoint {path}")
-    if "architecture" not in config:
-        raise InvalidFileError(f"{path} describes no MeRino model: key 'architecture' is missing")
-    return Architecture.from_json(config["architecture"], f"checkpoint {path}"), config
+    with next_step("copy the checkpoint again, or train again"):
+        config = parse_json(read_text(path, "checkpoint"), f"checkpoint {path}")
+        if "architecture" not in config:
+            raise InvalidFileError(f"{path} describes no MeRino model: key 'architecture' is missing")
+        return Architecture.from_json(config["architecture"], f"checkpoint {path}"), config
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -70,7 +71,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     architecture, config = read_config(folder)
     path = folder / WEIGHTS
     tensors = read_safetensors(path)
-    check_tensors(architecture, {name: t.shape for name, t in tensors.items()}, f"checkpoint {path}")
+    with next_step(f"{CONFIG} and {WEIGHTS} do not belong together: copy both again, or train again"):
+        check_tensors(architecture, {name: t.shape for name, t in tensors.items()}, f"checkpoint {path}")
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise InvalidFileError(f"checkpoint {path}: tensor '{name}' holds NaN or infinity", hint="train again")

@@ -100,7 +100,10 @@ def load_exporter(format_name: str) -> Exporter:
     """Find the exporter of a format among the installed ones."""
     found = {point.name: point for point in entry_points(group=EXPORTERS)}
     if format_name not in found:
-        raise UsageError(f"no exporter writes '{format_name}'{did_you_mean(format_name, found)}")
+        raise UsageError(
+            f"no exporter writes '{format_name}'{did_you_mean(format_name, found)}",
+            hint=f"formats: {', '.join(sorted(found))}",
+        )
     exporter: Exporter = found[format_name].load()
     return exporter
 

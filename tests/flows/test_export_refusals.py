@@ -1,0 +1,179 @@
+"""What cannot be exported is refused in one line with the next step, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pickle
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models
+
+import merino_edge
+from merino_edge.checkpoint import CONFIG, WEIGHTS
+from merino_edge.errors import InvalidFileError, MerinoEdgeError, UsageError
+from merino_edge.flows.export import ExportWish, export
+from merino_edge.reference import random_tensors
+from merino_edge.run import runs_root
+from merino_edge.testing import tiny_architecture
+
+TINY = tiny_architecture()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {"architecture": TINY.to_json(), "trained_tokens": 5, "max_position_embeddings": 64}
+    (folder / CONFIG).write_text(json.dumps(config))
+    save_file(random_tensors(TINY, 0, scale=0.05), folder / WEIGHTS)
+    return folder
+
+
+def refuse(checkpoint: Path, words: str, wish: ExportWish | None = None) -> MerinoEdgeError:
+    """Export must fail with these words; return the error. No bundle, whole or part, may be there."""
+    with pytest.raises(MerinoEdgeError, match=words) as caught:
+        export(str(checkpoint), wish or ExportWish(recipe="fp32"))
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+    folder = runs_root() / "model" / "export"
+    assert not folder.exists() or list(folder.iterdir()) == []
+    return caught.value
+
+
+def with_tensors(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS)
+
+    return damage
+
+
+def flip(folder: Path, at: int) -> None:
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[at] ^= 0xFF
+    (folder / WEIGHTS).write_bytes(content)
+
+
+def deeper(folder: Path) -> None:
+    value = json.loads((folder / CONFIG).read_text())
+    value["architecture"]["blocks"][0]["width"] = 64
+    (folder / CONFIG).write_text(json.dumps(value))
+
+
+def small_tokenizer(folder: Path) -> None:
+    vocabulary = {chr(0x4E00 + number): number for number in range(20)}
+    Tokenizer(models.BPE(vocab=vocabulary, merges=[])).save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: flip(folder, 30), "truncated or not a safetensors file"),
+        (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1]), "truncated"),
+        (with_tensors(lambda t: t.pop("blocks.0.key.weight")), r"'blocks\.0\.key\.weight' is missing"),
+        (with_tensors(lambda t: t.update(stranger=np.zeros(1, np.float32))), "'stranger' belongs to no part"),
+        (with_tensors(lambda t: t["blocks.0.norms"].fill(np.nan)), r"'blocks\.0\.norms' holds NaN"),
+        (deeper, "the architecture says"),
+        (small_tokenizer, "has 20 entries, the architecture's vocabulary has 256"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer .* cannot be read"),
+        (lambda folder: (folder / CONFIG).write_text('{"architecture": 3}'), "must be a JSON object"),
+        (lambda folder: (folder / CONFIG).write_text("{}"), "describes no MeRino model"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_with_what_is_wrong(
+    checkpoint: Path, damage: Callable[[Path], object], words: str
+) -> None:
+    damage(checkpoint)
+    assert isinstance(refuse(checkpoint, words), InvalidFileError)
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        (ExportWish(recipe="fp23"), "did you mean 'fp32'"),
+        (ExportWish(form="standart"), "did you mean 'standard'"),
+        (ExportWish(format="onix"), "did you mean 'onnx'"),
+        (ExportWish(quantizer="gtpq"), "did you mean 'gptq'"),
+        (ExportWish(recipe="weight_only_wi4_b128_afp32"), "blocks of 128 do not divide"),
+    ],
+)
+def test_an_unknown_name_is_a_wrong_call_with_the_nearest(checkpoint: Path, wish: ExportWish, words: str) -> None:
+    assert isinstance(refuse(checkpoint, words, wish), UsageError)
+
+
+def test_a_text_that_is_not_there_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE(vocab={chr(0x4E00 + number): number for number in range(256)}, merges=[]))
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    refuse(checkpoint, "nowhere.txt does not exist", ExportWish(recipe="fp32", text=str(tmp_path / "nowhere.txt")))
+    (checkpoint / "tokenizer.json").unlink()
+    refuse(checkpoint, "no tokenizer lies beside the weights", ExportWish(recipe="fp32", text=__file__))
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"cannot mount a small disk here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize(("options", "words"), [("size=64k", "No space left"), ("size=64k,ro", "Read-only")])
+def test_a_full_or_locked_disk_leaves_nothing(checkpoint: Path, options: str, words: str) -> None:
+    folder = runs_root() / "model" / "export"
+    folder.mkdir(parents=True)
+    with mounted(folder, options):
+        refuse(checkpoint, words)
+
+
+def test_a_disk_that_fills_while_the_fp32_side_is_written_leaves_nothing(checkpoint: Path) -> None:
+    np.save(checkpoint / "validation_tokens.npy", np.arange(2048, dtype=np.int32) % 256)
+    (checkpoint / "validation.json").write_text('{"tokens": 2048, "bytes": 2048}')
+    folder = runs_root() / "model" / "export"
+    folder.mkdir(parents=True)
+    with mounted(folder, "size=160k"):  # room for the int8 file, not for fp32 beside it
+        refuse(checkpoint, "No space left", ExportWish())
+
+
+class Bomb:
+    """Unpickling this fails the test."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("a pickle was read",))
+
+
+def test_a_checkpoint_of_pickles_is_no_checkpoint(checkpoint: Path) -> None:
+    bomb = pickle.dumps(Bomb())
+    for name in ("pytorch_model.bin", "model.pt", "training_args.bin"):
+        (checkpoint / name).write_bytes(bomb)
+    (checkpoint / WEIGHTS).write_bytes(bomb)
+    refuse(checkpoint, "not a safetensors file")
+    (checkpoint / WEIGHTS).unlink()
+    refuse(checkpoint, "does not exist")
+
+
+def test_no_source_imports_pickle_or_lets_numpy_read_one() -> None:
+    wrong = []
+    for file in Path(merino_edge.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                wrong += [f"{file}: imports {n}" for n in names if n.split(".")[0] in ("pickle", "dill", "joblib")]
+            if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "weights_only"):
+                safe = node.arg == "weights_only"  # torch reads tensors alone then
+                if not (isinstance(node.value, ast.Constant) and node.value.value is safe):
+                    wrong.append(f"{file}: {node.arg} is not {safe}")
+    assert wrong == []
