@@ -24,7 +24,10 @@ NOT_BENCHES := demo record figures proxy_study
 PACKAGES := merino_edge exporters device_profiles
 SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
 
-.PHONY: help demo test check bench setup clean purge system-packages FORCE
+# Older runtimes, each in a folder of its own below build/runtimes/, that tests run exported files in.
+OLD_RUNTIMES := ai-edge-litert==1.4.0 ai-edge-litert==2.1.6 tflite-runtime==2.14.0
+
+.PHONY: help demo test check bench setup clean purge old-runtimes system-packages FORCE
 
 help: ## Show this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -62,6 +65,13 @@ clean: ## Remove build outputs, caches and the demo's runs; keep .venv
 
 purge: clean ## The same, and .venv
 	rm -rf $(VENV)
+
+old-runtimes: $(VENV)/.dependencies ## Fetch older runtimes that some tests run files in (300 MB in build/runtimes)
+	@for r in $(OLD_RUNTIMES); do folder=build/runtimes/$${r/==/-}; [ ! -d $$folder ] || continue; echo "fetching $$r"; \
+	    rm -rf $$folder.tmp; case $$r in tflite-runtime*) numpy='numpy<2';; *) numpy=numpy;; esac; \
+	    if $(BIN)/pip install --quiet --disable-pip-version-check --no-input --no-warn-conflicts --only-binary=:all: --target $$folder.tmp \
+	        $$r "$$numpy"; then mv $$folder.tmp $$folder; \
+	    else rm -rf $$folder.tmp; echo "no wheels of $$r for this Python: its tests are skipped"; fi; done
 
 system-packages: ## Install the system packages some tests use (Debian, Ubuntu; as root)
 	@missing=; for p in $(SYSTEM_PACKAGES); do \

@@ -17,9 +17,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from merino_edge.bundle import Piece
 from merino_edge.errors import ExportError
+from merino_edge.exporters.graph import describe_weights
 
 PAYLOAD_ALIGNMENT = 16
+LITERAL_BYTES = 1024  # what is not larger is described word for word
 MAX_BYTES = (1 << 31) - 1  # readers take distances as 31 bits
 
 
@@ -109,13 +112,16 @@ class _Writer:
         return position
 
 
-def write_flatbuffer(stream: BinaryIO, root: Table, identifier: bytes) -> None:
+def write_flatbuffer(stream: BinaryIO, root: Table, identifier: bytes) -> tuple[Piece, ...]:
     """Write a flatbuffer.
 
     Args:
         stream: Where to; only appended to.
         root: The root table.
         identifier: Four bytes that name the schema.
+
+    Returns:
+        What lies where: everything but large payloads word for word, these described.
 
     Raises:
         ExportError: more bytes than the format can address.
@@ -136,9 +142,18 @@ def write_flatbuffer(stream: BinaryIO, root: Table, identifier: bytes) -> None:
             hint="choose a recipe with fewer bits, or --format onnx",
         )
     stream.write(writer.data)
-    position = len(writer.data)
+    position, layout, literal = len(writer.data), [], bytes(writer.data)
     for start, (_, payload) in zip(starts, writer.payloads, strict=True):
-        stream.write(bytes(start - position) + struct.pack("<I", payload.nbytes))
+        before = bytes(start - position) + struct.pack("<I", payload.nbytes)
+        stream.write(before)
+        literal += before
         for piece in payload.pieces:
-            stream.write(np.ascontiguousarray(piece).data)
+            array = np.ascontiguousarray(piece)
+            stream.write(array.data)
+            if array.nbytes <= LITERAL_BYTES:
+                literal += array.tobytes()
+                continue
+            layout += [("literal", len(literal), literal.hex()), describe_weights(array)]
+            literal = b""
         position = start + 4 + payload.nbytes
+    return tuple([*layout, ("literal", len(literal), literal.hex())] if literal else layout)

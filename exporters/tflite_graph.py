@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from merino_edge.bundle import Piece
 from merino_edge.exporters.flatbuffer import Payload, Scalar, Table, write_flatbuffer
 
 SCHEMA_VERSION, IDENTIFIER = 3, b"TFL3"
@@ -132,8 +133,8 @@ class Model:
         """Return the number of an operator in its version."""
         return self._codes.setdefault((operator, version), len(self._codes))
 
-    def write(self, stream: BinaryIO, signature: str) -> None:
-        """Write the model, its first subgraph called by `signature`."""
+    def write(self, stream: BinaryIO, signature: str) -> tuple[Piece, ...]:
+        """Write the model, its first subgraph called by `signature`; return what lies where."""
         notes: list[Table] = [
             {0: name, 1: Scalar("I", self.buffer(("metadata", text), [np.frombuffer(text.encode(), np.uint8)]))}
             for name, text in self.metadata.items()
@@ -144,6 +145,9 @@ class Model:
         ]
         buffers: list[Table] = [{} if payload is None else {0: payload} for payload in self._buffers]
         main = self.subgraphs[0]
+        signatures: list[Table] = [
+            {0: main.names(main.inputs), 1: main.names(main.outputs), 2: signature, 4: Scalar("I", 0)}
+        ]
         root: Table = {
             0: Scalar("I", SCHEMA_VERSION),
             1: codes,
@@ -151,9 +155,9 @@ class Model:
             3: "merino-edge",
             4: buffers,
             6: notes,
-            7: [{0: main.names(main.inputs), 1: main.names(main.outputs), 2: signature, 4: Scalar("I", 0)}],
+            7: signatures,
         }
-        write_flatbuffer(stream, root, IDENTIFIER)
+        return write_flatbuffer(stream, root, IDENTIFIER)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from merino_edge.architecture import Architecture, check_tensors
-from merino_edge.bundle import OutputCheck
+from merino_edge.bundle import OutputCheck, Piece
 from merino_edge.errors import ExportError, MerinoEdgeError, UsageError, did_you_mean
 from merino_edge.exporters.parity import compare, output_check
 from merino_edge.exporters.recipes import RECIPES, Recipe
@@ -25,6 +25,7 @@ from merino_edge.files import open_atomic
 EXPORTER_VERSION = 1
 MODEL = "model.tflite"
 SIGNATURE = "serving_default"
+MAX_LAYOUT_CHARACTERS = 512 << 10  # a request to a device is at most 1 MiB
 FORMS = ("standard", "legacy")
 MATRICES: dict[str, Callable[[], Matrices]] = {"fp32": Float32Matrices, "dynamic_wi8_afp32": DynamicInt8Matrices}
 RUNTIMES = {"standard": ("ai-edge-litert", "1.4.0"), "legacy": ("tflite-runtime", "2.14.0")}
@@ -58,7 +59,7 @@ def export(
     load_interpreter()  # before long work, not after it
     made = not folder.exists()
     try:
-        write_file(architecture, tensors, folder, chosen, options.form)
+        layout = write_file(architecture, tensors, folder, chosen, options.form)
         parity, check = _check_file(architecture, tensors, folder, chosen, options)
     except BaseException:  # Ctrl-C too: nothing half-written stays
         _remove(folder, made)
@@ -74,6 +75,7 @@ def export(
         parity=parity,
         check=check,
         notes=(LEGACY_NOTE,) if options.form == "legacy" else (),
+        layout={MODEL: layout} if _can_travel(layout) else {},
     )
 
 
@@ -96,8 +98,10 @@ def find_recipe(name: str, form: str) -> Recipe:
     raise UsageError(f"unknown recipe '{name}'{did_you_mean(name, MATRICES)}", hint=allowed)
 
 
-def write_file(architecture: Architecture, tensors: Tensors, folder: Path, recipe: Recipe, form: str) -> None:
-    """Write `model.tflite`."""
+def write_file(
+    architecture: Architecture, tensors: Tensors, folder: Path, recipe: Recipe, form: str
+) -> tuple[Piece, ...]:
+    """Write `model.tflite`; return what lies where in it."""
     metadata = {
         "merino_edge.architecture_digest": architecture.digest,
         "merino_edge.recipe": recipe.name,
@@ -107,9 +111,14 @@ def write_file(architecture: Architecture, tensors: Tensors, folder: Path, recip
     decoder = TfliteDecoder(architecture, tensors, MATRICES[recipe.name](), called=form == "standard")
     try:
         with open_atomic(folder / MODEL) as stream:
-            decoder.build(metadata).write(stream, SIGNATURE)
+            return decoder.build(metadata).write(stream, SIGNATURE)
     except MerinoEdgeError as error:
         raise ExportError(f"export of {recipe.name} stopped: {error.message}", hint=error.hint) from error
+
+
+def _can_travel(layout: tuple[Piece, ...]) -> bool:
+    """Say whether a description is short enough for a device to make the file from it."""
+    return sum(len(pattern) for _, _, pattern in layout) <= MAX_LAYOUT_CHARACTERS
 
 
 def _check_file(
