@@ -93,7 +93,7 @@ class TfliteSession(Session):
         self.vocab_size = int(outputs["logits"]["shape_signature"][-1])
         self._shape = (0, 0, 0)  # T, N, S that the runtime is laid out for
         try:
-            self._lay_out(1, 1, _CACHE_STEP)
+            self._lay_out(1, 1, 1)
         except (ValueError, RuntimeError) as error:
             raise AgentError("runtime", f"{package} {version} cannot prepare {model.name}: {error}") from error
         delegated = any(op["op_name"] == "DELEGATE" for op in self._runtime._get_ops_details())
