@@ -121,7 +121,7 @@ def ring(r: dict[str, Any]) -> list[Row]:
     ]
 
 
-def export_sizes(r: dict[str, Any]) -> list[Row]:
+def export_sizes(r: dict[str, Any], how: str = "") -> list[Row]:
     """What sharing saves, in the file and in memory."""
     rows = {(row["recipe"], row["form"]): row for row in r["rows"]}
     result = []
@@ -129,7 +129,7 @@ def export_sizes(r: dict[str, Any]) -> list[Row]:
         row = rows[recipe, "standard"]
         result.append(
             (
-                f"60 M model, {recipe}: file; anonymous memory after load, each over the unique bytes; "
+                f"60 M model, {recipe}{how}: file; anonymous memory after load, each over the unique bytes; "
                 "memory gained when every depth grows from 1 to 8",
                 f"{row['file_bytes'] / row['unique_bytes']:.4f}; {row['anonymous_bytes'] / row['unique_bytes']:.2f}; "
                 f"{max(0, row['growth_bytes']) / 1e6:.2f} MB",
@@ -153,7 +153,10 @@ def latency_local(r: dict[str, Any]) -> list[Row]:
     return result
 
 
-SCRIPTS = {"proxy_stats": "proxy_study.py --stats bench/results/proxy_study.csv"}  # where the name is another
+SCRIPTS = {  # where the name is another
+    "proxy_stats": "proxy_study.py --stats bench/results/proxy_study.csv",
+    "export_sizes_tflite": "export_sizes.py tflite",
+}
 TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "proxy_stats": proxy_stats,
     "proxy_lts": proxy_lts,
@@ -162,6 +165,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "latency_hat": latency_hat,
     "latency_local": latency_local,
     "export_sizes": export_sizes,
+    "export_sizes_tflite": lambda r: export_sizes(r, " as TFLite"),
     "ring": ring,
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 from merino_edge.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers", "tokenizers")
+PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir", "onnxruntime", "ai-edge-litert", "torch", "transformers", "tokenizers")
 
 
 def write_result(name: str, result: Mapping[str, Any]) -> Path:
