@@ -80,6 +80,7 @@ def write_bundle(
     recipe: str = "fp32",
     context_length: int = 256,
     seed: int = 0,
+    form: str = "standard",
 ) -> Bundle:
     """Export random weights with any exporter and write the manifest around them; no tokenizer.
 
@@ -90,14 +91,16 @@ def write_bundle(
         recipe: Of the exporter.
         context_length: Tokens the cache may hold.
         seed: Of the weights.
+        form: Of the exporter.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = random_tensors(architecture, seed, scale=0.05)
-    result = export(architecture, tensors, folder, recipe, ExportOptions(context_length=context_length))
+    options = ExportOptions(form=form, context_length=context_length)
+    result = export(architecture, tensors, folder, recipe, options)
     files = tuple(describe_file(folder, name) for name in result.files)
     manifest = Manifest(
         architecture=architecture,
-        format="onnx",
+        format=Path(result.files[0]).suffix[1:],
         recipe=recipe,
         form=result.form,
         exporter_version=result.exporter_version,
