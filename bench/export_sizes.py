@@ -23,7 +23,7 @@ from typing import Any
 from record import write_result
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.exporters import to_onnx, to_tflite
+from merino_edge.exporters import tflite_recipes, to_onnx, to_tflite
 from merino_edge.exporters.recipes import RECIPES
 from merino_edge.exporting import ExportOptions
 from merino_edge.reference import random_tensors
@@ -63,9 +63,8 @@ def model(depths: tuple[int, ...]) -> Architecture:
 
 def pairs(format_name: str) -> list[tuple[str, str]]:
     """Return the recipes and forms of a format."""
-    if format_name == "tflite":
-        return [(recipe, form) for recipe in to_tflite.MATRICES for form in to_tflite.FORMS]
-    return [(recipe.name, form) for recipe in RECIPES.values() for form in recipe.forms]
+    recipes = tflite_recipes.RECIPES if format_name == "tflite" else RECIPES
+    return [(recipe.name, form) for recipe in recipes.values() for form in recipe.forms]
 
 
 def write_here(folder: Path, format_name: str, recipe: str, form: str, depths: tuple[int, ...]) -> dict[str, Any]:

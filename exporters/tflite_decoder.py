@@ -16,16 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from merino_edge.architecture import NORM_EPSILON, ROPE_THETA, Architecture
 from merino_edge.exporters.quantize import QuantizedTensor, quantize_rows
+from merino_edge.exporters.recipes import Recipe
 from merino_edge.exporters.tflite_graph import Model, Operator, Subgraph, Tensor, Type
 from merino_edge.exporting import Tensors
 
+Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 HIDDEN = -1e9  # added to a score that must not count
 ANGLE_BITS = 8  # of a factor in `_angle_parts`; times a position below 2 ** 16 the product is exact
@@ -36,7 +38,7 @@ class Matrices(Protocol):
     """Products with weight matrices, as one recipe stores them."""
 
     def embed(self, g: Subgraph, table: Float32, token_ids: Tensor) -> Tensor:
-        """Rows of the token table `[V, E]`: (1, T) -> (1, T, E)."""
+        """Rows of the token table `[V, E]`: (1, T) -> (T, E), or with one more axis before."""
 
     def linear(self, g: Subgraph, names: Sequence[str], tensors: Tensors, x: Tensor) -> Tensor:
         """`x @ W.T` for the matrices `[out, in]` stacked along `out`: (N, in) -> (N, out)."""
@@ -86,6 +88,36 @@ class DynamicInt8Matrices:
         if name not in self._quantized:
             self._quantized[name] = quantize_rows(matrix)
         return self._quantized[name]
+
+
+class BlockInt4Matrices:
+    """int4 weights, one float16 scale a block of inputs; the table serves rows and head."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Begin with nothing quantized."""
+        self._recipe = recipe
+        self._packed: dict[str, tuple[Array, Array]] = {}
+
+    def embed(self, g: Subgraph, table: Float32, token_ids: Tensor) -> Tensor:
+        """See `Matrices`."""
+        return g.lookup(g.reshape(token_ids, -1), self._weight(g, [TABLE], {TABLE: table}))  # (T, E)
+
+    def linear(self, g: Subgraph, names: Sequence[str], tensors: Tensors, x: Tensor) -> Tensor:
+        """See `Matrices`."""
+        return g.fully_connected(x, self._weight(g, names, tensors))
+
+    def _weight(self, g: Subgraph, names: Sequence[str], tensors: Tensors) -> Tensor:
+        parts = [self._pack(name, tensors[name]) for name in names]
+        values, scales = [part[0] for part in parts], [part[1] for part in parts]
+        return g.block_weight(stacked_name(names), values, scales, self._recipe.block)
+
+    def _pack(self, name: str, matrix: Float32) -> tuple[Array, Array]:
+        if name not in self._packed:
+            quantized = self._recipe.quantize(matrix)
+            half_bytes = quantized.values.view(np.uint8) & 15
+            packed = half_bytes[:, 0::2] | half_bytes[:, 1::2] << 4
+            self._packed[name] = (packed, quantized.scale.astype(np.float16))
+        return self._packed[name]
 
 
 def stacked_name(names: Sequence[str]) -> str:

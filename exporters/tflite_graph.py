@@ -3,7 +3,7 @@
 The numbers are those of the public schema (`tensorflow/compiler/mlir/lite/schema/schema.fbs`), the
 operator versions those of `tensorflow/lite/tools/versioning/op_version.cc`: an old runtime must be
 able to refuse what it cannot do, so every operator states the lowest version that has what is used.
-A size of -1 is dynamic. float32 and int32 alone are computed with; int8 is only ever a weight.
+A size of -1 is dynamic. float32 and int32 alone are computed with; integers of 8 and 4 bits are weights.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ class Type(IntEnum):
     """Element types that are used."""
 
     FLOAT32 = 0
+    FLOAT16 = 1
     INT32 = 2
     BOOL = 6
     INT8 = 9
+    INT4 = 17
 
 
 DTYPES = {Type.FLOAT32: "<f4", Type.INT32: "<i4", Type.BOOL: "|b1", Type.INT8: "|i1"}
@@ -41,6 +43,7 @@ class Operator(IntEnum):
 
     ADD = 0
     CONCATENATION = 2
+    EMBEDDING_LOOKUP = 7
     FLOOR = 8
     FULLY_CONNECTED = 9
     MUL = 18
@@ -87,6 +90,8 @@ OPTIONS = {
     Operator.GELU: 116,
 }
 """Which options table an operator takes (its number in the union); the others take none."""
+
+BLOCKWISE = 2  # the number of BlockwiseQuantization in its union
 
 
 def _true() -> Scalar:
@@ -228,6 +233,26 @@ class Subgraph:
             self._constants[key] = tensor
         return self._constants[key]
 
+    def block_weight(self, name: str, values: Sequence[Array], scales: Sequence[Array], block: int) -> Tensor:
+        """Return int4 weights, two to a byte, whose blocks along a row share a float16 scale.
+
+        Args:
+            name: As for `weight`.
+            values: uint8 `[out, in / 2]` each.
+            scales: float16 `[out, in / block]` each.
+            block: Inputs that share a scale.
+        """
+        key = (name, block)
+        if key not in self._constants:
+            rows = sum(len(piece) for piece in values)
+            scale = self.weight(f"{name}.scale", scales, Type.FLOAT16)
+            number = self.model.buffer(name, values)
+            tensor = self._tensor(name, Type.INT4, (rows, 2 * values[0].shape[1]), number)
+            shared = {0: Scalar("i", scale.index), 1: Scalar("i", -1), 2: Scalar("i", block)}
+            self._tensors[tensor.index][4] = {4: Scalar("B", BLOCKWISE), 5: shared}
+            self._constants[key] = tensor
+        return self._constants[key]
+
     def _tensor(self, name: str, type_: Type, shape: Shape, buffer: int = 0) -> Tensor:
         now = np.array([max(size, 1) if size != -1 else 1 for size in shape], "<i4")
         table: dict[int, Any] = {
@@ -293,7 +318,8 @@ class Subgraph:
     def reshape(self, x: Tensor, *shape: int) -> Tensor:
         """Return the same elements in another shape, in which one size may be -1."""
         sizes = np.array(shape, "<i4")
-        return self.apply(Operator.RESHAPE, [x, self.constant(sizes, Type.INT32)], shape, options={0: sizes})[0]
+        inputs = [x, self.constant(sizes, Type.INT32)]
+        return self.apply(Operator.RESHAPE, inputs, shape, options={0: sizes}, type_=x.type)[0]
 
     def transpose(self, x: Tensor, *order: int) -> Tensor:
         """Return the axes in another order; four at most."""
@@ -320,21 +346,28 @@ class Subgraph:
         shape = (*indices.shape, *x.shape[1:])
         return self.apply(Operator.GATHER, [x, indices], shape, version=version, options={}, type_=x.type)[0]
 
+    def lookup(self, indices: Tensor, table: Tensor) -> Tensor:
+        """Return rows of an int4 table as float32."""
+        shape = (*indices.shape, *table.shape[1:])
+        return self.apply(Operator.EMBEDDING_LOOKUP, [indices, table], shape, version=4)[0]
+
     def cast(self, x: Tensor) -> Tensor:
         """Return integers as float32."""
         options = {0: Scalar("b", x.type), 1: Scalar("b", Type.FLOAT32)}
         return self.apply(Operator.CAST, [x], x.shape, version=3 if x.type == Type.INT8 else 1, options=options)[0]
 
     def fully_connected(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return `x @ weight.T`: (N, in) by `[out, in]`; int8 weights have inputs rounded to 8 bits, row by row.
+        """Return `x @ weight.T`: (N, in) by `[out, in]`; integer weights have inputs rounded to 8 bits, row by row.
 
         Without a bias this is version 6; inputs quantized with a zero point make it 9. Per-channel
-        scales, version 12, are never written: tflite-runtime 2.14 computes them wrongly.
+        scales, version 12, are never written: tflite-runtime 2.14 computes them wrongly. Scales by
+        block are of no version of their own; ai-edge-litert 1.4, which knows 13, computes them
+        wrongly, and 2.1, which knows 14, rightly.
         """
+        version = {Type.INT4: 14, Type.INT8: 9}.get(weight.type, 6)
+        options: Table = {3: _true()} if version > 6 else {}
         shape = (*x.shape[:-1], weight.shape[0])
-        if weight.type != Type.INT8:
-            return self.apply(Operator.FULLY_CONNECTED, [x, weight], shape, version=6)[0]
-        return self.apply(Operator.FULLY_CONNECTED, [x, weight], shape, version=9, options={3: _true()})[0]
+        return self.apply(Operator.FULLY_CONNECTED, [x, weight], shape, version=version, options=options)[0]
 
     def batch_matmul(self, a: Tensor, b: Tensor, transposed: bool = False) -> Tensor:
         """Return `a @ b` over the last two axes, or `a @ b.T`."""

@@ -1,6 +1,6 @@
 """The exporter registered as `tflite`: one file, `model.tflite`, graph and weights.
 
-Whole here: which recipes and forms there are, checking what comes in, writing the file under a
+Whole here: checking what comes in, writing the file under a
 temporary name, running it, and taking it away again if it does not compute what the architecture says.
 The form `standard` calls each block's layer as a subgraph; `legacy` writes all layers out, for
 tflite-runtime 2.14, which crashes on called subgraphs of dynamic size.
@@ -8,15 +8,21 @@ tflite-runtime 2.14, which crashes on called subgraphs of dynamic size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from merino_edge.architecture import Architecture, check_tensors
 from merino_edge.bundle import OutputCheck, Piece
-from merino_edge.errors import ExportError, MerinoEdgeError, UsageError, did_you_mean
+from merino_edge.errors import ExportError, MerinoEdgeError
 from merino_edge.exporters.parity import compare, output_check
-from merino_edge.exporters.recipes import RECIPES, Recipe
-from merino_edge.exporters.tflite_decoder import DynamicInt8Matrices, Float32Matrices, Matrices, TfliteDecoder
+from merino_edge.exporters.recipes import Recipe
+from merino_edge.exporters.tflite_decoder import (
+    BlockInt4Matrices,
+    DynamicInt8Matrices,
+    Float32Matrices,
+    Matrices,
+    TfliteDecoder,
+)
+from merino_edge.exporters.tflite_recipes import find_recipe
 from merino_edge.exporters.tflite_runner import TfliteRunner, load_interpreter
 from merino_edge.exporters.to_onnx import check_values
 from merino_edge.exporting import ExportOptions, ExportResult, Tensors
@@ -26,9 +32,8 @@ EXPORTER_VERSION = 1
 MODEL = "model.tflite"
 SIGNATURE = "serving_default"
 MAX_LAYOUT_CHARACTERS = 512 << 10  # a request to a device is at most 1 MiB
-FORMS = ("standard", "legacy")
-MATRICES: dict[str, Callable[[], Matrices]] = {"fp32": Float32Matrices, "dynamic_wi8_afp32": DynamicInt8Matrices}
 RUNTIMES = {"standard": ("ai-edge-litert", "1.4.0"), "legacy": ("tflite-runtime", "2.14.0")}
+BLOCKS_SINCE = "2.1.6"  # the lowest release of ai-edge-litert seen to compute scales by block rightly
 LEGACY_NOTE = (
     "legacy: layers are written out for tflite-runtime 2.14 (with numpy<2); ai-edge-litert runs it too, "
     "but keeps one packed copy of a shared weight per layer in memory"
@@ -44,16 +49,16 @@ def export(
         architecture: The model.
         tensors: Its tensors, float32, by the names of `architecture.tensor_shapes`.
         folder: Where `model.tflite` goes; made if missing.
-        recipe: `fp32` or `dynamic_wi8_afp32`.
+        recipe: How weights are stored; see `tflite_recipes.py`.
         options: Form, parity and seed.
 
     Raises:
-        UsageError: no such recipe or form.
+        UsageError: no such recipe or form, or a pair that does not exist.
         InvalidFileError: tensors that are missing, foreign, or of another shape.
         ExportError: weights that are no numbers, no runtime to run the file with, or a file that does
             not compute the model. Nothing is left in `folder` then.
     """
-    chosen = find_recipe(recipe, options.form)
+    chosen = find_recipe(recipe, options.form, architecture)
     check_tensors(architecture, {name: tensor.shape for name, tensor in tensors.items()}, "weights to export")
     check_values(tensors)
     load_interpreter()  # before long work, not after it
@@ -70,7 +75,7 @@ def export(
         form=options.form,
         exporter_version=EXPORTER_VERSION,
         runtime=runtime,
-        runtime_min_version=lowest,
+        runtime_min_version=BLOCKS_SINCE if chosen.block else lowest,
         unique_bytes=chosen.unique_bytes(architecture),
         parity=parity,
         check=check,
@@ -79,23 +84,11 @@ def export(
     )
 
 
-def find_recipe(name: str, form: str) -> Recipe:
-    """Return the recipe of a name.
-
-    Raises:
-        UsageError: no such recipe or form; the nearest is named.
-    """
-    allowed = f"recipes: {', '.join(MATRICES)}; forms: {', '.join(FORMS)}"
-    if form not in FORMS:
-        raise UsageError(f"unknown form '{form}' of a TFLite export{did_you_mean(form, FORMS)}", hint=allowed)
-    if name in MATRICES:
-        return RECIPES[name]
-    if name in RECIPES:
-        raise UsageError(
-            f"recipe '{name}' cannot be written as TFLite",
-            hint=f"nearest: --recipe dynamic_wi8_afp32, or --format onnx --recipe {name}",
-        )
-    raise UsageError(f"unknown recipe '{name}'{did_you_mean(name, MATRICES)}", hint=allowed)
+def matrices_of(recipe: Recipe) -> Matrices:
+    """Return the operators that multiply by weights stored so."""
+    if recipe.block:
+        return BlockInt4Matrices(recipe)
+    return Float32Matrices() if recipe.bits == 32 else DynamicInt8Matrices()
 
 
 def write_file(
@@ -108,7 +101,7 @@ def write_file(
         "merino_edge.form": form,
         "merino_edge.exporter_version": str(EXPORTER_VERSION),
     }
-    decoder = TfliteDecoder(architecture, tensors, MATRICES[recipe.name](), called=form == "standard")
+    decoder = TfliteDecoder(architecture, tensors, matrices_of(recipe), called=form == "standard")
     try:
         with open_atomic(folder / MODEL) as stream:
             return decoder.build(metadata).write(stream, SIGNATURE)

@@ -144,9 +144,9 @@ def _bytes_int8(rows: Any, columns: Any) -> Any:
     return rows * columns + 4 * rows  # one float32 scale a row
 
 
-def _bytes_blockwise(bits: int, block: int) -> MatrixSize:
+def _bytes_blockwise(bits: int, block: int, scale_bytes: int = 4) -> MatrixSize:
     def size(rows: Any, columns: Any) -> Any:
-        return rows * columns * bits // 8 + 4 * rows * (columns // block)  # one float32 scale a block
+        return rows * columns * bits // 8 + scale_bytes * rows * (columns // block)  # one scale a block
 
     return size
 
@@ -155,6 +155,7 @@ RECIPES: dict[str, MatrixSize] = {
     "fp32": _bytes_fp32,
     "dynamic_wi8_afp32": _bytes_int8,
     **{f"weight_only_wi{b}_b{n}_afp32": _bytes_blockwise(b, n) for b in (8, 4) for n in (128, 64, 32)},
+    **{f"dynamic_wi4_b{n}_afp32": _bytes_blockwise(4, n, scale_bytes=2) for n in (128, 64, 32)},  # TFLite
 }
 
 

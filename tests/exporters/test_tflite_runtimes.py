@@ -15,7 +15,7 @@ import pytest
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.device.provision import agent_program
-from merino_edge.exporters.recipes import RECIPES
+from merino_edge.exporters.tflite_recipes import RECIPES
 from merino_edge.exporters.to_tflite import export
 from merino_edge.exporting import ExportOptions
 from merino_edge.reference import forward, random_tensors
@@ -33,6 +33,7 @@ CASES = [
     ("ai-edge-litert-2.1.6", "standard"),
     ("tflite-runtime-2.14.0", "legacy"),
 ]
+INT4 = "dynamic_wi4_b32_afp32"
 BOUNDS = {"fp32": 1e-4, "dynamic_wi8_afp32": 0.2}
 CHILD = """
 import sys
@@ -82,6 +83,25 @@ def test_logits_are_the_references(name: str, runtime: str, form: str, recipe: s
     expected = forward(architecture, rounded, ids)
     expected = np.concatenate([expected, expected[-1:]])
     assert np.abs(logits - expected).max() <= BOUNDS[recipe] * expected.std()
+
+
+@pytest.mark.parametrize("runtime", ["ai-edge-litert-2.1.6", "ai-edge-litert-1.4.0"])
+def test_four_bits_are_right_where_they_are_known_and_refused_where_not(runtime: str, tmp_path: Path) -> None:
+    architecture, recipe = Architecture((Block(64, 2, 2), Block(128, 1, 2)), 96, 101, head_dim=32), INT4
+    tensors = random_tensors(architecture, 0, 0.05)
+    export(architecture, tensors, tmp_path, recipe, ExportOptions(parity=False))
+    ids = np.random.default_rng(1).integers(0, architecture.vocab_size, 80)
+    np.save(tmp_path / "ids.npy", ids)
+    names = [str(tmp_path / name) for name in ("model.tflite", "ids.npy", "out.npy")]
+    done = run_in(runtime, [names[0], "ai-edge-litert", *names[1:]], tmp_path)
+    if runtime.endswith("1.4.0"):
+        assert done.returncode == 1
+        assert "cannot open model.tflite" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    rounded = {n: RECIPES[recipe].rounded(tensor) for n, tensor in tensors.items()}
+    expected = forward(architecture, rounded, ids)
+    assert np.abs(np.load(tmp_path / "out.npy")[:80] - expected).max() <= 0.2 * expected.std()
 
 
 def test_tflite_runtime_refuses_a_file_that_it_would_crash_on(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.exporters.recipes import RECIPES
-from merino_edge.exporters.to_tflite import MATRICES, export
+from merino_edge.exporters.tflite_recipes import RECIPES
+from merino_edge.exporters.to_tflite import export
 from merino_edge.exporting import ExportOptions
 from merino_edge.reference import random_tensors
 
@@ -26,7 +26,7 @@ if not Path("/proc/self/status").exists():
 
 WIDTHS = (512, 384, 512, 640, 512)  # with the table about 20 M parameters
 MEGABYTE = 1_000_000
-BOOKKEEPING = 200_000  # of XNNPACK, for the operators of a subgraph, whatever their size
+BOOKKEEPING = 250_000  # of XNNPACK, for the operators of a subgraph, whatever their size
 PLACES = 64  # of the cache a session begins with
 
 CHILD = """
@@ -76,7 +76,7 @@ def anonymous_bytes(folder: Path) -> tuple[int, int, int]:
     return int(loaded), int(peak), int(used)
 
 
-@pytest.mark.parametrize("recipe", MATRICES)
+@pytest.mark.parametrize("recipe", ["fp32", "dynamic_wi8_afp32", "dynamic_wi4_b128_afp32"])
 def test_sharing_survives_the_file_and_the_runtime(recipe: str, tmp_path: Path) -> None:
     unique = RECIPES[recipe].unique_bytes(model(1))
     shallow_file, deep_file = (write(depth, tmp_path / str(depth), recipe) for depth in (1, 8))
