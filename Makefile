@@ -12,14 +12,17 @@ PYTHON ?=
 TORCH_INDEX ?=
 TESTS ?=
 BENCH ?=
+CPU ?= cortex-a72
+ICOUNT ?=
 
 # Debian and Ubuntu names of what some tests use beside Python; nothing else needs them.
-SYSTEM_PACKAGES := openssh-client openssh-server
+SYSTEM_PACKAGES := openssh-client openssh-server \
+    qemu-system-arm qemu-utils mmdebstrap e2fsprogs kmod cpio gzip device-tree-compiler
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Not measurements of this machine: the demo, the recorder, the page, and the trainings on a GPU.
-NOT_BENCHES := demo record figures proxy_study
+# Not measurements of this machine: the demo, the recorder, the page, the trainings on a GPU, the emulated boards.
+NOT_BENCHES := demo record figures proxy_study arm
 
 PACKAGES := merino_edge exporters device_profiles
 SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
@@ -27,7 +30,7 @@ SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
 # Older runtimes, each in a folder of its own below build/runtimes/, that tests run exported files in.
 OLD_RUNTIMES := ai-edge-litert==1.4.0 ai-edge-litert==2.1.6 tflite-runtime==2.14.0
 
-.PHONY: help demo test check bench setup clean purge old-runtimes system-packages FORCE
+.PHONY: help demo test test-board check bench board board-down setup clean purge old-runtimes system-packages FORCE
 
 help: ## Show this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -38,12 +41,23 @@ help: ## Show this list
 	@echo '  TORCH_INDEX=URL     take torch from this index, for instance the one of the CPU builds'
 	@echo '  TESTS="tests/words -x"   what `make test` runs, and how'
 	@echo '  BENCH=search_speed  one script of bench/ for `make bench`'
+	@echo '  CPU=cortex-a76      the core that `make board` emulates; ICOUNT=1: its clock counts instructions'
+	@echo '  CPUS="cortex-a53"   the cores that `make test-board` goes round on (cortex-a72 and cortex-a76)'
 
 demo: $(VENV)/.package ## Run the whole job here: profile, search, train, export, deploy, measure (10 minutes at most)
 	@$(BIN)/python bench/demo.py
 
 test: $(VENV)/.package ## Run the tests against the installed package
 	@$(BIN)/pytest $(TESTS)
+
+test-board: $(VENV)/.package ## Boot emulated aarch64 boards and go round the ring on them over SSH (8 minutes or so)
+	@BOARD_CPUS='$(or $(CPUS),cortex-a72 cortex-a76)' $(BIN)/pytest tests/board $(TESTS)
+
+board: $(VENV)/.package ## Build and boot an emulated aarch64 board, and say how to reach it
+	@$(BIN)/python tools/board/emulator.py up --cpu $(CPU) $(if $(ICOUNT),--icount)
+
+board-down: ## End the emulated board
+	@python3 tools/board/emulator.py down
 
 check: $(VENV)/.package ## Lint, check the format, and type-check every installed file
 	$(BIN)/ruff check .
@@ -63,8 +77,8 @@ clean: ## Remove build outputs, caches and the demo's runs; keep .venv
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
 	find $(PACKAGES) bench tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-purge: clean ## The same, and .venv
-	rm -rf $(VENV)
+purge: clean ## The same, .venv and the image of the emulated board
+	rm -rf $(VENV) .board
 
 old-runtimes: $(VENV)/.dependencies ## Fetch older runtimes that some tests run files in (300 MB in build/runtimes)
 	@for r in $(OLD_RUNTIMES); do folder=build/runtimes/$${r/==/-}; [ ! -d $$folder ] || continue; echo "fetching $$r"; \
