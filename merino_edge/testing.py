@@ -192,12 +192,15 @@ class FakeDevice:
         """Remember that it was closed."""
         self.closed = True
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, bandwidth: bool = False) -> dict[str, Any]:
         """See `Device.facts`."""
+        del bandwidth
         return {
             "device_id": "fake-0000000000",
             "os_image": "Fake OS 1, kernel 1.0",
             "board_model": "Fake Board",
+            "emulated": None,
+            "jetson": None,
             "architecture": "fake64",
             "cpu": {
                 "model": "Fake Core",
@@ -216,6 +219,11 @@ class FakeDevice:
             "throttled": False,
             "throttled_bits": 0,
             "load1": 0.0,
+            "power_w": None,
+            "power_sensor": None,
+            "power_reason": "a fake board has no power sensor",
+            "memory_bandwidth": {"bytes_per_s": self.board.bandwidth_bytes_per_s, "threads": self.board.cores},
+            "unknown": {"power_w": "a fake board has no power sensor"},
             "runtimes": [{"name": "fake", "runtime": "onnxruntime", "runtime_version": "0.0.0"}],
             **self._facts,
         }

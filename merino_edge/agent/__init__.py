@@ -6,6 +6,8 @@ It is pushed as one zipapp and talks frames over stdin and stdout. In the order 
     errors.py      the one error that goes over it
     server.py      threads, heartbeat, dispatch of requests
     facts.py       what this machine is, read from /proc and /sys
+    sensors.py     power, throttling, what kind of machine; and why where it cannot tell
+    bandwidth.py   how fast it reads its memory
     store.py       objects by digest, the lock, the layout of the folder
     synthetic.py   weights made here from a seed, for measurements
     releases.py    journalled installation, switch, rollback, collection

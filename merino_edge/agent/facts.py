@@ -15,6 +15,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from merino_edge.agent import sensors
+
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -99,6 +101,11 @@ def last_level_cache_bytes(caches: list[dict[str, object]]) -> int | None:
     return int(str(max(found)[1])) if found else None
 
 
+def cpu_cache_bytes(machine: Machine) -> int | None:
+    """Return the size of this machine's last-level cache, None where the kernel does not say."""
+    return last_level_cache_bytes(_caches(machine))
+
+
 def _cpu(machine: Machine) -> dict[str, object]:
     info = machine.text("/proc/cpuinfo") or ""
     fields: dict[str, str] = {}
@@ -161,6 +168,13 @@ def governor(machine: Machine) -> str | None:
     paths = machine.paths("/sys/devices/system/cpu/cpufreq/policy*/scaling_governor")
     found = {machine.text("/" + str(p.relative_to(machine.root))) for p in paths}
     return "+".join(sorted(g for g in found if g)) or None
+
+
+def clocks_khz(machine: Machine) -> list[int] | None:
+    """Return the clock of each group of cores as the kernel has asked for it, None where it asks for none."""
+    paths = machine.paths("/sys/devices/system/cpu/cpufreq/policy*/scaling_cur_freq")
+    clocks = (machine.number("/" + str(path.relative_to(machine.root))) for path in paths)
+    return [clock for clock in clocks if clock is not None] or None
 
 
 def power_mode(machine: Machine) -> str | None:
@@ -227,18 +241,24 @@ def load1(machine: Machine) -> float | None:
 def gather(machine: Machine) -> dict[str, object]:
     """Return everything that can be said of this machine without running a model."""
     bits = throttled_bits(machine)
-    return {
+    found: dict[str, object] = {
         "device_id": device_id(machine),
         "os_image": os_image(machine),
         "board_model": machine.text("/proc/device-tree/model") or machine.text("/sys/class/dmi/id/product_name"),
+        "emulated": sensors.emulated(machine),
+        "jetson": sensors.jetson(machine),
         "architecture": platform.machine(),
         "cpu": _cpu(machine),
         "memory": memory(machine),
         "python": python_tags(),
         "governor": governor(machine),
         "power_mode": power_mode(machine) or "unknown",  # part of a measurement's key
+        "clocks_khz": clocks_khz(machine),
+        "measured_clock_khz": sensors.measured_clock_khz(machine),
         "temperature_c": temperature_c(machine),
-        "throttled": None if bits is None else bool(bits & 0xF),
+        "throttled": sensors.cooled_down(machine) if bits is None else bool(bits & 0xF),
         "throttled_bits": bits,
         "load1": load1(machine),
+        **sensors.power(machine),
     }
+    return {**found, "unknown": sensors.reasons(found)}

@@ -63,9 +63,15 @@ class Runtimes:
             check: Runs the check with (interpreter, path).
         """
         path = None if folder is None else str(self.folder / folder)
-        found = check(sys.executable, path)
+        record_file = self.folder / (check_name(name) + ".json")
+        try:
+            found = check(sys.executable, path)
+        except AgentError:
+            if path is not None and not record_file.exists():  # another version comes next: make room
+                shutil.rmtree(path, ignore_errors=True)
+            raise
         record = {"name": check_name(name), "python": sys.executable, "folder": folder, **found}
-        write_json(self.folder / (check_name(name) + ".json"), record)
+        write_json(record_file, record)
         return record
 
     def unzip(self, name: object, wheels: list[tuple[str, str]]) -> str:
@@ -96,6 +102,12 @@ class Runtimes:
             if temporary.exists():
                 shutil.rmtree(str(temporary))
         return folder.name
+
+    def forget_wheels(self, wheels: list[tuple[str, str]]) -> None:
+        """Remove pushed wheels: unzipped and checked, they only take room."""
+        for _, digest in wheels:
+            if self.store.object_path(digest).exists():
+                self.store.object_path(digest).unlink()
 
 
 def _unzip_wheel(path: Path, wheel: str, target: Path, store: Store) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from merino_edge.agent import PROTOCOL, facts, frames, synthetic
+from merino_edge.agent.bandwidth import read_bytes_per_s
 from merino_edge.agent.children import Child
 from merino_edge.agent.errors import AgentError
 from merino_edge.agent.releases import Releases
@@ -113,7 +114,7 @@ class Agent:
         self._request = 0
         self._tidy()
         self._operations: dict[str, Callable[[dict[str, Any]], dict[str, object]]] = {
-            "facts": lambda request: {**facts.gather(self.machine), "runtimes": self.runtimes.all()},
+            "facts": self._facts,
             "have": self._have,
             "put": self._put,
             "synthesize": self._synthesize,
@@ -269,6 +270,15 @@ class Agent:
 
     # -- runtimes and models --
 
+    def _facts(self, request: dict[str, Any]) -> dict[str, object]:
+        """Tell what this machine is; with `bandwidth`, how fast it reads its memory, too."""
+        found = {**facts.gather(self.machine), "runtimes": self.runtimes.all()}
+        if request.get("bandwidth") is True:
+            with self.store.lock("bandwidth"):
+                cache, free = facts.cpu_cache_bytes(self.machine), facts.memory(self.machine)["available"]
+                found["memory_bandwidth"] = read_bytes_per_s(self._threads(request), cache, free)
+        return found
+
     def _runtime(self, request: dict[str, Any]) -> dict[str, object]:
         """Register a runtime: unzip its wheels where it has some, check it in a child, keep the record."""
         wheels = [(str(w["name"]), check_digest(w["sha256"])) for w in request.get("wheels") or []]
@@ -279,7 +289,9 @@ class Agent:
                 package = str(request.get("package", "onnxruntime"))
                 return self._ask_child(Child(python, path, lock), {"op": "check", "runtime": package})
 
-            return self.runtimes.add(request["name"], folder, check)
+            record = self.runtimes.add(request["name"], folder, check)
+            self.runtimes.forget_wheels(wheels)
+            return record
 
     def _threads(self, request: dict[str, Any]) -> int:
         threads = request.get("threads")

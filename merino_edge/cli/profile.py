@@ -60,12 +60,16 @@ def _print(document: dict[str, Any]) -> None:
         pairs.append(("kind", "estimate from the board's data sheet; nothing was measured"))
     else:
         cpu = facts["cpu"]
-        cache = format_bytes(cpu["last_level_cache_bytes"] or 0)
+        cache = format_bytes(cpu["last_level_cache_bytes"]) if cpu["last_level_cache_bytes"] else "unknown"
         pairs += [
             ("cpu", f"{cpu['model']}, {cpu['cores']} cores, last-level cache {cache}"),
             ("memory", f"{format_bytes(facts['memory']['total'])}, {format_bytes(facts['memory']['available'])} free"),
+            ("reads", _bandwidth(facts)),
+            ("power", _power(facts)),
             ("measured", f"{document['models']} models in {document['seconds']:.0f} s"),
         ]
+    if facts.get("emulated"):
+        pairs.append(("kind", f"emulated ({facts['emulated']}): no time here is a board's"))
     for test, accuracy in document["latency_models"].items():
         if accuracy and accuracy.get("mape") is not None:
             pairs.append(
@@ -87,3 +91,18 @@ def _print(document: dict[str, Any]) -> None:
     slow, quick = (document["reach"][i]["tg_ms"] for i in (1, 0))
     example = (slow * quick) ** 0.5
     click.echo(f"next: merino-edge search --device {document['device']} --latency {example:.2g}ms", err=True)
+
+
+def _bandwidth(facts: dict[str, Any]) -> str:
+    """Say how fast the memory is read, or why that is not known."""
+    found = facts.get("memory_bandwidth") or {}
+    if found.get("bytes_per_s"):
+        return f"{found['bytes_per_s'] / 1e9:.1f} GB/s from memory with {found['threads']} threads"
+    return f"unknown ({found.get('reason', 'not measured')})"
+
+
+def _power(facts: dict[str, Any]) -> str:
+    """Say what the board draws, or why that is not known."""
+    if facts.get("power_w") is not None:
+        return f"{facts['power_w']:.2f} W ({facts['power_sensor']})"
+    return f"unknown ({facts.get('power_reason')})"

@@ -64,8 +64,12 @@ class Device(Protocol):
     def last_generation(self) -> dict[str, float] | None:
         """`tokens`, `seconds`, `load_ms`, `prefill_ms` of the last complete generation."""
 
-    def facts(self) -> dict[str, Any]:
-        """Return what the device is: see `merino_edge.agent.facts.gather`, and `runtimes`."""
+    def facts(self, bandwidth: bool = False) -> dict[str, Any]:
+        """Return what the device is: see `merino_edge.agent.facts.gather`, and `runtimes`.
+
+        Args:
+            bandwidth: Also measure how fast it reads its memory: `memory_bandwidth`.
+        """
 
     def push(self, bundle: Bundle, progress: Progress | None = None) -> PushResult:
         """Send those files of a bundle that the device lacks."""
@@ -195,9 +199,9 @@ class AgentDevice:
             self._runtimes[package] = ensure_runtime(self._link, self._entry, progress, package)
         return self._runtimes[package]
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, bandwidth: bool = False) -> dict[str, Any]:
         """See `Device.facts`."""
-        facts: dict[str, Any] = clean(self._link.ask("facts"))
+        facts: dict[str, Any] = clean(self._link.ask("facts", bandwidth=bandwidth))
         return facts
 
     def push(self, bundle: Bundle, progress: Progress | None = None) -> PushResult:

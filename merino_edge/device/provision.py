@@ -2,8 +2,8 @@
 
 The agent travels as one zipapp, named by its own SHA-256 and the same byte for byte wherever it is
 built. The runtime of this very machine is the interpreter we run under. On a board it is what the
-board has installed already, where that computes rightly; otherwise wheels are resolved and
-downloaded here, for the board's tags, and pushed.
+board has installed already, where that computes rightly; otherwise locked wheels (`wheels.py`) are
+downloaded here, pushed, unzipped there and checked, from the best version down to one that works.
 """
 
 from __future__ import annotations
@@ -12,16 +12,12 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import re
-import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from merino_edge.device.agent_link import AgentLink
@@ -29,8 +25,8 @@ from merino_edge.device.records import Progress, clean_text
 from merino_edge.device.registry import DeviceEntry, data_home
 from merino_edge.device.releases import push_files
 from merino_edge.device.transport import Transport
+from merino_edge.device.wheels import MAX_TRIES, WheelSet, fetch, fitting_sets, known_fault, locked_sets
 from merino_edge.errors import DeviceError
-from merino_edge.files import sha256_file
 
 REMOTE_ROOT = "~/.local/share/merino-edge"
 LOWEST_PYTHON = (3, 8)
@@ -47,13 +43,8 @@ _PROBE_ALL = (
     'code=$1 root=$2 sum=$3; shift 3; for p; do command -v "$p" >/dev/null && "$p" -c "$code" "$root" "$sum"; done; :'
 )
 RUNTIME = "onnxruntime"
-RUNTIME_WHEELS = {
-    "onnxruntime": ("onnxruntime>=1.21.1", "numpy"),
-    "ai-edge-litert": ("ai-edge-litert>=1.4", "numpy"),
-    "tflite-runtime": ("tflite-runtime>=2.14", "numpy<2"),
-}
+RUNTIMES = ("onnxruntime", "ai-edge-litert", "tflite-runtime")
 STAND_INS = {"tflite-runtime": "ai-edge-litert"}  # what runs the files of another runtime, too
-_MAX_GLIBC_MINOR = 60
 
 
 @cache
@@ -95,12 +86,16 @@ def start_agent(transport: Transport, entry: DeviceEntry) -> AgentLink:
 
 
 def _find_python(transport: Transport, interpreters: list[str], root: str, digest: str) -> dict[str, Any]:
-    """Return what the probe found of the best interpreter: one that has the runtime already, then the newest."""
+    """Return what the probe found of the best interpreter.
+
+    That is one that has the runtime already, then one there are wheels for, then the newest.
+    """
     done = transport.run(["sh", "-c", _PROBE_ALL, "probe", _PROBE, root, digest, *interpreters], timeout_s=60.0)
     found = list(_probe_answers(done.stdout))
     good = [f for f in found if tuple(f["version"]) >= LOWEST_PYTHON]
     if good:
-        return max(good, key=lambda f: (f["runtime"] is True, f["version"]))
+        served = {wheels.python for wheels in locked_sets()}
+        return max(good, key=lambda f: (f["runtime"] is True, "{}.{}".format(*f["version"]) in served, f["version"]))
     versions = ", ".join(sorted({".".join(str(n) for n in f["version"]) for f in found}))
     raise DeviceError(
         f"{transport.description} has {f'only Python {versions}' if versions else 'no Python 3'}; "
@@ -142,8 +137,8 @@ def ensure_runtime(
     Raises:
         DeviceError: none can be had; the message says what to type.
     """
-    if package not in RUNTIME_WHEELS:
-        raise DeviceError(f"no device runs '{package}'; known runtimes: {', '.join(RUNTIME_WHEELS)}")
+    if package not in RUNTIMES:
+        raise DeviceError(f"no device runs '{package}'; known runtimes: {', '.join(RUNTIMES)}")
     facts = link.ask("facts")
     runtimes = [r for r in facts.get("runtimes") or [] if isinstance(r, dict)]
     if entry.transport == "local":
@@ -151,14 +146,32 @@ def ensure_runtime(
         if all(r.get("name") != name for r in runtimes):
             link.ask("runtime", name=name, package=package)
         return name
-    usable = [r for r in runtimes if r.get("runtime") in (package, STAND_INS.get(package)) and r.get("python")]
+    fitting = (package, STAND_INS.get(package))
+    usable = [r for r in runtimes if r.get("runtime") in fitting and r.get("python") and not _fault(r, facts)]
     if usable:
         return str(usable[-1]["name"])
     try:
         found = link.ask("runtime", name="installed" if package == RUNTIME else f"installed-{package}", package=package)
-        return clean_text(found.get("name"), 128)
+        fault = _fault(found, facts)
+        if fault is None:
+            return clean_text(found.get("name"), 128)
+        cause = DeviceError(f"its {package} {clean_text(found.get('runtime_version'), 30)} {fault}")
     except DeviceError as error:
-        return _push_wheels(link, facts, error, progress, package)
+        cause = error
+    return _push_wheels(link, facts, cause, progress, package)
+
+
+def _features(facts: Mapping[str, Any]) -> list[str]:
+    """Return what the kernel says the CPU can do."""
+    cpu = facts.get("cpu")
+    flags = cpu.get("flags") if isinstance(cpu, dict) else None
+    return [str(flag) for flag in flags] if isinstance(flags, list) else []
+
+
+def _fault(record: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
+    """Return how the runtime of a record is known to fail on this CPU, though its check has passed."""
+    runtime, version = str(record.get("runtime")), str(record.get("runtime_version"))
+    return known_fault(runtime, version, str(facts.get("architecture")), _features(facts))
 
 
 def _local_name(package: str) -> str:
@@ -174,69 +187,43 @@ def _local_name(package: str) -> str:
     return f"host-{'-'.join(versions)}-{hashlib.sha256(sys.executable.encode()).hexdigest()[:8]}"
 
 
-def platform_tags(python: dict[str, Any], package: str = RUNTIME) -> list[str]:
-    """Return the platform tags of wheels that fit an interpreter, newest glibc first.
-
-    Args:
-        python: The `python` facts of a device: its user land decides, not its kernel.
-        package: Whose wheels, for the messages.
-
-    Raises:
-        DeviceError: no wheels are made for it.
-    """
-    machine = re.fullmatch(r"linux-(\w+)", str(python.get("platform")))
-    glibc = re.fullmatch(r"2\.(\d+)", str(python.get("libc_version")))
-    bits = python.get("bits")
-    if machine is None or glibc is None or python.get("libc") != "glibc":
-        raise DeviceError(
-            f"no wheels of {package} are made for {clean_text(python.get('platform'), 60)} "
-            f"with {clean_text(python.get('libc') or 'this C library', 20)}",
-            hint=f"install {package} on the device by hand, then try again",
-        )
-    name = machine.group(1)
-    if bits == 32:
-        raise DeviceError(
-            f"the device's user land is 32-bit, and no wheels of {package} are made for it",
-            hint="install a 64-bit system on the board (Raspberry Pi OS 64-bit)",
-        )
-    minor = min(int(glibc.group(1)), _MAX_GLIBC_MINOR)
-    tags = [f"manylinux_2_{m}_{name}" for m in range(minor, 16, -1)]
-    return [*tags, f"manylinux2014_{name}"] if minor >= 17 else tags
-
-
 def _push_wheels(
     link: AgentLink, facts: dict[str, Any], cause: DeviceError, progress: Progress | None, package: str
 ) -> str:
-    """Download wheels for the device here, push them, have them unzipped and checked."""
+    """Push the wheels that fit, have them unzipped and checked; where they fail the check, the version before."""
+    failures = []
+    for wheels in _candidates(package, facts):
+        try:
+            files = fetch(wheels)
+        except DeviceError as error:
+            version = wheels.python
+            raise DeviceError(
+                f"no {package} for the device: it has none that works ({cause.message}), and {error.message}",
+                hint=f"{error.hint}; or on the device: python{version} -m pip install --user {package} numpy",
+            ) from cause
+        push_files(link, files, progress)
+        digest = hashlib.sha256("".join(sorted(files)).encode()).hexdigest()[:12]
+        named = [{"name": path.name, "sha256": sha} for sha, path in files.items()]
+        name = f"{wheels.runtime}-{digest}"
+        try:
+            found = link.ask("runtime", name=name, wheels=named, package=wheels.runtime)
+        except DeviceError as error:
+            failures.append(f"{wheels.runtime} {wheels.version}: {error.message}")
+            continue
+        return clean_text(found.get("name"), 128)
+    raise DeviceError(
+        f"no version of {package} works on the device; " + "; ".join(failures),
+        hint=f"install one that does on the device by hand, for {facts.get('python', {}).get('executable')}; "
+        "it is found and checked by itself",
+    ) from cause
+
+
+def _candidates(package: str, facts: Mapping[str, Any]) -> list[WheelSet]:
+    """Return what is worth a try on a device, the best first; where a runtime has no wheels, its stand-in's."""
     python = facts.get("python") or {}
-    tags = platform_tags(python, package)
-    version = ".".join(str(python.get("version")).split(".")[:2])
-    if not re.fullmatch(r"3\.\d{1,2}", version):
-        raise DeviceError(f"the device's Python calls itself {clean_text(version, 20)}") from cause
-    with tempfile.TemporaryDirectory(prefix="merino-edge-wheels-") as folder:
-        _download(Path(folder), version, tags, cause, package)
-        wheels = {sha256_file(path): path for path in sorted(Path(folder).glob("*.whl"))}
-        push_files(link, wheels, progress)
-        digest = hashlib.sha256("".join(sorted(wheels)).encode()).hexdigest()[:12]
-        named = [{"name": path.name, "sha256": sha} for sha, path in wheels.items()]
-        found = link.ask("runtime", name=f"{package}-{digest}", wheels=named, package=package)
-    return clean_text(found.get("name"), 128)
-
-
-def _download(folder: Path, version: str, tags: list[str], cause: DeviceError, package: str) -> None:
-    """Let pip resolve and download wheels for another machine."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--only-binary=:all:", "--dest", str(folder), "--implementation", "cp", "--python-version", version]
-    for tag in tags:
-        command += ["--platform", tag]
     try:
-        done = subprocess.run([*command, *RUNTIME_WHEELS[package]], capture_output=True, text=True, timeout=900)
-        problem = clean_text(done.stderr, 300) if done.returncode else ""
-    except (OSError, subprocess.TimeoutExpired) as error:
-        problem = str(error)
-    if problem:
-        raise DeviceError(
-            f"no {package} for the device: it has none that works ({cause.message}), and none could be "
-            f"downloaded for Python {version}, {tags[0]}: {problem}",
-            hint=f"on the device: python{version} -m pip install --user {package} numpy",
-        ) from cause
+        return fitting_sets(package, python, _features(facts))[:MAX_TRIES]
+    except DeviceError:
+        if package not in STAND_INS:
+            raise
+        return fitting_sets(STAND_INS[package], python, _features(facts))[:MAX_TRIES]

@@ -123,6 +123,11 @@ def data_home() -> Path:
     return _xdg("XDG_DATA_HOME", ".local/share") / "merino-edge"
 
 
+def cache_home() -> Path:
+    """Return `$XDG_CACHE_HOME/merino-edge`, by default under ~/.cache: what can be had again."""
+    return _xdg("XDG_CACHE_HOME", ".cache") / "merino-edge"
+
+
 def config_file() -> Path:
     """Return the path of the configuration file, which need not exist."""
     return _xdg("XDG_CONFIG_HOME", ".config") / "merino-edge" / "config.toml"

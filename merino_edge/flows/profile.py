@@ -70,7 +70,8 @@ def profile(
     entry = find_entry(name)
     started = time.monotonic()
     with opened(entry, ask) as device:
-        facts = device.facts()
+        facts = device.facts(bandwidth=True)
+        _note_what_it_is(name, facts, progress)
         records = _measure(device, facts, name, options, progress)
     seconds = time.monotonic() - started
     recipe = fit_recipe(records, facts, options.conditions, seconds)
@@ -84,6 +85,29 @@ def profile(
 
 
 _PARTIAL = "profile.partial.json"
+
+
+def _note_what_it_is(name: str, facts: dict[str, Any], progress: Progress) -> None:
+    """Say what a reader of the numbers must know of the machine they come from."""
+    if facts.get("emulated"):
+        progress.note(f"{name} is emulated ({facts['emulated']}): what it computes is right, its times are no board's")
+    jetson = facts.get("jetson")
+    if isinstance(jetson, dict):
+        note = gpu_note(name, jetson, facts.get("runtimes") or [])
+        if note:
+            progress.note(note)
+
+
+def gpu_note(name: str, jetson: dict[str, Any], runtimes: list[dict[str, Any]]) -> str | None:
+    """Return what to say of a Jetson whose GPU no runtime uses, None where one does."""
+    providers = {str(p) for r in runtimes for p in r.get("providers") or []}
+    if providers & {"CUDAExecutionProvider", "TensorrtExecutionProvider"}:
+        return None
+    return (
+        f"{name} is a Jetson with JetPack {jetson.get('jetpack') or '(unknown)'} (L4T {jetson.get('l4t')}), "
+        "and no runtime on it uses the GPU: the wheels sent to it compute on the processor alone, and so do these "
+        "numbers. A wheel of onnxruntime-gpu made for its JetPack, installed there by hand, is found and taken instead"
+    )
 
 
 def _measure(

@@ -1,4 +1,4 @@
-"""Emulated boards for tests: each core of `BOARD_CPUS` in turn, and the commands a user types, on a home of their own."""
+"""Emulated boards for tests: each core of `BOARD_CPUS` in turn, and the commands a user types."""
 
 from __future__ import annotations
 

@@ -104,7 +104,8 @@ def test_bench_measures_both_recipes_and_their_text(desk: Desk, deployed: dict[s
 
 
 def test_nothing_lies_outside_the_devices_own_folder(desk: Desk, deployed: dict[str, Any]) -> None:
-    listed = desk.board.ssh("find ~ -mindepth 1 -maxdepth 3 -newer /etc/hostname; stat -c %a ~/.local/share/merino-edge")
+    find = "find ~ -mindepth 1 -maxdepth 3 -newer /etc/hostname"
+    listed = desk.board.ssh(f"{find}; stat -c %a ~/.local/share/merino-edge")
     own = Path("/home/pi/.local/share")
     *places, mode = listed.split()
     assert mode == "700"

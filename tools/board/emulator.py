@@ -138,12 +138,14 @@ def up(name: str, cpu: str, icount: bool = False, keep: bool = False, memory_mib
     for left in ("pid", "board.json", SOCKET):
         (folder / left).unlink(missing_ok=True)
     version = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout.split()[3]
-    machine = [QEMU, "-M", "virt", "-nodefaults", "-display", "none", "-cpu", cpu, "-smp", "1" if icount else "2", "-m", str(memory_mib)]
+    machine = [QEMU, "-M", "virt", "-nodefaults", "-display", "none", "-cpu", cpu]
+    machine += ["-smp", "1" if icount else "2", "-m", str(memory_mib)]
     tree = _device_tree(folder, machine, f"QEMU {version} emulating a {cpu}, no board")
     started = time.monotonic()
     _start([*machine, *_hardware(image, folder, tree, keep), *(["-icount", "shift=0"] if icount else [])])
     try:
-        board = Board(name, folder, int((folder / "pid").read_text(encoding="ascii")), _port(folder), cpu, icount, version)
+        pid = int((folder / "pid").read_text(encoding="ascii"))
+        board = Board(name, folder, pid, _port(folder), cpu, icount, version)
         _write_access(board, image)
         _wait(board)
     except BaseException:
@@ -206,8 +208,9 @@ def _write_access(board: Board, image: Path) -> None:
     key = (image / "host_ed25519.pub").read_text(encoding="ascii").rsplit(" ", 2)[0]
     (board.folder / "known_hosts").write_text(f"[127.0.0.1]:{board.port} {key}\n", encoding="ascii")
     lines = [f"Host {HOST}", "    HostName 127.0.0.1", f"    Port {board.port}", f"    User {USER}"]
-    lines += ["Host *", f'    IdentityFile "{image / "id_ed25519"}"', "    IdentitiesOnly yes", "    IdentityAgent none"]
-    lines += [f'    UserKnownHostsFile "{board.folder / "known_hosts"}"', "    GlobalKnownHostsFile none"]
+    login, known = image / "id_ed25519", board.folder / "known_hosts"
+    lines += ["Host *", f'    IdentityFile "{login}"', "    IdentitiesOnly yes", "    IdentityAgent none"]
+    lines += [f'    UserKnownHostsFile "{known}"', "    GlobalKnownHostsFile none"]
     lines += ["    StrictHostKeyChecking yes", "    BatchMode yes", "    ConnectTimeout 10"]
     board.ssh_config.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
