@@ -140,10 +140,8 @@ def run_there(board: emulator.Board, folder: Path, runtime: str, repeats: int) -
         numpy_folder = "numpy-1" if runtime.startswith("tflite") else "numpy-2"
         path = f"$W/agent.pyz:/opt/runtimes/{numpy_folder}:/opt/runtimes/{runtime}"
         inner = f"cd $W && PYTHONHASHSEED=0 PYTHONPATH={path} setarch -R python3 run_bundles.py . {repeats} 1>&2"
-        script = (
-            f"W=$HOME/conformance; rm -rf $W; mkdir $W; tar -C $W -xf -; {inner} && tar -C $W -cf - $(ls -d */*.npy)"
-        )
-        script += " result.json; rm -rf $W"
+        script = f"W=$HOME/conformance; rm -rf $W; mkdir $W; tar -C $W -xf -; {inner}"
+        script += " && tar -C $W -cf - $(ls -d */*.npy) result.json; code=$?; rm -rf $W; exit $code"
         packed = subprocess.run(["tar", "-C", str(bundle), "-cf", "-", "."], check=True, capture_output=True).stdout
         done = subprocess.run([*ssh, script], input=packed, capture_output=True, timeout=1800)
         if done.returncode:
@@ -218,9 +216,8 @@ def grown(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         old, new = before.get(tuple(row[k] for k in keys)), row.get("virtual_ns_instructions_p50")
         if old and new and new > (1 + TOLERANCE) * old:
-            worse.append(
-                f"{row['cpu']} {row['runtime']} {row['recipe']}-{row['form']}: {old:.0f} -> {new:.0f} virtual ns"
-            )
+            label = f"{row['cpu']} {row['runtime']} {row['recipe']}-{row['form']}"
+            worse.append(f"{label}: {old:.0f} -> {new:.0f} virtual ns")
     return worse
 
 

@@ -62,6 +62,7 @@ def resolve(package: str, version: str, python: str, machine: str) -> dict[str, 
     command += ["--platform", f"manylinux2014_{machine}", *([] if runtime.dependencies else ["--no-deps"])]
     command += [f"{package}=={version}", *runtime.others]
     done = subprocess.run(command, capture_output=True, text=True)
+    print(" ".join((package, version, python, machine)), "none" if done.returncode else "found", flush=True)
     if done.returncode:
         return None
     wheels = {}

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from merino_edge.agent.opening import open_session
 
 
@@ -48,7 +49,7 @@ def in_a_child(bundle: Path, prompt: list[int], continuation: list[int], repeats
     if child == 0:
         try:
             row = run(bundle, prompt, continuation, repeats)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  a runtime may raise anything; it becomes the row
             row = {"ok": False, "message": f"{type(error).__name__}: {getattr(error, 'message', error)}"[:400]}
         answer.write_text(json.dumps(row))
         os._exit(0)

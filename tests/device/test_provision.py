@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from merino_edge.device.provision import ensure_runtime, platform_tags, start_agent
+from merino_edge.device import provision
+from merino_edge.device.provision import ensure_runtime, start_agent
 from merino_edge.device.registry import DeviceEntry, local_entry
 from merino_edge.device.transport import Completed, LocalTransport
+from merino_edge.device.wheels import MAX_TRIES, WheelSet
 from merino_edge.errors import DeviceError
 
 PI_OS = {"platform": "linux-aarch64", "libc": "glibc", "libc_version": "2.36", "bits": 64, "version": "3.11.2"}
@@ -50,8 +52,9 @@ def board() -> DeviceEntry:
         ([probe("/a/python3.8", [3, 8, 0], runtime=True), probe("/b/python3.11", [3, 11, 2])], "/a/python3.8"),
         (["Welcome!", "{", '{"probe": 1}', probe("/usr/bin/python3", [3, 10, 0])], "/usr/bin/python3"),
         ([probe("/usr/bin/python3", [3, 6, 9]), probe("/usr/bin/python3.8", [3, 8, 0])], "/usr/bin/python3.8"),
+        ([probe("/usr/bin/python3", [3, 99, 0]), probe("/usr/bin/python3.11", [3, 11, 0])], "/usr/bin/python3.11"),
     ],
-    ids=["the newest", "one with the runtime first", "after a banner", "not one that is too old"],
+    ids=["the newest", "one with the runtime first", "after a banner", "not one that is too old", "one with wheels"],
 )
 def test_interpreter_is_chosen(answers: list[Any], chosen: str, board: DeviceEntry) -> None:
     transport = Answering(*answers)
@@ -70,26 +73,95 @@ def test_device_without_a_python_is_told_what_to_install(answers: list[Any], wor
     assert "apt install" in str(caught.value.hint)
 
 
-def test_tags_follow_the_c_library_newest_first() -> None:
-    tags = platform_tags(PI_OS)
-    assert tags[:2] == ["manylinux_2_36_aarch64", "manylinux_2_35_aarch64"]
-    assert tags[-2:] == ["manylinux_2_17_aarch64", "manylinux2014_aarch64"]
+def board_facts(*flags: str, **python: Any) -> dict[str, Any]:
+    return {"architecture": "aarch64", "cpu": {"flags": list(flags)}, "python": {**PI_OS, **python}, "runtimes": []}
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"bits": 32}, "user land is 32-bit"),
-        ({"libc": "", "libc_version": ""}, "no wheels"),
-        ({"platform": "macosx-14.0-arm64"}, "no wheels"),
-        ({"libc_version": "\x1b[31m"}, "no wheels"),
-    ],
-)
-def test_system_without_wheels_is_told_why(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(DeviceError, match=words) as caught:
-        platform_tags({**PI_OS, **change})
-    assert caught.value.hint
-    assert "\x1b" not in caught.value.message
+class Link:
+    """An agent that answers what it was told to, runtime by runtime."""
+
+    def __init__(self, facts: dict[str, Any], *answers: dict[str, Any] | DeviceError) -> None:
+        self.facts, self.answers, self.asked = facts, list(answers), list[dict[str, Any]]()
+
+    def ask(self, operation: str, on_event: Any = None, **request: Any) -> dict[str, Any]:
+        if operation == "facts":
+            return self.facts
+        self.asked.append(request)
+        answer = self.answers.pop(0)
+        if isinstance(answer, DeviceError):
+            raise answer
+        return {"name": request["name"], **answer}
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[WheelSet]:
+    """Keep what would be downloaded and sent."""
+    taken: list[WheelSet] = []
+
+    def fetch(wheels: WheelSet) -> dict[str, Path]:
+        taken.append(wheels)
+        return {sha: Path(name) for name, sha in wheels.wheels.items()}
+
+    monkeypatch.setattr(provision, "fetch", fetch)
+    monkeypatch.setattr(provision, "push_files", lambda link, files, progress: None)
+    return taken
+
+
+NONE = DeviceError("cannot import numpy and onnxruntime")
+ILLEGAL = DeviceError("the runtime uses an instruction that this CPU does not have")
+GOOD = {"runtime": "onnxruntime", "runtime_version": "1.28.0"}
+
+
+def test_a_version_that_dies_makes_room_for_the_one_before(board: DeviceEntry, sent: list[WheelSet]) -> None:
+    link = Link(board_facts("asimd"), NONE, ILLEGAL, GOOD)
+    name = ensure_runtime(link, board)  # type: ignore[arg-type]
+    assert [wheels.version for wheels in sent] == ["1.32.0", "1.28.0"]
+    assert name == link.asked[-1]["name"]
+    assert {w["sha256"] for w in link.asked[-1]["wheels"]} == set(sent[-1].wheels.values())
+
+
+def test_when_every_version_dies_the_sentence_names_them_and_the_next_step(
+    board: DeviceEntry, sent: list[WheelSet]
+) -> None:
+    with pytest.raises(DeviceError) as caught:
+        ensure_runtime(Link(board_facts("asimd"), NONE, *[ILLEGAL] * MAX_TRIES), board)  # type: ignore[arg-type]
+    assert all(wheels.version in caught.value.message for wheels in sent)
+    assert "an instruction that this CPU does not have" in caught.value.message
+    assert "by hand" in str(caught.value.hint)
+
+
+def test_an_installed_runtime_known_to_die_on_this_core_is_not_taken(board: DeviceEntry, sent: list[WheelSet]) -> None:
+    bad = {"runtime": "onnxruntime", "runtime_version": "1.21.0"}
+    link = Link(board_facts("asimd"), bad, GOOD)
+    assert ensure_runtime(link, board).startswith("onnxruntime-")  # type: ignore[arg-type]
+    link = Link(board_facts("asimd", "asimddp"), bad)
+    assert ensure_runtime(link, board) == "installed"  # type: ignore[arg-type]
+
+
+def test_a_recorded_runtime_known_to_die_on_this_core_is_not_taken_either(
+    board: DeviceEntry, sent: list[WheelSet]
+) -> None:
+    record = {"name": "installed", "runtime": "onnxruntime", "runtime_version": "1.21.0", "python": "/usr/bin/python3"}
+    link = Link({**board_facts("asimd"), "runtimes": [record]}, NONE, GOOD)
+    assert ensure_runtime(link, board) != "installed"  # type: ignore[arg-type]
+
+
+def test_where_tflite_runtime_has_no_wheels_its_successor_is_sent(board: DeviceEntry, sent: list[WheelSet]) -> None:
+    link = Link(board_facts(version="3.12.1"), NONE, {"runtime": "ai-edge-litert", "runtime_version": "2.3.0"})
+    ensure_runtime(link, board, package="tflite-runtime")  # type: ignore[arg-type]
+    assert [wheels.runtime for wheels in sent] == ["ai-edge-litert"]
+
+
+def test_without_an_index_the_sentence_says_what_to_type_on_the_device(
+    board: DeviceEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(wheels: WheelSet) -> dict[str, Path]:
+        raise DeviceError("no network", hint="plug it in")
+
+    monkeypatch.setattr(provision, "fetch", fetch)
+    with pytest.raises(DeviceError, match="no network") as caught:
+        ensure_runtime(Link(board_facts("asimd"), NONE), board)  # type: ignore[arg-type]
+    assert "python3.11 -m pip install --user onnxruntime numpy" in str(caught.value.hint)
 
 
 def test_local_runtime_is_this_interpreter_and_checked_once(tmp_path: Path) -> None:
