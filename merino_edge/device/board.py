@@ -112,6 +112,31 @@ def load_board(name: str) -> Board:
     return parse_board(text, name)
 
 
+def cannot_run(format_name: str, recipe: str, facts: Mapping[str, Any] | None, board: Board) -> str | None:
+    """Return why a device cannot run a recipe, None where nothing is known against it.
+
+    8-bit weights in blocks are an operator (MatMulNBits) whose 8-bit products exist on Arm only for cores with the dot
+    product; without it onnxruntime refuses the node.
+
+    Args:
+        format_name: `onnx` or another.
+        recipe: Of the bundle.
+        facts: What the device says of itself, which beats the board's file; None where it was never asked.
+        board: Its kind, for devices never asked.
+    """
+    if format_name != "onnx" or not recipe.startswith("weight_only_wi8"):
+        return None
+    cpu = facts.get("cpu") if facts else None
+    if isinstance(cpu, dict) and isinstance(cpu.get("flags"), list) and cpu["flags"]:
+        arm = facts is not None and facts.get("architecture") == "aarch64"
+        lacking = arm and "asimddp" not in cpu["flags"]
+        core = cpu.get("model") or "its core"
+    else:
+        sets = board.cpu.instruction_sets
+        lacking, core = "neon" in sets and "dotprod" not in sets, board.cpu.core
+    return f"{recipe} needs the dot product of newer Arm cores, which {core} lacks" if lacking else None
+
+
 def detect_board(facts: Mapping[str, Any]) -> str | None:
     """Return the name of the board whose `match` fits what a device says of itself, None where none does.
 

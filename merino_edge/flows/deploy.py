@@ -5,16 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from merino_edge.bundle import TOKENIZER, Bundle
+from merino_edge.bundle import TOKENIZER, Bundle, bundle_label
+from merino_edge.device.board import cannot_run
 from merino_edge.device.client import Device
 from merino_edge.device.registry import device_folder
 from merino_edge.errors import UsageError
 from merino_edge.files import sha256_file, write_atomic
 from merino_edge.flows.conditions import DEFAULT_RECIPE
-from merino_edge.flows.devices import Ask, board_of, find_entry, opened, select_device
+from merino_edge.flows.devices import Ask, board_of, find_entry, is_unregistered_board, opened, select_device
 from merino_edge.flows.export import current_bundle
+from merino_edge.flows.profile_file import read_profile
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.progress import SILENT, Progress
+
+
+def known_facts(device: str) -> dict[str, Any] | None:
+    """Return what a device said of itself when it was profiled, None where it never was."""
+    profile = None if is_unregistered_board(device) else read_profile(device)
+    return None if profile is None or profile.estimate else profile.facts
 
 
 def subject_device(subject: Subject) -> str | None:
@@ -27,7 +35,9 @@ def preferred(device: str, subject: Subject, format_name: str | None, recipe: st
 
     Where nothing is exported yet, the board's first choice of all.
     """
-    wishes = [tuple(wish.split("/", 1)) for wish in board_of(device).prefer]
+    board, facts = board_of(device), known_facts(device)
+    wishes = [tuple(wish.split("/", 1)) for wish in board.prefer]
+    wishes = [wish for wish in wishes if cannot_run(wish[0], wish[1], facts, board) is None]
     fitting = [w for w in wishes if (format_name in (None, w[0])) and (recipe in (None, w[1]))]
     if format_name and recipe:
         return format_name, recipe
@@ -40,7 +50,8 @@ def preferred(device: str, subject: Subject, format_name: str | None, recipe: st
         )
     exported = {f.name for f in subject.run.bundle_folders()} if subject.run else set()
     for format_wish, recipe_wish in fitting:
-        if f"{format_wish}-{recipe_wish}" in exported:
+        label = bundle_label(format_wish, recipe_wish)
+        if any(name == label or name.startswith(f"{label}-") for name in exported):
             return format_wish, recipe_wish
     return fitting[0][0], fitting[0][1]
 
@@ -71,6 +82,13 @@ def deploy(
     if not bundle.manifest.trained:
         progress.note("these weights are random (trained: false): good for timing only; next: merino-edge train")
     with opened(entry, ask) as device:
+        manifest = bundle.manifest
+        problem = cannot_run(manifest.format, manifest.recipe, device.facts(), board_of(name))
+        if problem is not None:
+            first = board_of(name).prefer[0].split("/")
+            raise UsageError(
+                f"{name}: {problem}", hint=f"merino-edge deploy --device {name} --format {first[0]} --recipe {first[1]}"
+            )
         freed = device.collect(keep) if keep is not None else 0
         result = _install(device, bundle, progress)
     keep_tokenizer(name, bundle)
