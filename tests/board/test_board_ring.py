@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Desk
+from board_desk import Desk
 
 from merino_edge.testing import write_tiny_space
 
@@ -19,29 +19,29 @@ SMALL = ("--vocab", "256", "--context", "256")
 TEXT = "The board on the desk said nothing for a while, and then it said what it had been told to say. " * 400
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def added(desk: Desk) -> dict[str, Any]:
     return desk.type("devices", "add", desk.name, "--host", desk.board.address, "--profile", "pi4")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def space(desk: Desk) -> str:
     return str(write_tiny_space(desk.home))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def profiled(desk: Desk, added: dict[str, Any], space: str) -> dict[str, Any]:
     return desk.type("profile", desk.name, "--quick", "--space", space, *SMALL)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def found(desk: Desk, profiled: dict[str, Any], space: str) -> dict[str, Any]:
     limit = 2 * profiled["reach"][1]["tg_ms_upper"]  # an emulator's clock wavers: a limit that binds nothing
     words = ("--device", desk.name, "--latency", f"{limit:.4g}ms", "--space", space, "--run", "ring")
     return desk.type("search", *words, *SMALL)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(desk: Desk, found: dict[str, Any]) -> dict[str, Any]:
     text = desk.home / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
@@ -49,7 +49,7 @@ def trained(desk: Desk, found: dict[str, Any]) -> dict[str, Any]:
     return desk.type("train", "ring", *words)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def deployed(desk: Desk, trained: dict[str, Any]) -> dict[str, Any]:
     return desk.type("deploy", "ring")
 

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merino_edge.device.board import ESTIMATE_KEYS, board_names, detect_board, load_board, parse_board, toml_string
+from merino_edge.device.board import (
+    ESTIMATE_KEYS,
+    board_names,
+    cannot_run,
+    detect_board,
+    load_board,
+    parse_board,
+    toml_string,
+)
 from merino_edge.device.board import parse_toml as parse
 from merino_edge.errors import InvalidFileError, MerinoEdgeError, UsageError
 
@@ -133,3 +141,29 @@ def test_an_unknown_board_offers_the_nearest() -> None:
 )
 def test_a_board_is_recognised_by_its_device_tree(model: object, name: str | None) -> None:
     assert detect_board({"board_model": model}) == name
+
+
+@pytest.mark.parametrize(
+    ("flags", "board", "runs"),
+    [
+        (["asimd", "asimddp"], "pi5", True),
+        (["asimd"], "pi4", False),
+        (["asimd", "asimddp"], "pi4", True),  # the device beats the table
+        (["asimd"], "pi5", False),
+        ([], "pi4", False),
+        ([], "pi5", True),
+        ([], "local", True),
+    ],
+)
+def test_8_bit_blocks_need_the_dot_product_of_the_device_itself(flags: list[str], board: str, runs: bool) -> None:
+    facts = {"architecture": "aarch64", "cpu": {"flags": flags, "model": "Cortex-X"}}
+    reason = cannot_run("onnx", "weight_only_wi8_b32_afp32", facts, load_board(board))
+    assert (reason is None) is runs
+    for recipe in ("fp32", "dynamic_wi8_afp32", "weight_only_wi4_b128_afp32"):
+        assert cannot_run("onnx", recipe, facts, load_board(board)) is None
+
+
+@pytest.mark.parametrize("name", board_names())
+def test_every_board_can_run_what_it_prefers(name: str) -> None:
+    board = load_board(name)
+    assert [wish for wish in board.prefer if cannot_run(*wish.split("/"), None, board)] == []

@@ -8,6 +8,7 @@ change of this file, `init.sh` or one of the lists makes another.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -77,7 +78,16 @@ def ensure_image() -> Path:
     if os.geteuid() != 0:
         raise BoardError("building the board's image needs root (files of many owners): sudo make board")
     STATE.mkdir(mode=0o700, exist_ok=True)
-    for old in STATE.glob("image-*"):
+    with open(STATE / "lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever else wants it waits for ours
+        if not (folder / "complete").is_file():
+            build(folder)
+    return folder
+
+
+def build(folder: Path) -> None:
+    """Build the image; what an interrupted build left, and older images, are removed."""
+    for old in (*STATE.glob("image-*"), *STATE.glob("root-*"), *STATE.glob("initrd-*")):
         shutil.rmtree(old)
     say(f"building the image of the board into {folder.relative_to(ROOT)} (half a minute, some 200 MB of downloads)")
     folder.mkdir(mode=0o700)
@@ -94,7 +104,6 @@ def ensure_image() -> Path:
         strip(root)
         write_disk(root, folder / "disk.img")
     (folder / "complete").write_text("", encoding="ascii")
-    return folder
 
 
 def say(text: str) -> None:

@@ -52,7 +52,10 @@ class Qmp:
 
     def ask(self, command: str, **arguments: object) -> Any:
         """Run a command and return its answer; events in between are passed over."""
-        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        try:
+            self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        except OSError as error:
+            raise QmpError(f"QEMU has hung up: {error}") from error
         while True:
             answer = self._read()
             if "error" in answer:

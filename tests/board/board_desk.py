@@ -1,0 +1,60 @@
+"""A user's desk with one board on it: the commands as they are typed, on a home of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import emulator
+
+COMMAND = Path(sys.executable).with_name("merino-edge")
+LIMIT_S = 900.0  # of one command, on a machine that does other things too
+
+
+@dataclass
+class Desk:
+    """A user's desk with one board on it.
+
+    Attributes:
+        board: The emulated board.
+        home: Where this user's devices, runs and settings lie.
+        seconds: What each command took.
+    """
+
+    board: emulator.Board
+    home: Path
+    seconds: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        """What the device is called: never what it stands in for."""
+        return self.board.name
+
+    def type(self, *words: str, code: int = 0) -> dict[str, Any]:
+        """Type a command with `--json`; return its document. It must end with `code`."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MERINO_EDGE")}
+        environment |= {"MERINO_EDGE_SSH_CONFIG": str(self.board.ssh_config), "NO_COLOR": "1"}
+        environment |= {f"XDG_{kind}_HOME": str(self.home / kind) for kind in ("DATA", "CONFIG", "CACHE")}
+        environment["MERINO_EDGE_RUNS"] = str(self.home / "runs")
+        started = time.monotonic()
+        done = subprocess.run(
+            [str(COMMAND), *words, "--json"],
+            env=environment,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+        took = time.monotonic() - started
+        self.seconds[words[0]] = self.seconds.get(words[0], 0.0) + took
+        print(f"{self.name}: {took:6.1f} s  merino-edge {' '.join(words)}", file=sys.__stderr__, flush=True)
+        assert done.returncode == code, f"merino-edge {' '.join(words)} ended with {done.returncode}:\n{done.stderr}"
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
