@@ -112,11 +112,12 @@ def load_board(name: str) -> Board:
     return parse_board(text, name)
 
 
-def cannot_run(format_name: str, recipe: str, facts: Mapping[str, Any] | None, board: Board) -> str | None:
-    """Return why a device cannot run a recipe, None where nothing is known against it.
+def slow_here(format_name: str, recipe: str, facts: Mapping[str, Any] | None, board: Board) -> str | None:
+    """Return why a recipe is a bad choice for a device's processor, None where nothing is known against it.
 
-    8-bit weights in blocks are an operator (MatMulNBits) whose 8-bit products exist on Arm only for cores with the dot
-    product; without it onnxruntime refuses the node.
+    8-bit weights in blocks are an operator (MatMulNBits) whose 8-bit products onnxruntime has on Arm only for cores
+    with the dot product. On others it gives right numbers, by unpacking every weight to float32 at every call
+    (`bench/arm.py --instructions` counts how many instructions that takes).
 
     Args:
         format_name: `onnx` or another.
@@ -134,7 +135,7 @@ def cannot_run(format_name: str, recipe: str, facts: Mapping[str, Any] | None, b
     else:
         sets = board.cpu.instruction_sets
         lacking, core = "neon" in sets and "dotprod" not in sets, board.cpu.core
-    return f"{recipe} needs the dot product of newer Arm cores, which {core} lacks" if lacking else None
+    return f"{core} has no dot product, so that {recipe} unpacks every weight at every token" if lacking else None
 
 
 def detect_board(facts: Mapping[str, Any]) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge.bundle import TOKENIZER, Bundle, bundle_label
-from merino_edge.device.board import cannot_run
+from merino_edge.device.board import slow_here
 from merino_edge.device.client import Device
 from merino_edge.device.registry import device_folder
 from merino_edge.errors import UsageError
@@ -37,7 +37,7 @@ def preferred(device: str, subject: Subject, format_name: str | None, recipe: st
     """
     board, facts = board_of(device), known_facts(device)
     wishes = [tuple(wish.split("/", 1)) for wish in board.prefer]
-    wishes = [wish for wish in wishes if cannot_run(wish[0], wish[1], facts, board) is None]
+    wishes.sort(key=lambda wish: slow_here(wish[0], wish[1], facts, board) is not None)  # those last
     fitting = [w for w in wishes if (format_name in (None, w[0])) and (recipe in (None, w[1]))]
     if format_name and recipe:
         return format_name, recipe
@@ -83,12 +83,10 @@ def deploy(
         progress.note("these weights are random (trained: false): good for timing only; next: merino-edge train")
     with opened(entry, ask) as device:
         manifest = bundle.manifest
-        problem = cannot_run(manifest.format, manifest.recipe, device.facts(), board_of(name))
+        problem = slow_here(manifest.format, manifest.recipe, device.facts(), board_of(name))
         if problem is not None:
-            first = board_of(name).prefer[0].split("/")
-            raise UsageError(
-                f"{name}: {problem}", hint=f"merino-edge deploy --device {name} --format {first[0]} --recipe {first[1]}"
-            )
+            first = board_of(name).prefer[0].partition("/")[2]
+            progress.note(f"{problem}; likely faster there: merino-edge deploy --recipe {first}")
         freed = device.collect(keep) if keep is not None else 0
         result = _install(device, bundle, progress)
     keep_tokenizer(name, bundle)

@@ -9,8 +9,6 @@ import arm
 import pytest
 from board_desk import Desk
 
-from merino_edge.device.board import cannot_run, load_board
-
 pytestmark = pytest.mark.timeout(1200)
 SHARE = (
     ("onnx", "fp32", "standard"),
@@ -37,14 +35,6 @@ def rows(desk: Desk, files: tuple[Path, list[arm.Case]]) -> list[dict[str, Any]]
     return arm.conform(desk.board, *files, RUNTIMES)
 
 
-def test_every_file_that_runs_gives_the_numbers_of_this_machine(rows: list[dict[str, Any]]) -> None:
+def test_every_file_gives_the_numbers_of_this_machine(rows: list[dict[str, Any]]) -> None:
     assert len(rows) == len(SHARE)
-    assert [row for row in rows if row["runs"] and not row["right"]] == []
-
-
-def test_what_does_not_run_is_what_the_core_is_known_to_lack(desk: Desk, rows: list[dict[str, Any]]) -> None:
-    flags = desk.board.ssh("grep -m1 Features /proc/cpuinfo").split()[2:]
-    facts = {"architecture": "aarch64", "cpu": {"flags": flags}}
-    for row in rows:
-        known = cannot_run(row["format"], row["recipe"], facts, load_board("pi4"))
-        assert row["runs"] == (known is None), row
+    assert [row for row in rows if not (row["runs"] and row["right"])] == []

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from merino_edge.device.board import (
     ESTIMATE_KEYS,
     board_names,
-    cannot_run,
     detect_board,
     load_board,
     parse_board,
+    slow_here,
     toml_string,
 )
 from merino_edge.device.board import parse_toml as parse
@@ -144,7 +144,7 @@ def test_a_board_is_recognised_by_its_device_tree(model: object, name: str | Non
 
 
 @pytest.mark.parametrize(
-    ("flags", "board", "runs"),
+    ("flags", "board", "good"),
     [
         (["asimd", "asimddp"], "pi5", True),
         (["asimd"], "pi4", False),
@@ -155,15 +155,17 @@ def test_a_board_is_recognised_by_its_device_tree(model: object, name: str | Non
         ([], "local", True),
     ],
 )
-def test_8_bit_blocks_need_the_dot_product_of_the_device_itself(flags: list[str], board: str, runs: bool) -> None:
+def test_8_bit_blocks_are_a_bad_choice_without_the_dot_product_of_the_device_itself(
+    flags: list[str], board: str, good: bool
+) -> None:
     facts = {"architecture": "aarch64", "cpu": {"flags": flags, "model": "Cortex-X"}}
-    reason = cannot_run("onnx", "weight_only_wi8_b32_afp32", facts, load_board(board))
-    assert (reason is None) is runs
+    reason = slow_here("onnx", "weight_only_wi8_b32_afp32", facts, load_board(board))
+    assert (reason is None) is good
     for recipe in ("fp32", "dynamic_wi8_afp32", "weight_only_wi4_b128_afp32"):
-        assert cannot_run("onnx", recipe, facts, load_board(board)) is None
+        assert slow_here("onnx", recipe, facts, load_board(board)) is None
 
 
 @pytest.mark.parametrize("name", board_names())
-def test_every_board_can_run_what_it_prefers(name: str) -> None:
+def test_no_board_prefers_what_is_slow_on_it(name: str) -> None:
     board = load_board(name)
-    assert [wish for wish in board.prefer if cannot_run(*wish.split("/"), None, board)] == []
+    assert [wish for wish in board.prefer if slow_here(*wish.split("/"), None, board)] == []
