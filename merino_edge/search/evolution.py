@@ -67,6 +67,7 @@ class Evolution:
     problem: Problem
     seed: int
     seen: set[bytes] = field(default_factory=set)
+    scored: int = 0
 
     def __post_init__(self) -> None:
         """Number the groups' tables and options."""
@@ -202,9 +203,13 @@ class Evolution:
         return Archive(genes, score, columns)
 
     def _plain_scores(self, genes: Array) -> Array:
-        space = self.problem.space
-        members = (space.build(self.groups[int(row[0])], row[1:].tolist()) for row in genes)
-        return np.array([self.problem.plain(member) for member in members], np.float64)
+        space, request, scores = self.problem.space, self.problem.request, []
+        for row in genes:
+            scores.append(self.problem.plain(space.build(self.groups[int(row[0])], row[1:].tolist())))
+            self.scored += 1
+            if request.progress is not None:  # a score that is no sum may take long for each member
+                request.progress(min(1.0, self.scored / request.evaluations))
+        return np.array(scores, np.float64)
 
     def _override(self, genes: Array, columns: dict[str, Array]) -> None:
         if self.problem.overrides:

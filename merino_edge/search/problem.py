@@ -24,6 +24,8 @@ from merino_edge.search.scores import PlainScore, ScoreOptions, SumScore, make_s
 from merino_edge.search.space import Space
 from merino_edge.units import Limit
 
+EVALUATIONS = 40_000
+PLAIN_EVALUATIONS = 200  # of scores that are no sums: each costs a look at one architecture
 LIMITS = ("latency_ms", "memory_bytes", "file_bytes", "parameters", "flops", "energy_mj")
 
 
@@ -74,7 +76,7 @@ class SearchRequest:
     seed: int = 0
     measured: Mapping[str, Measured] = field(default_factory=dict)
     progress: Callable[[float], None] | None = None
-    evaluations: int = 40_000
+    evaluations: int = EVALUATIONS
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ def make_problem(request: SearchRequest) -> Problem:
     """
     if request.mode not in ("auto", "exact", "evolution"):
         raise UsageError(f"unknown mode '{request.mode}'{did_you_mean(request.mode, ('auto', 'exact', 'evolution'))}")
+    if request.evaluations < 1:
+        raise UsageError(f"a search must look at one architecture at least, not {request.evaluations}")
     columns = _columns(request)
     for name in request.limits:
         if name not in LIMITS:

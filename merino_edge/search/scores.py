@@ -3,7 +3,8 @@
 `entropy` is the paper's score with the weights asked for, `entropy-poster` the literal one. The others
 are the plain scores that any proxy has to beat. A package adds its own by an entry point of the group
 `merino_edge.scores`: an object that takes `ScoreOptions` and returns either a `SumScore`, which exact
-search can use, or a plain function of one architecture, which only the evolutionary search can.
+search can use, or a plain function of one architecture, which only the evolutionary search can; a plain
+function may say in an attribute `cost` what one architecture costs.
 """
 
 from __future__ import annotations
@@ -108,9 +109,26 @@ def make_score(options: ScoreOptions) -> SumScore | PlainScore:
     if options.name in PLAIN:
         return PLAIN[options.name]()
     for point in entry_points(group=ENTRY_POINTS, name=options.name):
-        made: SumScore | PlainScore = point.load()(options)
+        try:
+            made: SumScore | PlainScore = point.load()(options)
+        except ImportError as error:
+            raise UsageError(
+                f"score '{options.name}' needs a package that is not installed: {error}",
+                hint="pip install 'merino-edge[train]'",
+            ) from error
         return made
     raise UsageError(f"unknown score '{options.name}'{did_you_mean(options.name, score_names())}")
+
+
+def is_sum(options: ScoreOptions) -> bool:
+    """Say whether a score is a sum over parts, so that whole spaces can be filled with it."""
+    return isinstance(make_score(options), SumScore)
+
+
+def score_cost(options: ScoreOptions) -> str | None:
+    """Return what a score that is no sum costs an architecture, in words; None for sums."""
+    score = make_score(options)
+    return None if isinstance(score, SumScore) else str(getattr(score, "cost", "a call of its function"))
 
 
 def score_architecture(architecture: Architecture, options: ScoreOptions) -> float:
