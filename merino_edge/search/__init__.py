@@ -11,6 +11,7 @@ numpy and scipy only. Read in the order of the data:
     memory.py     bytes that a device must have free
     problem.py    one request as columns: the score, and every limited quantity
     tables.py     those columns over a whole space, by outer sums over blocks
+    regime.py     what the training budget says: beta, expected loss
     candidate.py  one architecture as a search lists it
     classes.py    architectures that differ only in the order of their blocks
     pareto.py     the exact non-dominated front
