@@ -6,6 +6,7 @@
     bench/proxy_study.py --plan 3e6 8e6 32e6    the trainings into .proxy/study.jsonl (low, main, high budget)
     PYTHONPATH=. python bench/proxy/train.py --plan .proxy/study.jsonl --out results.jsonl   on a machine with a GPU
     bench/proxy_study.py --collect results.jsonl --device "NVIDIA H200"   results into bench/results/proxy_study.csv
+    bench/proxy_study.py --rescore              every column that follows from the architecture (half an hour on a core)
 
 The figures land in bench/results/proxy_stats.json; the recipe in bench/results/proxy_study.json.
 """
@@ -57,6 +58,16 @@ def collect(paths: list[Path], tries: list[Path], device: str, versions: str) ->
     print(write_result("proxy_study", {"recipe": recipe, **training}))
 
 
+def rescore() -> None:
+    """Fill the table's columns that follow from the architecture, network scores among them."""
+    from proxy.rescore import rescore as fill
+
+    rows = table.read_table(TABLE)
+    seconds = fill(rows, WORK / "scores.jsonl")
+    table.write_rows(TABLE, rows)
+    print(json.dumps({"cpu_seconds_each": seconds}))
+
+
 def show(figures: dict[str, Any]) -> None:
     """Print the figures as tables."""
     for name, group in figures["groups"].items():
@@ -95,6 +106,7 @@ def main() -> None:
     parser.add_argument("--plan", type=float, nargs=3, metavar=("LOW", "MAIN", "HIGH"))
     parser.add_argument("--collect", type=Path, nargs="+", metavar="RESULTS.jsonl")
     parser.add_argument("--tries", type=Path, nargs="*", default=[], metavar="SWEEP.jsonl", help="with --collect")
+    parser.add_argument("--rescore", action="store_true")
     parser.add_argument("--device", default="not stated")
     parser.add_argument("--versions", default="not stated")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON document")
@@ -103,6 +115,8 @@ def main() -> None:
         prepare(arguments.prepare)
     elif arguments.plan:
         write_plan(*arguments.plan)
+    elif arguments.rescore:
+        rescore()
     elif arguments.collect:
         collect(arguments.collect, arguments.tries, arguments.device, arguments.versions)
     else:

@@ -105,6 +105,7 @@ def judge(rows: Rows) -> dict[str, Any]:
         "noise": noise(plain, at_main, equal),
         "order_between_budgets": _between(first, low, main, high),
         "loss_model": loss_model(at_main),
+        "expected_loss": expected_loss(first),
         "width_steps": width_steps([r for r in plain if r["group"] == "steps"], at_main),
         "recipe_checks": recipe_checks(rows, at_main),
         "domain": domain(),
@@ -124,6 +125,7 @@ def scores(rows: Rows, fitted: Weights, general: Weights) -> dict[str, Array]:
         "entropy": formula(fitted),
         "entropy-general": formula(general),
         **{name: score(rows) for name, score in table.SIMPLE.items()},
+        **table.network_scores(rows),
     }
 
 
@@ -155,18 +157,20 @@ def _group(rows: Rows, fitted: Weights, general: Weights) -> dict[str, Any]:
 
 
 def _against(rows: Rows, fitted: Weights) -> dict[str, Any]:
-    """Pair the fitted entropy, then parameters / depth, with every simple score."""
+    """Pair the fitted entropy, then parameters / depth, with every other score."""
     size, good = table.column(rows, "total_parameters"), quality(rows)
     draws = ordering.resamples(len(rows))
     champion = table.SIMPLE["parameters-per-depth"](rows)
     entropy = Entropy(rows)(fitted)
+    rivals = {**{n: s(rows) for n, s in table.SIMPLE.items()}, **table.network_scores(rows)}
     return {
-        "entropy": {n: ordering.paired(entropy, s(rows), good, size, draws) for n, s in table.SIMPLE.items()},
+        "entropy": {n: ordering.paired(entropy, rival, good, size, draws) for n, rival in rivals.items()},
         "parameters-per-depth": {
-            n: ordering.paired(champion, s(rows), good, size, draws)
-            for n, s in table.SIMPLE.items() if n != "parameters-per-depth"
+            n: ordering.paired(champion, rival, good, size, draws)
+            for n, rival in {**rivals, "entropy": entropy, "entropy-poster": Entropy(rows)((1 / 16, 1.0, 0.01))}.items()
+            if n != "parameters-per-depth"
         },
-    }  # fmt: skip
+    }
 
 
 def held_out(rows: Rows) -> dict[str, Any]:
@@ -307,6 +311,24 @@ def loss_model(rows: Rows) -> dict[str, Any]:
         "left_out_rmse_nats": round(float(np.sqrt((residual**2).mean())), 5),
         "interval_90pct_nats": round(float(np.quantile(np.abs(residual), 0.9)), 5),
         "spearman_left_out": round(ordering.spearman(loss, loss - residual), 4),
+    }
+
+
+def expected_loss(rows: Rows) -> dict[str, Any]:
+    """Fit the loss at all budgets: the model above with ln(tokens) and its square; what `search` prints."""
+    tokens = np.log(table.column(rows, "tokens"))
+    design, loss = np.column_stack([_design(rows), tokens, tokens**2]), -quality(rows)
+    coefficients = np.linalg.lstsq(design, loss, rcond=None)[0]
+    residual = (loss - design @ coefficients) / (1 - np.diag(design @ np.linalg.pinv(design)))
+    names = ("intercept", "ln_decoder_parameters", "ln_depth", "ln_tokens", "ln_tokens_squared")
+    return {
+        "n": len(rows),
+        **{name: round(float(c), 6) for name, c in zip(names, coefficients, strict=True)},
+        "left_out_rmse_nats": round(float(np.sqrt((residual**2).mean())), 5),
+        "interval_90pct_nats": round(float(np.quantile(np.abs(residual), 0.9)), 5),
+        "tokens": [min(r["tokens"] for r in rows), max(r["tokens"] for r in rows)],
+        "decoder_parameters": [min(r["decoder_parameters"] for r in rows), max(r["decoder_parameters"] for r in rows)],
+        "depth": [min(r["depth"] for r in rows), max(r["depth"] for r in rows)],
     }
 
 

@@ -22,7 +22,8 @@ COLUMNS = (
     "flops", "flops_with_head", "tokens", "steps", "seed", "init", "lr_factor", "matrix_lr", "table_lr",
     "training_flops", "valid_loss",
     "train_loss_tail", "entropy_poster", "entropy_mhsa_nats", "entropy_ffn_nats", "mean_log_width",
-    "mean_log_ffn_width", "width_per_root_depth", "parameters_per_depth", "architecture",
+    "mean_log_ffn_width", "width_per_root_depth", "parameters_per_depth",
+    "synflow", "grad_norm", "snip", "ntk_condition", "linear_regions", "w_pca", "pi4_tg_ms_estimate", "architecture",
 )  # fmt: skip
 INTEGERS = {"depth", "decoder_parameters", "executed_parameters", "total_parameters", "flops", "flops_with_head",
             "tokens", "steps", "seed"}  # fmt: skip
@@ -89,10 +90,7 @@ def write_table(path: Path, results: Iterable[dict[str, Any]]) -> int:
     rows = {row["id"]: row for row in (make_row(r) for r in results if r["valid_loss"] is not None)}
     ordered = sorted(rows.values(), key=lambda r: (r["group"], r["tokens"], r["seed"], r["flops"], r["id"]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(ordered)
+    write_rows(path, ordered)
     return len(ordered)
 
 
@@ -105,10 +103,27 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         return [{k: _value(k, v) for k, v in row.items()} for row in reader]
 
 
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as they are."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def _value(name: str, text: str) -> Any:
     if name in TEXT:
         return text
+    if text == "":
+        return float("nan")  # not computed yet: see rescore.py
     return int(text) if name in INTEGERS else float(text)
+
+
+def network_scores(rows: list[dict[str, Any]]) -> dict[str, Array]:
+    """Return the scores that need a network, those that every row has."""
+    names = ("synflow", "grad_norm", "snip", "ntk_condition", "linear_regions", "w_pca")
+    found = {name.replace("_", "-"): column(rows, name) for name in names}
+    return {name: values for name, values in found.items() if np.isfinite(values).all()}
 
 
 def column(rows: list[dict[str, Any]], name: str) -> Array:

@@ -30,12 +30,15 @@ from merino_edge.units import format_bytes, format_count, format_ms
 @click.option("--train-tokens", type=COUNT, default=None, help="Tokens the model will be trained on (300M).")
 @click.option("--space", default="poster", show_default=True, help="Name of a space, or a TOML file.")
 @click.option("--score", default=None, help="Score to maximise: parameters-per-depth (default), entropy, ...")
-@click.option("--beta", type=float, default=None, help="Weight of depth in the entropy (1/16).")
+@click.option(
+    "--beta", type=float, default=None, help="Weight of depth in the entropy (the study's, within the domain)."
+)
 @click.option("--alpha1", type=float, default=None, help="Weight of attention in the entropy (1).")
 @click.option("--alpha2", type=float, default=None, help="Weight of the FFN in the entropy (1).")
 @click.option("--eps", type=float, default=None, help="Noise scale of the entropy (0.01).")
 @click.option("--mode", type=click.Choice(["auto", "exact", "evolution"]), default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the evolutionary search.")
+@click.option("--evaluations", type=click.IntRange(1), default=None, help="Architectures it may look at.")
 @click.option("--run", default=None, metavar="NAME", help="Name of the run to write (the next free run-N).")
 @click.option("--verify/--no-verify", default=True, help="Measure the winner on the device and search again.")
 @json_option
@@ -72,8 +75,10 @@ def command(as_json: bool, **flags: Any) -> None:
         space=flags["space"],
         vocab_size=flags["vocab"],
         score=score_options(name=flags["score"], **{n: flags[n] for n in ("beta", "alpha1", "alpha2", "eps")}),
+        study_beta=flags["beta"] is None,
         mode=flags["mode"],
         seed=flags["seed"],
+        evaluations=flags["evaluations"],
         run=flags["run"],
         verify=flags["verify"],
     )
@@ -100,7 +105,7 @@ def _print(document: dict[str, Any]) -> None:
         (
             "searched",
             f"{document['evaluated']:,} of {document['space_size']:,} ({document['mode']}) "
-            f"in {document['seconds']['search']:.3f} s",
+            f"in {document['seconds']['score'] + document['seconds']['search']:.3f} s",
         ),
         (
             "parameters",
@@ -122,6 +127,18 @@ def _print(document: dict[str, Any]) -> None:
         elif predicted.get(f"{key}_upper"):
             text += f", interval {interval(predicted[key], predicted[f'{key}_upper'], fmt)}"
         pairs.append((label, text))
+    if document["outside_domain"]:
+        share = 100 * document["outside_domain"] / document["evaluated"]
+        pairs.append(("domain", f"gamma reaches 1 in {document['outside_domain']:,} of them ({share:.2g} %): scored 0"))
+    if document["expected_loss"] is not None:
+        loss = document["expected_loss"]
+        pairs.append(
+            (
+                "loss",
+                f"expected {loss['nats_per_token']:.2f} nats a token ({loss['low']:.2f} to {loss['high']:.2f}, 90 %) "
+                f"of the study's text after {format_count(document['conditions']['train_tokens'])} tokens",
+            )
+        )
     pairs += [("limits", line) for line in limit_lines(document)]
     if document["rounds"]:
         kept = "keeps its limits by the device's clock" if document["verified"] else "does NOT keep its limits yet"

@@ -51,6 +51,10 @@ def _print(document: dict[str, Any]) -> None:
     pairs += [(f"file {recipe}", format_bytes(size)) for recipe, size in document["file_bytes"].items()]
     terms = {name: value for name, value in entropy.items() if name != "blocks"}
     pairs += [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in terms.items()]
+    if document["searched_score"] is not None:
+        searched = document["searched_score"]
+        weights = f", beta {searched['beta']:g}" if "beta" in searched else ""
+        pairs.append(("searched by", f"{searched['name']}{weights}: {searched['score']:.6g}"))
     for row in document["devices"]:
         pairs.append(
             (

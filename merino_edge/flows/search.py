@@ -25,8 +25,10 @@ from merino_edge.run import Run, check_run_name, create_run, list_runs
 from merino_edge.search.cost import matrix_bytes, recipe_block
 from merino_edge.search.engine import Candidate, SearchOutcome, takes_time
 from merino_edge.search.engine import search as run_search
+from merino_edge.search.regime import STUDIED_TOKENS, STUDY_BETA, expected_loss, is_studied, study_beta
+from merino_edge.search.scores import score_cost
 from merino_edge.search.space import Space, load_space
-from merino_edge.units import format_ms
+from merino_edge.units import format_count, format_ms
 
 LARGE = 5_000_000  # architectures: a search of so many shows how far it is
 
@@ -48,6 +50,12 @@ def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any
     options = replace(options, conditions=options.conditions.with_(vocab_size=space.vocab_size))
     state = _open_state(name, options)
     progress.note(options.conditions.sentence(name, " or ".join(map(str, space.vocab_sizes))))
+    options = _with_study_beta(space, options, progress)
+    cost = score_cost(options.score)
+    if cost is not None:
+        progress.note(
+            f"score {options.score.name} is no sum over blocks, the search by it not exact; each costs {cost}"
+        )
     space = _exportable(space, options.conditions.recipe, progress)
     if state.profile.estimate and any(limit in options.limits for limit in DEVICE_LIMITS):
         progress.note(f"{name} was never profiled: every latency and memory below is an estimate (merino-edge profile)")
@@ -61,6 +69,20 @@ def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any
     document["seconds"]["total"] = time.monotonic() - started
     run = _write_run(options, name, outcome, document, state)
     return {**document, "run": run.name}
+
+
+def _with_study_beta(space: Space, options: SearchOptions, progress: Progress) -> SearchOptions:
+    """Give the entropy the beta that belongs to the training budget, and say how far it is to be trusted."""
+    if not options.study_beta or options.score.name != "entropy":
+        return options
+    beta, tokens = study_beta(space), options.conditions.train_tokens
+    low, high = (f"{count / 1e6:.0f}" for count in STUDIED_TOKENS)
+    why = "" if beta == STUDY_BETA else f" (no more keeps gamma below 1 throughout space {space.name})"
+    progress.note(
+        f"beta {beta:g}{why}: fitted to models of {low} to {high} M training tokens, between which it did not move"
+        + ("" if is_studied(tokens) else f"; for {format_count(tokens)} tokens that is an extrapolation")
+    )
+    return replace(options, score=replace(options.score, beta=beta))
 
 
 def _exportable(space: Space, recipe: str, progress: Progress) -> Space:
@@ -145,6 +167,7 @@ def _document(
     rounds: list[dict[str, Any]],
 ) -> dict[str, Any]:
     winner = outcome.winner
+    loss = expected_loss(winner.architecture, options.conditions.train_tokens)
     return {
         "device": name,
         "estimate": state.profile.estimate,
@@ -172,6 +195,8 @@ def _document(
         "sensitivity": [dict(s) if isinstance(s, Mapping) else asdict(s) for s in outcome.sensitivity],
         "runners_up": [_brief(c) for c in outcome.runners_up],
         "front_size": len(outcome.front),
+        "outside_domain": outcome.outside_domain,
+        "expected_loss": loss.to_json() if loss else None,
         "latency_model": {test: model.accuracy for test, model in state.recipe.latency.items()},
         "known_models": len(state.known),
         "prediction_checks": _prediction_checks(name, state),

@@ -35,8 +35,8 @@ from merino_edge.progress import Progress
 from merino_edge.search.engine import Candidate, Measured, SearchOutcome, SearchRequest
 from merino_edge.search.engine import search as run_search
 from merino_edge.search.latency import LatencyModel
-from merino_edge.search.problem import latency_tests
-from merino_edge.search.scores import ScoreOptions
+from merino_edge.search.problem import EVALUATIONS, PLAIN_EVALUATIONS, latency_tests
+from merino_edge.search.scores import ScoreOptions, is_sum
 from merino_edge.search.space import Space
 from merino_edge.units import Limit
 
@@ -68,8 +68,10 @@ class SearchOptions:
         space: Name or TOML file.
         vocab_size: The one vocabulary size, instead of the space's choices.
         score: Which score, with its parameters.
+        study_beta: The entropy's beta is what the study fitted, within the space's domain, not the one in `score`.
         mode: `auto`, `exact`, `evolution`.
         seed: Of the evolutionary search.
+        evaluations: How many architectures that one may look at; None for the score's usual number.
         run: Name of the run to write.
         verify: Measure the winner on the device.
     """
@@ -80,8 +82,10 @@ class SearchOptions:
     space: str = "poster"
     vocab_size: int | None = None
     score: ScoreOptions = field(default_factory=lambda: ScoreOptions(DEFAULT_SCORE))
+    study_beta: bool = False
     mode: str = "auto"
     seed: int = 0
+    evaluations: int | None = None
     run: str | None = None
     verify: bool = True
 
@@ -147,6 +151,7 @@ def make_request(space: Space, options: SearchOptions, state: State, band: bool 
         context_length=options.conditions.context_length,
         mode=options.mode,
         seed=options.seed,
+        evaluations=options.evaluations or (EVALUATIONS if is_sum(options.score) else PLAIN_EVALUATIONS),
         measured=measured,
     )
 

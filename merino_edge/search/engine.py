@@ -17,10 +17,11 @@ import numpy as np
 
 from merino_edge.errors import InfeasibleError, UsageError
 from merino_edge.search.candidate import Candidate, make_candidates
+from merino_edge.search.entropy import ENTROPIES
 from merino_edge.search.evolution import Archive, Evolution
 from merino_edge.search.exact import MAX_SIZE, Clock, Diagnosis, Shortfall, diagnose, survey_space
 from merino_edge.search.problem import Measured, Problem, SearchRequest, make_problem
-from merino_edge.search.scores import SumScore, make_score
+from merino_edge.search.scores import SumScore, is_sum
 from merino_edge.search.survey import Survey
 from merino_edge.units import Limit, format_bytes, format_count, format_ms
 
@@ -42,6 +43,7 @@ class SearchOutcome:
         runners_up: The next ten, one a class.
         front: Non-dominated in score, latency, parameters and memory, best score first.
         constraints: For each limit `name, limit, lower, value, binding`; a better score lies behind a binding one.
+        outside_domain: For an entropy, members looked at where gamma reaches 1 and the formula says nothing; else None.
         sensitivity: For each limit and factor `name, factor, limit, score`: the best score, or None.
     """
 
@@ -55,6 +57,7 @@ class SearchOutcome:
     runners_up: tuple[Candidate, ...]
     front: tuple[Candidate, ...]
     constraints: tuple[dict[str, Any], ...]
+    outside_domain: int | None
     sensitivity: tuple[dict[str, Any], ...]
 
 
@@ -97,6 +100,7 @@ def search(request: SearchRequest) -> SearchOutcome:
         runners_up=listed[1:],
         front=make_candidates(problem, [index(number) for number in front]),
         constraints=_constraints(problem, survey, listed[0]),
+        outside_domain=survey.zero if request.score.name in ENTROPIES else None,
         sensitivity=_sensitivity(survey),
         seconds={
             "score": clock.score,
@@ -109,7 +113,7 @@ def search(request: SearchRequest) -> SearchOutcome:
 
 def takes_time(request: SearchRequest) -> bool:
     """Say whether a search looks at its members one by one, each with a cost of its own."""
-    return request.mode == "evolution" or not isinstance(make_score(request.score), SumScore)
+    return request.mode == "evolution" or not is_sum(request.score)
 
 
 def _mode(problem: Problem) -> str:

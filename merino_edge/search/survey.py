@@ -51,6 +51,7 @@ class Survey:
         limits: What admits a member.
         seen: Members shown.
         feasible: Members that keep every limit.
+        zero: Members that score exactly 0: for an entropy, those outside the formula's domain.
         relaxed: Best score by (limit, factor), all other limits kept; factor inf is without the limit.
         front_seconds: Time spent on the front.
     """
@@ -58,6 +59,7 @@ class Survey:
     limits: Mapping[str, Limit]
     seen: int = 0
     feasible: int = 0
+    zero: int = 0
     relaxed: dict[tuple[str, float], float] = field(default_factory=dict)
     front_seconds: float = 0.0
     _best: Array = field(default_factory=lambda: np.empty((4, 0)))  # score, parameters, FLOPs, row of _numbers
@@ -78,6 +80,7 @@ class Survey:
             representative: `(n,)`: which stand for their class; only these are listed.
         """
         self.seen += len(score)
+        self.zero += len(score) - int(np.count_nonzero(score))
         fits = {name: admitted(limit, columns[name]) for name, limit in self.limits.items()}
         every = _all(list(fits.values()), len(score))
         self.feasible += int(np.count_nonzero(every))

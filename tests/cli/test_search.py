@@ -153,3 +153,31 @@ def test_a_space_keeps_its_own_choices_of_the_vocabulary(search: Search, tmp_pat
     assert document["space_size"] == 2 * 2 * 2 * 4
     assert document["conditions"]["vocab_size"] == document["architecture"]["vocab_size"] == 300
     assert search("--space", str(path), "--vocab", "400")[1]["architecture"]["vocab_size"] == 400
+
+
+def test_a_score_that_needs_a_network_is_searched_by_evolution_and_counted(search: Search, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    path = tmp_path / "mine.toml"
+    path.write_text(BASE + "width = [64, 96, 128]\nembedding_width = 64\n" + BLOCK * 2, encoding="utf-8")
+    words = ("--space", str(path), "--score", "synflow", "--evaluations", "12", "--parameters", "100k")
+    code, document = search(*words)
+    assert code == 0
+    assert (document["mode"], document["evaluated"]) == ("evolution", 12)
+    assert document["parameters"] <= 100_000
+    code, document = search(*words, "--mode", "exact")
+    assert code == 2
+    assert "no sum over blocks" in document["error"]["message"]
+
+
+def test_the_training_budget_sets_beta_and_is_stored(search: Search) -> None:
+    document = search("--score", "entropy")[1]
+    assert document["score_options"]["beta"] == 0.44
+    assert document["conditions"]["train_tokens"] == 300_000_000
+    assert document["expected_loss"] is None
+    assert document["outside_domain"] == 0
+    assert search("--score", "entropy", "--beta", "0.1")[1]["score_options"]["beta"] == 0.1
+
+
+def test_the_loss_to_expect_is_told_where_the_study_looked(search: Search) -> None:
+    loss = search("--vocab", "4096", "--train-tokens", "8M", "--parameters", "9M")[1]["expected_loss"]
+    assert loss["low"] < loss["nats_per_token"] < loss["high"]
