@@ -92,6 +92,7 @@ class Releases:
             number = 0  # the journal itself was torn: nothing had begun
         done = "undone"
         if number in self.numbers():
+            sync_folder(self.folder)  # its name may be younger than the last flush
             self._switch(number)
             done = "finished"
         self.journal.unlink()
@@ -138,6 +139,8 @@ class Releases:
             write_json(temporary / RELEASE, note)
             os.rename(str(temporary), str(self.folder / str(number)))
             sync_folder(self.folder)
+            if former is None:
+                self.store.sync_way()
             self._switch(number)
         finally:
             if temporary.exists():
@@ -175,6 +178,7 @@ class Releases:
         for number in dropped:
             old = self.folder / f"{number}.old"
             os.rename(str(self.folder / str(number)), str(old))
+            sync_folder(self.folder)  # else a power cut may bring the name back, and not what lay below it
             shutil.rmtree(str(old))
         needed = self._needed()
         shutil.rmtree(str(self.store.root / "stage"))

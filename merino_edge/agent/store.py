@@ -156,6 +156,15 @@ class Store:
         except OSError as error:
             raise disk_error(error, root) from error
 
+    def sync_way(self) -> None:
+        """Flush the folders that lead here: whoever made them, a power cut must not take the whole store away."""
+        for folder in (self.root, *self.root.resolve().parents):
+            try:
+                sync_folder(folder)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS):
+                    raise
+
     def object_path(self, digest: str) -> Path:
         """Return where an object lies, or would lie."""
         return self.root / "objects" / check_digest(digest)
