@@ -42,13 +42,15 @@ def _serve(root: Path) -> int:
     from merino_edge.agent import frames
     from merino_edge.agent.errors import AgentError
     from merino_edge.agent.server import Agent, Wire
+    from merino_edge.agent.store import disk_error
 
     sink = os.dup(1)
     os.dup2(2, 1)  # a stray print must not reach the frames
     try:
         agent = Agent(root)
-    except AgentError as error:
-        os.write(sink, frames.encode_json(frames.ERROR, 0, error.to_json()) + frames.encode_json(frames.END, 0, {}))
+    except (AgentError, OSError) as error:
+        said = error if isinstance(error, AgentError) else disk_error(error, error.filename or root)
+        os.write(sink, frames.encode_json(frames.ERROR, 0, said.to_json()) + frames.encode_json(frames.END, 0, {}))
         return 1
 
     def die() -> None:

@@ -43,7 +43,7 @@ def disk_error(error: OSError, path: object) -> AgentError:
         errno.EMFILE: "the device allows too few open files (ulimit -n)",
         errno.EIO: "the device's disk or card may be failing",
     }.get(error.errno or 0, "look at the device's disk and the folder's owner")
-    return AgentError("disk", f"cannot write {path}: {error.strerror or error}", hint)
+    return AgentError("disk", f"the device's disk refuses {path}: {error.strerror or error}", hint)
 
 
 def sync_folder(folder: Path) -> None:

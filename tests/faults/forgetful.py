@@ -5,7 +5,8 @@ kept or lost whole. Nothing else is promised, so nothing else is kept for certai
 
     {"do": "count"}                        -> state changes since the last order to arm
     {"do": "arm", "at": K}                 the K-th state change and all that follows fail: the power is gone
-    {"do": "arm", "at": K, "errno": E, "for": N, "reads": true}    N calls fail with E, then the disk works again
+    {"do": "arm", "at": K, "errno": E, "for": N, "calls": C}   N calls fail with E, then the disk works again; C says
+                                           which calls count: "changes", "open", or "all", reads and look-ups among them
     {"do": "crash", "seed": S, "how": W}   power comes back; W: "all" that was not flushed is lost, "some" of it, or
                                            "order": names are lost from one point in time on, as with a journal
     {"do": "keep"} / {"do": "back"}        remember the whole disk, and put it back
@@ -34,7 +35,7 @@ STATFS, RELEASE, FSYNC, FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR, FSYNCDIR, ACC
 )  # fmt: skip
 DESTROY, BATCH_FORGET, RENAME2 = 38, 42, 45
 CHANGES = {SETATTR, SYMLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, RENAME2, LINK, WRITE, FSYNC, FSYNCDIR, CREATE}
-READS = {OPEN, READ, READDIR}
+CALLS = {"changes": CHANGES, "open": {OPEN, OPENDIR, CREATE}, "all": CHANGES | {LOOKUP, OPEN, READ, OPENDIR, READDIR}}
 FOLDER_BYTES = 1 << 30
 
 
@@ -137,7 +138,7 @@ class FileSystem:
         self._nodes: dict[int, Node] = {}
         self._next = 1
         self._number(self.disk.root)
-        self.count, self.at, self.errno, self.left, self.reads = 0, 0, 0, 0, False
+        self.count, self.at, self.errno, self.left, self.calls = 0, 0, 0, 0, CHANGES
         self.device = os.open("/dev/fuse", os.O_RDWR)
         options = f"fd={self.device},rootmode=40000,user_id=0,group_id=0,default_permissions"
         if ctypes.CDLL(None, use_errno=True).mount(b"forgetful", mount.encode(), b"fuse", 6, options.encode()):
@@ -176,7 +177,7 @@ class FileSystem:
         what = order["do"]
         if what == "arm":
             self.count, self.at, self.errno = 0, int(str(order["at"])), int(str(order.get("errno", 0)))
-            self.left, self.reads = int(str(order.get("for", 0))), bool(order.get("reads"))
+            self.left, self.calls = int(str(order.get("for", 0))), CALLS[str(order.get("calls", "changes"))]
         elif what == "crash":
             self.at = 0
             self.disk.crash(random.Random(str(order["seed"])), str(order["how"]))
@@ -211,7 +212,7 @@ class FileSystem:
                 raise
 
     def _fault(self, opcode: int) -> int:
-        if opcode in CHANGES or (self.reads and opcode in READS):
+        if opcode in self.calls:
             self.count += 1
             if self.at and self.errno and self.at <= self.count < self.at + self.left:
                 return self.errno
