@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import math
 import struct
+import time
 import zlib
 
 MAGIC = b"MRN\x01"
 MAX_PAYLOAD = 1 << 20
+LIFE_BYTES = 4096  # within the silence that is allowed
 MAX_NOISE = 1 << 16  # bytes of a login banner that may stand before the first frame
 
 HELLO, REQUEST, RESULT, EVENT, DATA, ERROR, PING, CANCEL, END = range(1, 10)
@@ -117,6 +119,33 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(value) != len(pairs):
         raise ValueError("a key stands twice in one object")
     return value
+
+
+class Pulse:
+    """When the other side last showed that it lives: by a whole frame, or by enough bytes of one.
+
+    Single bytes do not count: a link that passes one a second would keep everybody waiting for ever.
+
+    Args:
+        enough: Bytes that are a sign of life by themselves.
+    """
+
+    def __init__(self, enough: int = LIFE_BYTES) -> None:
+        self._enough = enough
+        self._bytes = 0
+        self._at = time.monotonic()
+
+    def note(self, received: int, whole: int = 0) -> None:
+        """Count received bytes, and the frames that they completed."""
+        self._bytes += received
+        if whole or self._bytes >= self._enough:
+            self._bytes = 0
+            self._at = time.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """How long ago that was."""
+        return time.monotonic() - self._at
 
 
 class Decoder:

@@ -47,7 +47,7 @@ class Wire:
         self._sink = sink
         self._die = die
         self._lock = threading.Lock()
-        self._heard = time.monotonic()
+        self._pulse = frames.Pulse()
         self._cancelled: set[int] = set()
         self.frames: queue.Queue[frames.Frame] = queue.Queue(_MAX_QUEUED)
 
@@ -74,11 +74,12 @@ class Wire:
         decoder = frames.Decoder()
         while True:
             data = os.read(self._source, 1 << 18)
-            self._heard = time.monotonic()
             if not data:
                 self._die()
             try:
-                for frame in decoder.feed(data):
+                received = decoder.feed(data)
+                self._pulse.note(len(data), len(received))
+                for frame in received:
                     if frame.type == frames.CANCEL:
                         self._cancelled.add(frame.request)
                     if frame.type != frames.PING:
@@ -96,7 +97,7 @@ class Wire:
     def _watch(self) -> None:
         while True:
             time.sleep(0.5)
-            if time.monotonic() - self._heard > SILENCE_S:
+            if self._pulse.silent_s > SILENCE_S:
                 self._die()
 
 

@@ -30,6 +30,7 @@ from merino_edge.errors import (
 SILENCE_S = 10.0
 HELLO_LIMIT_S = 20.0  # a first start compiles the agent and may wait for a slow card
 CANCEL_LIMIT_S = 10.0
+AGAIN = "run the same command again: it goes on from there"
 INBOX_FRAMES = 64  # that a caller may be behind: bounds what a flood from the device takes
 
 _ERRORS: Mapping[str, type[MerinoEdgeError]] = {
@@ -44,6 +45,14 @@ _ERRORS: Mapping[str, type[MerinoEdgeError]] = {
     "cancelled": DeviceError,
     "failed": DeviceError,
 }
+_HINTS: Mapping[str, str] = {
+    "busy": "wait until the other work on the device has ended",
+    "corrupt": "merino-edge deploy sends it again",
+    "missing": "merino-edge deploy",
+    "memory": "choose a smaller model with: merino-edge search --memory",
+    "runtime": "install another version of the runtime on the device",
+    "smoke": "export again with: merino-edge export",
+}
 
 
 class AgentRefusal(Exception):
@@ -54,7 +63,7 @@ class AgentRefusal(Exception):
         self.kind = str(value.get("kind"))
         self.error = _ERRORS.get(self.kind, DeviceError)(
             f"{where}: {clean_text(value.get('message'))}",
-            hint=clean_text(value.get("hint")) or None,
+            hint=clean_text(value.get("hint")) or _HINTS.get(self.kind, AGAIN),
             **{k: v for k, v in clean(value.get("details") or {}).items() if k.isidentifier()},
         )
         super().__init__(self.error.message)
@@ -75,7 +84,7 @@ class AgentLink:
         self._send_lock = threading.Lock()
         self._inbox: queue.Queue[frames.Frame | MerinoEdgeError] = queue.Queue(INBOX_FRAMES)
         self._closed = threading.Event()
-        self._heard = time.monotonic()
+        self._pulse = frames.Pulse()
         self._request = 0
         self._broken: MerinoEdgeError | None = None
         self._receiver = threading.Thread(target=self._receive, name="agent-receive", daemon=True)
@@ -97,11 +106,12 @@ class AgentLink:
                     data = self._channel.recv(1 << 18, 0.5)
                 except TimeoutError:
                     continue
-                self._heard = time.monotonic()
                 if not data:
                     decoder.close()
                     return
-                for frame in decoder.feed(data):
+                received = decoder.feed(data)
+                self._pulse.note(len(data), len(received))
+                for frame in received:
                     if frame.type != frames.PING:
                         self._deliver(frame)
         except frames.FrameError as error:
@@ -130,8 +140,12 @@ class AgentLink:
     # -- one frame --
 
     def _send(self, data: bytes) -> None:
-        with self._send_lock:
-            self._channel.send(data)
+        try:
+            with self._send_lock:
+                self._channel.send(data)
+        except DeviceError as error:
+            error.hint = error.hint or AGAIN
+            raise
 
     def _next(self, limit_s: float | None = None) -> frames.Frame:
         """Return the next frame that is no heartbeat.
@@ -146,7 +160,7 @@ class AgentLink:
             try:
                 item = self._inbox.get(timeout=0.25)
             except queue.Empty:
-                quiet = time.monotonic() - self._heard
+                quiet = self._pulse.silent_s
                 if quiet > (SILENCE_S if deadline is None else max(SILENCE_S, limit_s or 0)):
                     raise self._break(
                         DeviceError(f"{self._where}: nothing was heard for {quiet:.0f} s", hint="is it still on?")
@@ -162,6 +176,7 @@ class AgentLink:
 
     def _break(self, error: MerinoEdgeError) -> MerinoEdgeError:
         """Remember why nothing more can be asked."""
+        error.hint = error.hint or AGAIN
         self._broken = error
         return error
 

@@ -12,7 +12,6 @@ import logging
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, cast
 
 import paramiko
 
+from merino_edge.agent.frames import Pulse
 from merino_edge.device.known_hosts import HostKey, KnownHosts, Policy, check_host_key, usable_files
 from merino_edge.device.openssh import OpenSshTransport
 from merino_edge.device.records import clean_text
@@ -58,6 +58,7 @@ HEARTBEAT_S = 2.0
 HANDSHAKE_LIMIT_S = 10.0
 LOGIN_LIMIT_S = 20.0
 PASSWORD_TRIES = 3
+LEAST_PACKET_BYTES = 28  # of an answer to a heartbeat; fewer are no sign of life
 _SEND_BYTES = 32 * 1024 - 64  # what fits one packet
 _RSA_ALGORITHMS = ("rsa-sha2-512", "rsa-sha2-256")
 
@@ -131,12 +132,11 @@ class _WatchedSocket:
     def __init__(self, sock: Any, helper: subprocess.Popen[bytes] | None = None) -> None:
         self._sock = sock
         self._helper = helper
-        self.heard_at = time.monotonic()
+        self.pulse = Pulse(LEAST_PACKET_BYTES)
 
     def recv(self, size: int) -> bytes:
         data: bytes = self._sock.recv(size)
-        if data:
-            self.heard_at = time.monotonic()
+        self.pulse.note(len(data))
         return data
 
     def kill(self) -> None:
@@ -183,7 +183,7 @@ class _Link:
         hashed = settings.hash_known_hosts
         notes = check_host_key(files, settings.host_name, key, policy, confirm if ask else None, hashed)
         _log_in(transport, settings, ask)
-        self._socket.heard_at = time.monotonic()
+        self._socket.pulse = Pulse(LEAST_PACKET_BYTES)
         for work in (self._ask_for_life, self._watch):
             threading.Thread(target=work, name=f"ssh-{work.__name__}", daemon=True).start()
         return notes
@@ -191,13 +191,13 @@ class _Link:
     def _ask_for_life(self) -> None:
         """Ask for an answer whenever nothing came for a while; any packet at all is an answer."""
         while not self._closing.wait(HEARTBEAT_S) and self.transport.is_active():
-            if time.monotonic() - self._socket.heard_at >= HEARTBEAT_S:
+            if self._socket.pulse.silent_s >= HEARTBEAT_S:
                 with suppress(paramiko.SSHException, OSError, EOFError):
                     self.transport.global_request("keepalive@openssh.com", wait=True)
 
     def _watch(self) -> None:
         while not self._closing.wait(0.25) and self.transport.is_active():
-            silent_s = time.monotonic() - self._socket.heard_at
+            silent_s = self._socket.pulse.silent_s
             if silent_s > DEAD_AFTER_S:
                 self.broken = f"it has not answered for {silent_s:.0f} s"
                 self._socket.kill()
