@@ -82,7 +82,10 @@ class Releases:
         Returns:
             What was done, None where there was nothing to do.
         """
-        for leftover in [*self.folder.glob("*.tmp"), *self.folder.glob("*.old")]:
+        leftovers = [*self.folder.glob("*.tmp"), *self.folder.glob("*.old")]
+        if leftovers or self.journal.exists():
+            sync_folder(self.folder)  # who was cut may not have come to it: names must not come back half emptied
+        for leftover in leftovers:
             shutil.rmtree(str(leftover))
         if not self.journal.exists():
             return None
@@ -92,7 +95,6 @@ class Releases:
             number = 0  # the journal itself was torn: nothing had begun
         done = "undone"
         if number in self.numbers():
-            sync_folder(self.folder)  # its name may be younger than the last flush
             self._switch(number)
             done = "finished"
         self.journal.unlink()
@@ -139,8 +141,6 @@ class Releases:
             write_json(temporary / RELEASE, note)
             os.rename(str(temporary), str(self.folder / str(number)))
             sync_folder(self.folder)
-            if former is None:
-                self.store.sync_way()
             self._switch(number)
         finally:
             if temporary.exists():
@@ -243,6 +243,8 @@ class Releases:
 
     def _switch(self, number: int) -> None:
         """Point `current` at a release by one rename."""
+        if not os.path.lexists(str(self.link)):
+            self.store.sync_way()
         temporary = self.store.root / "current.tmp"
         if os.path.lexists(str(temporary)):
             temporary.unlink()
