@@ -33,6 +33,7 @@ class MerinoEdgeError(Exception):
 
     exit_code = 1
     kind = "failed"
+    usual_hint: str | None = None
 
     def __init__(self, message: str, hint: str | None = None, **details: Any) -> None:
         """Keep the sentence, the next step, and whatever ``--json`` should carry besides.
@@ -44,7 +45,7 @@ class MerinoEdgeError(Exception):
         """
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.usual_hint
         self.details = details
 
     def to_json(self) -> dict[str, Any]:
@@ -113,6 +114,7 @@ class ProtocolError(DeviceError):
     """The agent's byte stream is damaged, oversized, or ended without its end frame."""
 
     kind = "protocol"
+    usual_hint = "run the same command again; if it stays: merino-edge devices remove NAME --purge, and add it anew"
 
 
 class DeviceBusyError(DeviceError):

@@ -42,7 +42,7 @@ THIRD_PARTY = {
     "search": {"numpy", "scipy"},
     "training": {"accelerate", "datasets", "numpy", "safetensors", "tokenizers", "torch", "transformers", "zstandard"},
     "exporters": {"ai_edge_litert", "ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "scipy", "tflite_runtime"},
-    "device": {"numpy", "paramiko", "psutil"},
+    "device": {"cryptography", "numpy", "paramiko", "psutil"},
     "flows": {"numpy", "psutil", "starlette", "tokenizers", "uvicorn"},
     "cli": {"click", "rich"},
     "testing": {"numpy"},

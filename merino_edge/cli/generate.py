@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from merino_edge.cli.options import ask_person, device_option, json_option
-from merino_edge.cli.output import print_json, terminal_progress
+from merino_edge.cli.output import print_json, terminal_progress, visible
 
 
 @click.command("generate")
@@ -29,7 +29,7 @@ def command(as_json: bool, prompt: str, device: str | None, stop: tuple[str, ...
     def emit(piece: str) -> None:
         nonlocal shown
         if not as_json:
-            click.echo(piece if shown else prompt + piece, nl=False)
+            click.echo(visible(piece if shown else prompt + piece), nl=False)
         shown = True
 
     sampling = Sampling(**flags, stop=stop)

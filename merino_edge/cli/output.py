@@ -21,6 +21,11 @@ def print_json(document: Mapping[str, Any]) -> None:
     click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, allow_nan=False))
 
 
+def visible(text: str) -> str:
+    """Return a model's text without what would steer a terminal: any token may hold an escape code."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """Print a table on stdout; numbers to the right; plain text where stdout is no terminal."""
     from rich.box import SIMPLE_HEAD

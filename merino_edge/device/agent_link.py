@@ -31,6 +31,7 @@ SILENCE_S = 10.0
 HELLO_LIMIT_S = 20.0  # a first start compiles the agent and may wait for a slow card
 CANCEL_LIMIT_S = 10.0
 AGAIN = "run the same command again: it goes on from there"
+MAX_EVENTS = 1_000_000  # on the way to one result
 INBOX_FRAMES = 64  # that a caller may be behind: bounds what a flood from the device takes
 
 _ERRORS: Mapping[str, type[MerinoEdgeError]] = {
@@ -53,6 +54,15 @@ _HINTS: Mapping[str, str] = {
     "runtime": "install another version of the runtime on the device",
     "smoke": "export again with: merino-edge export",
 }
+_RESERVED = ("self", "kind", "message", "hint", "exit_code", "partial")  # an error's own words
+
+
+def _details(value: object) -> dict[str, Any]:
+    try:
+        cleaned: dict[str, Any] = clean(value) if isinstance(value, dict) else {}
+    except ProtocolError:
+        return {}
+    return cleaned
 
 
 class AgentRefusal(Exception):
@@ -64,7 +74,7 @@ class AgentRefusal(Exception):
         self.error = _ERRORS.get(self.kind, DeviceError)(
             f"{where}: {clean_text(value.get('message'))}",
             hint=clean_text(value.get("hint")) or _HINTS.get(self.kind, AGAIN),
-            **{k: v for k, v in clean(value.get("details") or {}).items() if k.isidentifier()},
+            **{k: v for k, v in _details(value.get("details")).items() if k.isidentifier() and k not in _RESERVED},
         )
         super().__init__(self.error.message)
 
@@ -119,7 +129,6 @@ class AgentLink:
             self._deliver(
                 ProtocolError(
                     f"{self._where}: {error}" + (f"; the agent last said: {tail}" if tail else ""),
-                    hint="try again; if it stays, look at: merino-edge doctor",
                 )
             )
         except DeviceError as error:
@@ -222,12 +231,13 @@ class AgentLink:
         """Ask and yield each event; the generator's value is the result. Closing it takes the request back."""
         request = self._begin(op, parameters)
         try:
-            while True:
+            for _ in range(MAX_EVENTS):
                 frame = self._answer_to(request)
                 if frame.type == frames.EVENT:
                     yield self._read_json(frame)
                 else:
                     return self._finish(frame)
+            raise self._break(ProtocolError(f"{self._where}: its answer does not come to an end"))
         except AgentRefusal as refusal:
             raise refusal.error from None
         except BaseException:
@@ -265,8 +275,9 @@ class AgentLink:
                     if frame.type != frames.EVENT:
                         self._finish(frame)
                         return
-                    if waiting:
-                        sent(waiting.pop(0))
+                    if not waiting:
+                        raise self._break(ProtocolError(f"{self._where}: it takes more than it was sent"))
+                    sent(waiting.pop(0))
         except AgentRefusal:
             raise
         except BaseException:

@@ -27,8 +27,9 @@ from merino_edge.device.records import (
     PushResult,
     TestResult,
     TestSpec,
-    clean,
     positive,
+    read_facts,
+    read_releases,
     read_results,
     whole,
 )
@@ -201,8 +202,7 @@ class AgentDevice:
 
     def facts(self, bandwidth: bool = False) -> dict[str, Any]:
         """See `Device.facts`."""
-        facts: dict[str, Any] = clean(self._link.ask("facts", bandwidth=bandwidth))
-        return facts
+        return read_facts(self._link.ask("facts", bandwidth=bandwidth))
 
     def push(self, bundle: Bundle, progress: Progress | None = None) -> PushResult:
         """See `Device.push`."""
@@ -214,15 +214,12 @@ class AgentDevice:
 
     def current(self) -> dict[str, Any] | None:
         """See `Device.current`."""
-        answer = clean(self._link.ask("releases"))
-        return next((r for r in answer["releases"] if r.get("release") == answer.get("current")), None)
+        current, found = read_releases(self._link.ask("releases"))
+        return next((r for r in found if r["release"] == current), None)
 
     def releases(self) -> list[dict[str, Any]]:
         """See `Device.releases`."""
-        found = clean(self._link.ask("releases")).get("releases")
-        if not isinstance(found, list) or not all(isinstance(r, dict) for r in found):
-            raise ProtocolError("the device answered no list of releases")
-        return found
+        return read_releases(self._link.ask("releases"))[1]
 
     def activate(self, release: int) -> int | None:
         """See `Device.activate`."""
@@ -307,8 +304,10 @@ class AgentDevice:
             stop_ids=list(options.stop_ids),
         )
         try:
-            while True:
+            for _ in range(options.max_tokens):
                 yield whole(next(exchange), "token")
+            next(exchange)
+            raise ProtocolError("the device generates more than it was asked for")
         except StopIteration as end:
             answer = end.value
             self.last_generation = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
@@ -13,6 +14,8 @@ Progress = Callable[[float, float], None]  # (done, in all): bytes, tokens, or t
 
 TestName = Literal["tg", "pp", "full"]
 _MAX_TEXT = 2000
+_MAX_DEPTH = 24  # of nested tables and lists
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -131,15 +134,89 @@ def clean_text(text: object, limit: int = _MAX_TEXT) -> str:
     return " ".join(kept.split())[:limit]
 
 
-def clean(value: Any) -> Any:
-    """Return a device's JSON value with every text in it cleaned."""
+def clean(value: Any, depth: int = 0) -> Any:
+    """Return a device's JSON value with every text in it cleaned.
+
+    Raises:
+        ProtocolError: it is nested deeper than anything that a device has to say.
+    """
+    if depth > _MAX_DEPTH:
+        raise ProtocolError("the device answered something nested without end")
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, list):
-        return [clean(item) for item in value]
+        return [clean(item, depth + 1) for item in value]
     if isinstance(value, dict):
-        return {clean_text(key, 100): clean(item) for key, item in value.items()}
+        return {clean_text(key, 100): clean(item, depth + 1) for key, item in value.items()}
     return value
+
+
+def table(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return a table of an answer, cleaned; empty where there is none.
+
+    Raises:
+        ProtocolError: it is something else.
+    """
+    found = value.get(key)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ProtocolError(f"the device answered {key} = {clean_text(found, 40)}, which is no table")
+    cleaned: dict[str, Any] = clean(found)
+    return cleaned
+
+
+def tables(value: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return a list of tables of an answer, cleaned."""
+    found = value.get(key)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise ProtocolError(f"the device answered no list of {key}")
+    cleaned: list[dict[str, Any]] = clean(found)
+    return cleaned
+
+
+def _check_text(value: Mapping[str, Any], key: str) -> None:
+    if not isinstance(value.get(key), str) or not value[key]:
+        raise ProtocolError(f"the device does not say its {key}")
+
+
+def _check_counts(value: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if value.get(key) is not None:
+            whole(value, key)
+
+
+def read_facts(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the answer to `facts`: what the flows rely on is there, and of its kind; what is not known is None."""
+    facts: dict[str, Any] = clean(dict(answer))
+    for key in ("device_id", "os_image", "power_mode"):
+        _check_text(facts, key)
+    facts["cpu"], facts["memory"] = table(facts, "cpu"), table(facts, "memory")
+    facts["python"] = table(facts, "python")
+    facts["runtimes"] = tables({"runtimes": facts.get("runtimes") or []}, "runtimes")
+    for key in ("model", "cores", "last_level_cache_bytes", "performance_cores"):
+        facts["cpu"].setdefault(key, None)
+    for key in ("total", "available", "swap_used"):
+        facts["memory"].setdefault(key, None)
+    _check_counts(facts["cpu"], ("cores", "last_level_cache_bytes", "performance_cores"))
+    _check_counts(facts["memory"], ("total", "available", "swap_used"))
+    return facts
+
+
+def read_releases(answer: Mapping[str, Any]) -> tuple[int | None, list[dict[str, Any]]]:
+    """Read the answer to `releases`: (the number in use, every release)."""
+    found = tables(answer, "releases")
+    for release in found:
+        whole(release, "release", 1)
+        manifest = release["manifest"] = table(release, "manifest")
+        whole(manifest, "context_length", 1)
+        if not isinstance(manifest.get("trained"), bool):
+            raise ProtocolError("the device does not say whether its release is trained")
+        for file in tables(manifest, "files"):
+            _check_text(file, "name")
+            if not _SHA256.fullmatch(str(file.get("sha256"))):
+                raise ProtocolError("the device names a file of its release by something that is no SHA-256")
+    return None if answer.get("current") is None else whole(answer, "current", 1), found
 
 
 def whole(value: Mapping[str, Any], key: str, least: int = 0) -> int:
@@ -193,7 +270,7 @@ def read_results(answer: Mapping[str, Any], specs: tuple[TestSpec, ...]) -> list
                 runtime_version=clean_text(answer.get("runtime_version"), 100),
                 provider=clean_text(answer.get("provider"), 100),
                 threads=whole(answer, "threads", 1),
-                conditions={**clean(test.get("conditions") or {}), "memory": clean(answer.get("memory"))},
+                conditions={**table(test, "conditions"), "memory": table(answer, "memory")},
                 valid=reason is None,
                 invalid_reason=None if reason is None else clean_text(reason),
             )

@@ -1,4 +1,4 @@
-"""What both ways over SSH share: how a file is put whole, how a failure is told, and whom to ask.
+"""What both ways over SSH share: dialling, how a file is put whole, how a failure is told, and whom to ask.
 
 A file goes to the device under a temporary name that carries its SHA-256, is checked and flushed there, and renamed. A
 transfer that was cut is taken up where it stopped: the device tells how much it has, and the hash of that.
@@ -14,10 +14,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from merino_edge.agent.frames import Pulse
 from merino_edge.device.records import clean_text
 from merino_edge.device.ssh_config import SshSettings
 from merino_edge.device.transport import Channel, Completed, Progress
@@ -31,6 +32,7 @@ DEAD_AFTER_S = 8.0  # a peer that shows no sign of life for so long is gone
 PUT_ANSWER_LIMIT_S = 120.0  # hashing and flushing a large file on an SD card takes its time
 OUTPUT_LIMIT_BYTES = 64 * 2**20  # what one command may say before it is cut off
 CHUNK_BYTES = 2**20
+LEAST_PACKET_BYTES = 28  # of an answer to a heartbeat; fewer are no sign of life
 
 # Arguments: target, mode, bytes, SHA-256. Says `have BYTES SHA-256`, reads from where to go on, then the bytes.
 PUT_SCRIPT = r"""
@@ -91,6 +93,39 @@ def dial(settings: SshSettings) -> tuple[socket.socket, subprocess.Popen[bytes] 
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # the kernel gives up what is not acknowledged
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAD_AFTER_S * 1000))
     return sock, None
+
+
+class WatchedSocket:
+    """A socket, or a channel that serves as one, that knows when it last heard something."""
+
+    def __init__(self, sock: Any, helper: subprocess.Popen[bytes] | None = None) -> None:
+        """Begin to listen; `helper` is the program that the bytes go through."""
+        self._sock = sock
+        self._helper = helper
+        self.begin_to_listen()
+
+    def begin_to_listen(self) -> None:
+        """Count the silence from now on."""
+        self.pulse = Pulse(LEAST_PACKET_BYTES)
+
+    def recv(self, size: int) -> bytes:
+        """Receive, and note it."""
+        data: bytes = self._sock.recv(size)
+        self.pulse.note(len(data))
+        return data
+
+    def kill(self) -> None:
+        """End it at once, and the program behind it."""
+        with suppress(OSError, EOFError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError, EOFError):
+            self._sock.close()
+        if self._helper is not None:
+            self._helper.kill()
+            self._helper.wait()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
 
 
 def unreachable(settings: SshSettings, reason: str) -> DeviceError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import logging
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import paramiko
+from cryptography.exceptions import InvalidSignature, InvalidTag
 
-from merino_edge.agent.frames import Pulse
 from merino_edge.device.known_hosts import HostKey, KnownHosts, Policy, check_host_key, usable_files
 from merino_edge.device.openssh import OpenSshTransport
 from merino_edge.device.records import clean_text
@@ -28,6 +29,7 @@ from merino_edge.device.remote import (
     CONNECT_LIMIT_S,
     DEAD_AFTER_S,
     Ask,
+    WatchedSocket,
     dial,
     put_file,
     refused_login,
@@ -58,9 +60,12 @@ HEARTBEAT_S = 2.0
 HANDSHAKE_LIMIT_S = 10.0
 LOGIN_LIMIT_S = 20.0
 PASSWORD_TRIES = 3
-LEAST_PACKET_BYTES = 28  # of an answer to a heartbeat; fewer are no sign of life
 _SEND_BYTES = 32 * 1024 - 64  # what fits one packet
 _RSA_ALGORITHMS = ("rsa-sha2-512", "rsa-sha2-256")
+WIRE_ERRORS = (
+    *(paramiko.SSHException, OSError, EOFError, InvalidSignature, InvalidTag),
+    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error),  # a damaged message's
+)
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # else its tracebacks reach the terminal
 
@@ -126,32 +131,6 @@ class ParamikoTransport:
             self._links.pop().close()
 
 
-class _WatchedSocket:
-    """A socket, or a channel that serves as one, that knows when it last heard something."""
-
-    def __init__(self, sock: Any, helper: subprocess.Popen[bytes] | None = None) -> None:
-        self._sock = sock
-        self._helper = helper
-        self.pulse = Pulse(LEAST_PACKET_BYTES)
-
-    def recv(self, size: int) -> bytes:
-        data: bytes = self._sock.recv(size)
-        self.pulse.note(len(data))
-        return data
-
-    def kill(self) -> None:
-        with suppress(OSError, EOFError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        with suppress(OSError, EOFError):
-            self._sock.close()
-        if self._helper is not None:
-            self._helper.kill()
-            self._helper.wait()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
-
-
 class _Link:
     """One authenticated SSH connection, and the thread that watches it."""
 
@@ -173,7 +152,7 @@ class _Link:
         try:
             transport.start_client(timeout=HANDSHAKE_LIMIT_S)
             shown = transport.get_remote_server_key()
-        except (paramiko.SSHException, OSError, EOFError) as error:
+        except WIRE_ERRORS as error:
             raise unreachable(settings, f"it does not speak SSH as expected: {clean_text(str(error))}") from error
         key = HostKey(shown.get_name(), shown.asbytes())
 
@@ -183,7 +162,7 @@ class _Link:
         hashed = settings.hash_known_hosts
         notes = check_host_key(files, settings.host_name, key, policy, confirm if ask else None, hashed)
         _log_in(transport, settings, ask)
-        self._socket.pulse = Pulse(LEAST_PACKET_BYTES)
+        self._socket.begin_to_listen()
         for work in (self._ask_for_life, self._watch):
             threading.Thread(target=work, name=f"ssh-{work.__name__}", daemon=True).start()
         return notes
@@ -192,7 +171,7 @@ class _Link:
         """Ask for an answer whenever nothing came for a while; any packet at all is an answer."""
         while not self._closing.wait(HEARTBEAT_S) and self.transport.is_active():
             if self._socket.pulse.silent_s >= HEARTBEAT_S:
-                with suppress(paramiko.SSHException, OSError, EOFError):
+                with suppress(*WIRE_ERRORS):
                     self.transport.global_request("keepalive@openssh.com", wait=True)
 
     def _watch(self) -> None:
@@ -239,7 +218,7 @@ class SshChannel:
             self._channel.settimeout(SEND_LIMIT_S)
             self._channel.in_buffer.set_event(self._readable)
             self._channel.exec_command(command)
-        except (paramiko.SSHException, OSError, EOFError) as error:
+        except WIRE_ERRORS as error:
             link.check()
             raise DeviceError(
                 f"{link.settings.description} lets no program start: {clean_text(str(error))}",
@@ -254,7 +233,7 @@ class SshChannel:
                 chunk = self._channel.recv_stderr(4096)
             except TimeoutError:
                 continue
-            except (OSError, EOFError, paramiko.SSHException):
+            except WIRE_ERRORS:
                 return
             if not chunk:
                 return
@@ -270,7 +249,7 @@ class SshChannel:
                 if not sent:
                     raise OSError("the program takes no more")
                 rest = rest[sent:]
-        except (OSError, EOFError, paramiko.SSHException) as error:
+        except WIRE_ERRORS as error:
             self._link.check()
             reason = f"took no byte for {SEND_LIMIT_S:g} s" if isinstance(error, TimeoutError) else "has ended"
             raise DeviceError(
@@ -285,7 +264,7 @@ class SshChannel:
             raise TimeoutError(f"nothing came within {timeout_s:g} s")
         try:
             data = self._channel.recv(max_bytes)
-        except (OSError, EOFError, paramiko.SSHException) as error:
+        except WIRE_ERRORS as error:
             raise self._link.failure() from error
         if not data and not self._channel.eof_received and not self._ended_whole():
             raise self._link.failure()
@@ -303,7 +282,7 @@ class SshChannel:
 
     def end_input(self) -> None:
         """See `RemoteChannel.end_input`."""
-        with suppress(OSError, EOFError, paramiko.SSHException):
+        with suppress(*WIRE_ERRORS):
             self._channel.shutdown_write()
 
     def wait(self, timeout_s: float) -> int | None:
@@ -321,22 +300,22 @@ class SshChannel:
         self.end_input()
         if self._link.transport.is_active() and not self._link.broken:
             self._channel.status_event.wait(CLOSE_LIMIT_S)
-        with suppress(OSError, EOFError, paramiko.SSHException):
+        with suppress(*WIRE_ERRORS):
             self._channel.close()
 
 
-def _connect(settings: SshSettings, parent: _Link | None) -> _WatchedSocket:
+def _connect(settings: SshSettings, parent: _Link | None) -> WatchedSocket:
     """Return a byte stream to the host: through the hop before, or as `dial` does."""
     if parent is None:
-        return _WatchedSocket(*dial(settings))
+        return WatchedSocket(*dial(settings))
     try:
         target, origin = (settings.host, settings.port), ("127.0.0.1", 0)
         channel = parent.transport.open_channel("direct-tcpip", target, origin, timeout=CONNECT_LIMIT_S)
-    except (paramiko.SSHException, OSError, EOFError) as error:
+    except WIRE_ERRORS as error:
         parent.check()
         reason = f"{parent.settings.description} cannot reach it: {clean_text(str(error))}"
         raise unreachable(settings, reason) from error
-    return _WatchedSocket(channel)
+    return WatchedSocket(channel)
 
 
 def _prefer(transport: paramiko.Transport, key_types: Sequence[str]) -> None:
@@ -358,7 +337,7 @@ def _log_in(transport: paramiko.Transport, settings: SshSettings, ask: Ask | Non
         except paramiko.BadAuthenticationType as error:
             methods = error.allowed_types
             break
-        except (paramiko.SSHException, OSError, EOFError) as error:
+        except WIRE_ERRORS as error:
             if not transport.is_active():
                 raise refused_login(settings, clean_text(str(error)) or "it hung up") from error
     if ask is not None and {"password", "keyboard-interactive"} & set(methods):
@@ -366,7 +345,7 @@ def _log_in(transport: paramiko.Transport, settings: SshSettings, ask: Ask | Non
             password = ask(f"Password of {settings.description}: ", True)
             if not password:
                 break
-            with suppress(paramiko.SSHException, OSError, EOFError):
+            with suppress(*WIRE_ERRORS):
                 if not transport.auth_password(settings.user, password):
                     return
             if not transport.is_active():
