@@ -8,7 +8,7 @@ machine; nothing of it may be shown as a measurement.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -170,6 +170,8 @@ class FakeDevice:
         self.name = name
         self.board = board or FakeBoard()
         self.invalid_reason = invalid_reason
+        self.sustained = False
+        self.on_note: Callable[[str], None] | None = None
         self.last_generation: dict[str, float] | None = None
         self.measured: list[tuple[str, TestSpec]] = []
         self.closed = False

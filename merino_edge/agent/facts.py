@@ -17,6 +17,7 @@ from pathlib import Path
 
 from merino_edge.agent import sensors
 
+RECORDED = "MERINO_EDGE_MACHINE"
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -30,6 +31,11 @@ class Machine:
     def __init__(self, root: Path = Path("/")) -> None:
         self.root = root
         self.real = root == Path("/")
+
+    @classmethod
+    def here(cls) -> Machine:
+        """Return this machine, or the recorded one that $MERINO_EDGE_MACHINE names."""
+        return cls(Path(os.environ.get(RECORDED) or "/"))
 
     def text(self, path: str) -> str | None:
         """Return a small file's text without its end, None where it cannot be read."""

@@ -149,6 +149,7 @@ class Timer:
         self.progress = progress
         self.check = check
         self.queued_ns = queued_ns
+        self.between: Callable[[], None] = lambda: None  # called between passes, outside of what is timed
         self._random = np.random.Generator(np.random.PCG64(seed))
 
     def tokens(self, count: int) -> npt.NDArray[np.int64]:
@@ -176,6 +177,7 @@ class Timer:
         started, passes, taken = time.perf_counter(), 0, 0
         while True:
             self.check()
+            self.between()
             self.fill(depth)
             queued, begin = self.queued_ns(), time.perf_counter_ns()
             samples = one_pass(tokens)
@@ -186,6 +188,14 @@ class Timer:
             self.progress(min(1.0, spent / self.budget_s))
             if passes >= least and (spent >= self.budget_s or timed.settled or taken + len(samples) > MAX_SAMPLES):
                 return timed
+
+    def once(self, test: str, tokens: int, depth: int) -> None:
+        """Run one pass that is not timed."""
+        self.fill(depth)
+        if test == "tg":
+            self._generate(tokens)
+        else:
+            self._read(tokens, test == "full")
 
     def _generate(self, count: int) -> list[int]:
         """Feed tokens one by one and return the time of each."""

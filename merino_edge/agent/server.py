@@ -110,7 +110,7 @@ class Agent:
         self.store = Store(root)
         self.releases = Releases(self.store)
         self.runtimes = Runtimes(self.store)
-        self.machine = facts.Machine()
+        self.machine = facts.Machine.here()
         self.wire: Wire | None = None
         self._request = 0
         self._tidy()
@@ -322,6 +322,7 @@ class Agent:
                     "threads": self._threads(request),
                     "context_length": whole_number(request["context_length"], "context_length", 1),
                     "budget_s": DEFAULT_BUDGET_S if budget is None else budget,
+                    "sustained": request.get("sustained") is True,
                 }
                 return self._ask(lock, str(request["runtime"]), asked)
             finally:

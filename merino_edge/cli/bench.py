@@ -29,6 +29,7 @@ COLUMNS = (
     "--tokens", type=click.IntRange(0), default=4096, show_default=True, help="Held-out tokens for perplexity."
 )
 @click.option("--threads", type=click.IntRange(1), default=None, help="Threads (default: all performance cores).")
+@click.option("--sustained", is_flag=True, help="Measure the hot state that lasts, for a board without a fan.")
 @click.option(
     "-o",
     "--output",

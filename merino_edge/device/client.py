@@ -27,6 +27,7 @@ from merino_edge.device.records import (
     PushResult,
     TestResult,
     TestSpec,
+    clean_text,
     positive,
     read_facts,
     read_releases,
@@ -56,6 +57,11 @@ MAX_TESTS = 32  # of one request
 
 class Device(Protocol):
     """Anything that bundles can be installed, measured and run on."""
+
+    sustained: bool
+    """Measure in the hot state that lasts, and say so, instead of waiting for the board to cool."""
+    on_note: Callable[[str], None] | None
+    """Hears what keeps a measurement waiting, for instance a board that must cool first."""
 
     @property
     def name(self) -> str:
@@ -173,6 +179,8 @@ class AgentDevice:
     def __init__(self, entry: DeviceEntry, transport: Transport, link: AgentLink) -> None:
         """Keep the parts; nothing is asked yet."""
         self.name = entry.name
+        self.sustained = False
+        self.on_note: Callable[[str], None] | None = None
         self.last_generation: dict[str, float] | None = None
         self._entry = entry
         self._transport = transport
@@ -246,6 +254,8 @@ class AgentDevice:
         _, digest = push_bundle(self._link, bundle)
 
         def on_event(event: dict[str, Any]) -> None:
+            if self.on_note is not None and event.get("note") is not None:
+                self.on_note(clean_text(event["note"], 200))
             if progress is not None:
                 progress(whole(event, "done") + min(1.0, positive(event, "share")), len(specs))
 
@@ -258,6 +268,7 @@ class AgentDevice:
             threads=threads,
             context_length=context_length or bundle.manifest.context_length,
             budget_s=None if budget_s is None else budget_s / len(specs),
+            sustained=self.sustained,
         )
         return read_results(answer, specs)
 

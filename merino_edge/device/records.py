@@ -64,7 +64,7 @@ class TestResult:
     valid: bool = True
     invalid_reason: str | None = None
     energy_mj: float | None = None
-    energy_reason: str | None = "the agent of this release reads no power sensor"
+    energy_reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -273,6 +273,8 @@ def read_results(answer: Mapping[str, Any], specs: tuple[TestSpec, ...]) -> list
                 conditions={**table(test, "conditions"), "memory": table(answer, "memory")},
                 valid=reason is None,
                 invalid_reason=None if reason is None else clean_text(reason),
+                energy_mj=None if test.get("energy_mj") is None else positive(test, "energy_mj"),
+                energy_reason=None if test.get("energy_reason") is None else clean_text(test["energy_reason"]),
             )
         )
     return result

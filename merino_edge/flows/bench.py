@@ -37,6 +37,7 @@ class BenchOptions:
         seconds: Time for each bundle's speed.
         tokens: Held-out tokens for perplexity; 0 leaves it out.
         threads: Of the runtime; None for all performance cores.
+        sustained: Measure the hot state that lasts.
     """
 
     device: str | None = None
@@ -44,6 +45,7 @@ class BenchOptions:
     seconds: float = 10.0
     tokens: int = 4096
     threads: int | None = None
+    sustained: bool = False
 
 
 def bench(
@@ -68,6 +70,7 @@ def bench(
         progress.task(f"measuring {len(bundles)} bundles on {name}", len(bundles)) as task,
     ):
         facts = device.facts()
+        device.sustained, device.on_note = options.sustained, progress.note
         for number, bundle in enumerate(bundles):
             task.update(number, f"measuring {bundle.label} on {name}")
             try:

@@ -35,6 +35,8 @@ from merino_edge.measurement import (
 from merino_edge.progress import Task
 
 MEASUREMENTS = "measurements.jsonl"
+SUSTAINED = "+sustained"
+"""After a power mode: measured in the hot state that lasts, and so comparable with nothing else."""
 SHARED_KEY = (
     "device_id", "os_image", "runtime", "runtime_version", "provider", "power_mode", "threads",
     "format", "recipe", "form", "exporter_version",
@@ -87,7 +89,7 @@ def to_measurement(result: TestResult, bundle: Bundle, facts: Mapping[str, Any],
         runtime=result.runtime,
         runtime_version=result.runtime_version,
         provider=result.provider,
-        power_mode=facts["power_mode"],
+        power_mode=facts["power_mode"] + (SUSTAINED if result.conditions.get("state") == "sustained" else ""),
         threads=result.threads,
         format=manifest.format,
         recipe=manifest.recipe,

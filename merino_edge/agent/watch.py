@@ -1,0 +1,140 @@
+"""What is watched while a model runs: a board that must cool first, what acts only during a run, heat that stays, power.
+
+A snapshot before and one after miss what came and went between them, so there are some between the
+passes as well, never inside one. Energy is measured in a pass of its own, which is not timed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Callable
+
+from merino_edge.agent import conditions, sensors
+from merino_edge.agent.facts import Machine
+
+LOOK_EVERY_S = 0.5
+COOL_LIMIT_S = 180.0  # that a hot board is waited for
+COOL_STEP_S = 2.0
+STEADY_LIMIT_S = 300.0  # for a board to become as hot as it gets
+STEADY_S = 30.0
+STEADY_RISE_C = 1.0  # within `STEADY_S`: no longer rising
+POWER_EVERY_S = 0.05
+LEAST_READINGS = 5
+
+
+class Watch:
+    """Looks at the machine between the passes of one test.
+
+    Args:
+        machine: Where to look.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._looked = time.monotonic()
+        self.before = conditions.snapshot(machine)
+        self.during: list[dict[str, object]] = []
+
+    def between(self) -> None:
+        """Look again, unless that was done a moment ago."""
+        if time.monotonic() - self._looked >= LOOK_EVERY_S:
+            self.during.append(conditions.snapshot(self._machine))
+            self._looked = time.monotonic()
+
+    def reason(self, queued_share: float | None, sustained: bool) -> tuple[str | None, dict[str, object]]:
+        """Look for the last time; return why the test does not count, and what was seen."""
+        after = conditions.snapshot(self._machine)
+        reason = conditions.invalid_reason(self.before, after, queued_share, self.during, sustained)
+        seen: dict[str, object] = {"before": self.before, "after": after, "queued_share": queued_share}
+        if self.during:
+            seen["during"] = self.during[-8:] if reason is None else self.during[-64:]
+        seen["state"] = "sustained" if sustained else "cold start"
+        return reason, seen
+
+
+def wait_until_cool(machine: Machine, say: Callable[[str], None], check: Callable[[], None]) -> float:
+    """Wait for a board that is too hot to measure, at most `COOL_LIMIT_S`; returns the seconds it took."""
+    started = time.monotonic()
+    while time.monotonic() - started < COOL_LIMIT_S:
+        now = conditions.snapshot(machine)
+        if not conditions.is_hot(now):
+            break
+        check()
+        left = COOL_LIMIT_S - (time.monotonic() - started)
+        heat = now.get("temperature_c")
+        degrees = f"at {heat:.0f} C" if isinstance(heat, float) else "throttled"
+        say(f"the board is too hot ({degrees}): waiting for it to cool, at most {left:.0f} s more")
+        time.sleep(min(COOL_STEP_S, max(0.0, left)))
+    return time.monotonic() - started
+
+
+def run_until_steady(
+    machine: Machine, run: Callable[[], object], say: Callable[[str], None], check: Callable[[], None]
+) -> float:
+    """Run a model until its board gets no hotter, at most `STEADY_LIMIT_S`; returns the seconds it took."""
+    started = marked = time.monotonic()
+    coolest = hottest = conditions.snapshot(machine).get("temperature_c")
+    while time.monotonic() - started < STEADY_LIMIT_S:
+        check()
+        run()
+        now = conditions.snapshot(machine).get("temperature_c")
+        if isinstance(now, float) and isinstance(coolest, float) and isinstance(hottest, float):
+            hottest = max(hottest, now)
+            if hottest - coolest > STEADY_RISE_C:
+                coolest, marked = hottest, time.monotonic()
+        waited = time.monotonic() - marked
+        say(f"heating up to a steady state: {'no sensor' if now is None else f'{now:.0f} C'}, steady for {waited:.0f} s")
+        if waited >= STEADY_S:
+            break
+    return time.monotonic() - started
+
+
+class Meter:
+    """Reads the power sensor while something runs, and adds up.
+
+    Args:
+        machine: Whose sensor.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._readings: list[tuple[float, float]] = []
+        self._stop = threading.Event()
+        first = sensors.power(machine)
+        self.sensor = first["power_sensor"]
+        self.reason = None if first["power_w"] is not None else str(first["power_reason"])
+
+    def __enter__(self) -> Meter:
+        """Begin to read."""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Read for the last time."""
+        self._stop.set()
+        self._thread.join()
+
+    def _read(self) -> None:
+        while True:
+            watts = sensors.power(self._machine)["power_w"]
+            if isinstance(watts, float):
+                self._readings.append((time.monotonic(), watts))
+            if self._stop.wait(POWER_EVERY_S):
+                return
+
+    def energy_mj(self) -> float | None:
+        """Return the energy between the first and the last reading in millijoules, by the trapezoid rule.
+
+        None, with `reason`, where there were too few.
+        """
+        if len(self._readings) < LEAST_READINGS:
+            self.reason = self.reason or f"the power sensor answered {len(self._readings)} times only"
+            return None
+        pairs = zip(self._readings, self._readings[1:])
+        return 1e3 * sum((t2 - t1) * (w1 + w2) / 2 for (t1, w1), (t2, w2) in pairs)
+
+    def seconds(self) -> float:
+        """Return the time between the first and the last reading."""
+        return self._readings[-1][0] - self._readings[0][0] if self._readings else 0.0
