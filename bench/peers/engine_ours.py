@@ -1,0 +1,38 @@
+"""A bundle of this project, through the session that its agent runs on a board."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merino_edge.agent.opening import open_session
+
+
+class Engine:
+    """See `worker.py`."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        folder = Path(path)
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self._session = open_session(folder, manifest, threads)
+        self.vocab_size = self._session.vocab_size
+        self._kept = 0
+
+    def reset(self) -> None:
+        """Empty the cache."""
+        self._session.truncate(0)
+
+    def keep(self) -> None:
+        """Remember the cache as it is."""
+        self._kept = self._session.length
+
+    def back(self) -> None:
+        """Return to what was remembered."""
+        self._session.truncate(self._kept)
+
+    def feed(self, ids: list[int], want: list[int]) -> Any:
+        """Append tokens, return `(len(want), V)`."""
+        return np.asarray(self._session.feed(ids, want))
