@@ -21,8 +21,9 @@ SYSTEM_PACKAGES := openssh-client openssh-server \
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Not measurements of this machine: the demo, the recorder, the page, the trainings on a GPU, the emulated boards.
-NOT_BENCHES := demo record figures proxy_study arm
+# Not measurements of this machine: the demo, the recorder, the page, the trainings on a GPU, the emulated boards, and
+# what needs others' tools.
+NOT_BENCHES := demo record figures proxy_study arm peers
 
 PACKAGES := merino_edge exporters device_profiles
 SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
@@ -30,7 +31,7 @@ SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
 # Older runtimes, each in a folder of its own below build/runtimes/, that tests run exported files in.
 OLD_RUNTIMES := ai-edge-litert==1.4.0 ai-edge-litert==2.1.6 tflite-runtime==2.14.0
 
-.PHONY: help demo test test-board check bench board board-down setup clean purge old-runtimes system-packages FORCE
+.PHONY: help demo test test-board check bench peers board board-down setup clean purge old-runtimes system-packages FORCE
 
 help: ## Show this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -71,14 +72,18 @@ bench: $(VENV)/.package ## Reproduce the README's figures into bench/results/ (a
 	@$(BIN)/python bench/proxy_study.py --stats bench/results/proxy_study.csv > build/proxy_study.txt
 	@$(BIN)/python bench/figures.py
 
+peers: $(VENV)/.package ## Measure beside other tools and rewrite docs/peers.md (first time an hour and 6 GB, then 20 minutes)
+	@$(BIN)/python bench/peers.py --setup
+	@$(BIN)/python bench/peers.py
+
 setup: $(VENV)/.package ## Make .venv and stop there
 
 clean: ## Remove build outputs, caches and the demo's runs; keep .venv
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
 	find $(PACKAGES) bench tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-purge: clean ## The same, .venv and the image of the emulated board
-	rm -rf $(VENV) .board
+purge: clean ## The same, .venv, the image of the emulated board, and the environments of `make peers`
+	rm -rf $(VENV) .board .peers
 
 old-runtimes: $(VENV)/.dependencies ## Fetch older runtimes that some tests run files in (300 MB in build/runtimes)
 	@for r in $(OLD_RUNTIMES); do folder=build/runtimes/$${r/==/-}; [ ! -d $$folder ] || continue; echo "fetching $$r"; \
