@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peers.page import compared
+
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
@@ -153,6 +155,25 @@ def latency_local(r: dict[str, Any]) -> list[Row]:
     return result
 
 
+def peers(r: dict[str, Any]) -> list[Row]:
+    """Beside what a user would take instead; docs/peers.md has everybody."""
+    cases = (
+        ("60 M model, int8 beside its export by torch.onnx in float32", "A60", "A60: torch.onnx fp32"),
+        ("preset merino-61m, int8 beside llama.cpp with GPT-2-124M Q8_0", "merino-61m", "llama.cpp GPT-2-124M Q8_0"),
+    )
+    result = []
+    for what, model, other in cases:
+        found = [
+            compared(r, other, f"{model}: ours, ONNX int8 fast", test, threads)
+            for test in ("decode", "prefill")
+            for threads in r["threads"]
+        ]
+        told = "; ".join(f"{ratio['value']:.1f} x" if ratio else "not measured" for ratio in found)
+        counts = " and ".join(map(str, r["threads"]))
+        result.append((f"{what}: speed of decoding, then of a prompt of {r['prompt']:,}, on {counts} threads", told))
+    return result
+
+
 SCRIPTS = {  # where the name is another
     "proxy_stats": "proxy_study.py --stats bench/results/proxy_study.csv",
     "export_sizes_tflite": "export_sizes.py tflite",
@@ -166,6 +187,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "latency_local": latency_local,
     "export_sizes": export_sizes,
     "export_sizes_tflite": lambda r: export_sizes(r, " as TFLite"),
+    "peers": peers,
     "ring": ring,
 }
 
