@@ -8,7 +8,7 @@ take instead of the preset. Weights are random everywhere: they do not change th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ PROMPT = 1024
 READ_MB = (64, 512)  # of memory read at once: within a large cache, and beyond any
 
 
-def decoder(shapes: list[tuple[int, float, int]], embedding: int, vocabulary: int) -> Architecture:
+def decoder(shapes: Sequence[tuple[int, float, int]], embedding: int, vocabulary: int) -> Architecture:
     """Return an architecture from (width, ffn_ratio, depth) of each block."""
     return Architecture(tuple(Block(*shape) for shape in shapes), embedding, vocabulary)
 
@@ -52,7 +52,7 @@ def macs_per_token(architecture: Architecture) -> int:
 
 def executed(architecture: Architecture) -> list[tuple[tuple[int, ...], int]]:
     """Shape of each matrix, and how many times one token is multiplied by it."""
-    found = []
+    found: list[tuple[tuple[int, ...], int]] = []
     for name, shape in architecture.tensor_shapes.items():
         parts = name.split(".")
         if len(shape) == 2:

@@ -18,6 +18,7 @@ from merino_edge.errors import MerinoEdgeError
 from merino_edge.exporting import ExportOptions
 from merino_edge.files import write_json
 from merino_edge.flows.export import random_weights, write_bundle
+from merino_edge.reference import random_tensors
 from peers import environments
 from peers.contenders import Contender, models
 from peers.environments import NotMeasured
@@ -107,7 +108,7 @@ def write_checkpoint(folder: Path, model: str) -> Path:
     if not (path / "config.json").exists():
         path.mkdir(parents=True, exist_ok=True)
         architecture = models()[model]
-        save_file(random_weights(architecture, CONTEXT, SEED).tensors, path / "model.safetensors", {"format": "pt"})
+        save_file(random_tensors(architecture, SEED), path / "model.safetensors", {"format": "pt"})
         config = {"model_type": "merino", "architectures": ["MerinoForCausalLM"], "tie_word_embeddings": True}
         write_json(path / "config.json", {**config, "architecture": architecture.to_json(), "dtype": "float32"})
     return path

@@ -147,7 +147,7 @@ class Field:
 
     def check(self, folder: Path) -> dict[str, Path]:
         """Have everybody write the logits after one text, and return where they lie."""
-        written = {}
+        written: dict[str, Path] = {}
         for name, live in list(self._live.items()):
             path = folder / f"{len(written)}-{self.threads}.npy"
             try:
