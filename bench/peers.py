@@ -41,7 +41,7 @@ def main() -> int:
     if options.check or options.page:
         return page.write(check=options.check)
     if options.setup:
-        return set_up(options.folder)
+        return set_up(options.folder, options.threads)
     chosen = [c for c in contenders() if not options.only or any(text in c.name for text in options.only)]
     if not chosen:
         print(f"no contender's name contains {' or '.join(options.only)}; names:", file=sys.stderr)
@@ -74,7 +74,15 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def set_up(folder: Path) -> int:
+def compile_once(folder: Path, contender: Contender, path: str, threads: Sequence[int]) -> None:
+    """Let torch.compile fill its cache, so that a run need not wait for a compiler."""
+    for count in threads:
+        field = Field(folder, count, say, {})
+        field.open([(contender, path)])
+        field.close()
+
+
+def set_up(folder: Path, threads: Sequence[int]) -> int:
     """Make everything that can be made; say what cannot and why."""
     missing = 0
     for name in environments.ENVIRONMENTS:
@@ -88,7 +96,9 @@ def set_up(folder: Path) -> int:
             continue
         say(contender.name)
         try:
-            preparing.prepare_peer(folder, contender)
+            path = preparing.prepare_peer(folder, contender)
+            if contender.engine == "torch_compiled":
+                compile_once(folder, contender, str(path), threads)
         except NotMeasured as error:
             missing += 1
             print(f"not measured: {contender.name}: {error}", file=sys.stderr)

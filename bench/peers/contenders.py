@@ -135,13 +135,15 @@ def of_torch(model: str) -> list[Contender]:
             f"{model}: {what}", model, "torch", engine, path, bytes_per_mac=bytes_per_mac, precision=precision
         )
 
-    return [
+    found = [
         peer("torch.onnx fp32", "graph", "dynamo.onnx", 4.0),
         peer("torch.onnx + quantize_dynamic", "graph", "quantized.onnx", None, "int8"),
         peer("torch.onnx + quant_pre_process + quantize_dynamic", "graph", "preprocessed-quantized.onnx", 1.0, "int8"),
         peer("torch eager", "torch", "checkpoint", 4.0),
-        peer("torch.compile", "torch_compiled", "checkpoint", 4.0),
     ]
+    if model == "A60":  # once is enough: it compiles for minutes
+        found.append(peer("torch.compile", "torch_compiled", "checkpoint", 4.0))
+    return found
 
 
 def llama(kind: str, tests: tuple[str, ...], bytes_per_mac: float, precision: str) -> Contender:

@@ -7,6 +7,7 @@ environment cannot be made is reported as not measured, with what pip said.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -107,8 +108,14 @@ def versions(folder: Path, name: str) -> dict[str, str]:
     return dict(zip(told, child.stdout.split(), strict=True)) if child.returncode == 0 else {}
 
 
+def complaint(text: str, otherwise: str) -> str:
+    """Return the line of a tool's output that says what went wrong: the last that begins with an error's name."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|ERROR)\b.*:", line)]
+    return ((errors or lines)[-1] if lines else otherwise)[:400]
+
+
 def _run(command: list[str], variables: Mapping[str, str], name: str) -> None:
     child = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
     if child.returncode:
-        lines = [line for line in child.stderr.splitlines() if line.strip()]
-        raise NotMeasured(f"its environment '{name}' could not be made: {lines[-1] if lines else 'pip failed'}")
+        raise NotMeasured(f"its environment '{name}' could not be made: {complaint(child.stderr, 'pip failed')}")

@@ -23,7 +23,9 @@ def main() -> None:
 
             GPT2LMHeadModel(GPT2Config()).save_pretrained(scratch)
             source = scratch
-        main_export(source, Path(folder), task="text-generation-with-past", do_validation=False)
+        main_export(
+            source, Path(folder), task="text-generation-with-past", library_name="transformers", do_validation=False
+        )
 
 
 if __name__ == "__main__":

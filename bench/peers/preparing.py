@@ -125,8 +125,8 @@ def _run(python: Path, arguments: list[str], path: Path) -> None:
     except subprocess.TimeoutExpired as error:
         raise NotMeasured(f"its conversion took more than {MAKE_SECONDS // 60} minutes") from error
     if child.returncode:
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        raise NotMeasured(lines[-1].strip()[:400] if lines else f"{arguments[0]} ended with {child.returncode}")
+        said = log.read_text(encoding="utf-8", errors="replace")
+        raise NotMeasured(environments.complaint(said, f"{arguments[0]} ended with {child.returncode}"))
 
 
 def file_bytes(path: Path, contender: Contender) -> int:

@@ -46,7 +46,13 @@ class Live:
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 text=True,
-                env={**os.environ, **counts, "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"},
+                env={
+                    **os.environ,
+                    **counts,
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                    "HF_HUB_OFFLINE": "1",
+                    "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),  # what --setup compiled is found again
+                },
             )
         self.loaded = self._answer()
 
@@ -77,8 +83,8 @@ class Live:
         line = self._pipe(self._process.stdout).readline()
         if not line:
             code = self._process.wait()
-            said = [text for text in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if text]
-            raise NotMeasured(said[-1].strip()[:400] if said else f"its process ended with {code}")
+            said = self._log.read_text(encoding="utf-8", errors="replace")
+            raise NotMeasured(environments.complaint(said, f"its process ended with {code}"))
         answer: dict[str, Any] = json.loads(line)
         return answer
 

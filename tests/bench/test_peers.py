@@ -100,6 +100,13 @@ def test_a_worker_that_cannot_load_says_why_and_nobody_else_is_disturbed(bundle:
     assert [len(taken) for taken in field.samples["sound"]["decode"]["rounds"]] == [3, 3]
 
 
+def test_the_reason_is_the_line_that_names_the_error() -> None:
+    said = "Traceback\n  here\nValueError: model type `merino` is unknown\n\nUpdate with `pip install`\n"
+    assert environments.complaint(said, "") == "ValueError: model type `merino` is unknown"
+    assert environments.complaint("one\ntwo\n", "") == "two"
+    assert environments.complaint("", "ended with 9") == "ended with 9"
+
+
 def row(name: str, ms: float, **more: Any) -> dict[str, Any]:
     everybody = {c.name: c for c in contenders.contenders()}
     timed = {"warmup": [], "rounds": rounds([ms] * 6), "queued_ns": [0] * 6}
