@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.exporters.recipes import RECIPES
 from merino_edge.files import read_json
 
 GPT2_VOCABULARY, OPT_VOCABULARY = 50_257, 50_272
 PRESET = Path(__file__).resolve().parents[2] / "merino_edge" / "search" / "presets" / "merino-61m.json"
 INT8, INT4 = "dynamic_wi8_afp32", "weight_only_wi4_b128_afp32"
-PLAIN_B32 = "weight_only_wi4_b32_afp32"
-INT4_HEAD8 = next((r for r in RECIPES if r.startswith("weight_only_wi4_b32") and r != PLAIN_B32), "int4 with int8 head")
+INT4_HEAD8 = "weight_only_wi4_b32_head8_afp32"
+STORED = {"fp32": (32, 0, 32), INT8: (8, 0, 8), INT4: (4, 128, 4), INT4_HEAD8: (4, 32, 8)}
+"""By recipe: bits of a weight, weights that share a float32 scale (0: a whole row), bits of the token table's."""
 DEPTH = 128  # positions before the first timed token
 PROMPT = 1024
 READ_MB = (64, 512)  # of memory read at once: within a large cache, and beyond any
@@ -61,6 +61,16 @@ def executed(architecture: Architecture) -> list[tuple[tuple[int, ...], int]]:
     return found
 
 
+def weight_bytes(architecture: Architecture, bits: int, block: int, table_bits: int) -> int:
+    """Bytes of matrices that one token reads, scales included; the token table is the head and read once."""
+    total = 0
+    for (rows, columns), uses in executed(architecture):
+        is_table = (rows, columns) == architecture.tensor_shapes["embedding.weight"]
+        scales = rows * (columns // block if block else 1) if bits < 32 else 0
+        total += uses * (rows * columns * (table_bits if is_table else bits) // 8 + 4 * scales)
+    return total
+
+
 @dataclass(frozen=True)
 class Contender:
     """One thing that is timed.
@@ -96,9 +106,7 @@ class Contender:
     def weight_bytes_per_token(self) -> int | None:
         """Bytes of weights that one token reads, a shared matrix at every use."""
         if self.export:
-            recipe = RECIPES.get(self.export["recipe"])
-            shapes = executed(models()[self.model])
-            return sum(uses * recipe.tensor_bytes(shape) for shape, uses in shapes) if recipe else None
+            return weight_bytes(models()[self.model], *STORED[self.export["recipe"]])
         if self.bytes_per_mac is None:
             return None
         return round(self.bytes_per_mac * macs_per_token(models()[self.model]))
@@ -122,6 +130,7 @@ def ours(model: str, recipe: str, form: str = "standard", format_name: str = "on
     shown = f"{label} {form}" if recipe == INT8 and format_name == "onnx" else label
     name = f"{model}: ours, {'TFLite' if format_name == 'tflite' else 'ONNX'} {shown}"
     tests = ("decode", "prefill", "full") if full else ("decode", "prefill")
+    form = "fast" if recipe.startswith("weight_only") else form
     export = {"recipe": recipe, "form": form, "format": format_name}
     return Contender(name, model, "project", "ours", "", tests, export=export, precision=label.split()[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from merino_edge.exporters.recipes import RECIPES
 from merino_edge.exporting import ExportOptions
 from merino_edge.flows.export import Weights, write_bundle
 from merino_edge.reference import forward, random_tensors
@@ -56,6 +58,13 @@ def test_a_shared_matrix_is_read_at_every_use_and_the_table_once() -> None:
     by_hand = 50257 * 512 + 512 * 640 + 640 * 768 + 768 * 1024 + 1024 * 512
     by_hand += sum(d * (4 + 2 * r) * w * w for w, r, d in ((512, 4, 3), (640, 4, 3), (768, 5, 4), (1024, 5, 4)))
     assert contenders.macs_per_token(a60) == by_hand
+
+
+@pytest.mark.parametrize("recipe", sorted(set(contenders.STORED) & set(RECIPES)))
+def test_a_model_without_sharing_reads_what_its_file_holds(recipe: str) -> None:
+    gpt2 = contenders.models()["GPT-2-124M shape"]
+    gains = 4 * sum(math.prod(shape) for name, shape in gpt2.tensor_shapes.items() if "norm" in name)
+    assert contenders.weight_bytes(gpt2, *contenders.STORED[recipe]) == RECIPES[recipe].unique_bytes(gpt2) - gains
 
 
 def test_every_contender_has_an_engine_and_an_environment() -> None:
