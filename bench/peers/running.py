@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from peers.contenders import DEPTH, PROMPT, Contender
 from peers.environments import NotMeasured
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
+ANSWER_S = 1200.0  # for any answer, the longest being what torch.compile needs to load
 PAUSE_S = 0.02  # threads of the one before stop spinning
 CHECK_TEXT = [(7919 * i + 11) % 50_000 for i in range(48)]
 Samples = dict[str, Any]  # test -> {"warmup": [...], "rounds": [[ns, ...], ...], "queued_ns": [...]}
@@ -80,7 +82,11 @@ class Live:
         return stream
 
     def _answer(self) -> dict[str, Any]:
-        line = self._pipe(self._process.stdout).readline()
+        out = self._pipe(self._process.stdout)
+        if not select.select([out], [], [], ANSWER_S)[0]:
+            self._process.kill()
+            raise NotMeasured(f"no answer within {ANSWER_S / 60:.0f} minutes")
+        line = out.readline()
         if not line:
             code = self._process.wait()
             said = self._log.read_text(encoding="utf-8", errors="replace")
