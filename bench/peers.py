@@ -126,7 +126,8 @@ def measure(options: argparse.Namespace, chosen: Sequence[Contender]) -> dict[st
         field = Field(options.folder, threads, say, reasons)
         try:
             field.open(ready)
-            compare(field, rows)
+            if threads == options.threads[0]:
+                compare(field, rows)
             field.run("decode", options.rounds, TOKENS)
             field.run("prefill", max(2, options.rounds // 3))
             field.run("full", max(2, few))
