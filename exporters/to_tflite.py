@@ -14,6 +14,7 @@ from merino_edge.architecture import Architecture, check_tensors
 from merino_edge.bundle import OutputCheck, Piece
 from merino_edge.errors import ExportError, MerinoEdgeError
 from merino_edge.exporters.parity import compare, output_check
+from merino_edge.exporters.quantizers import quantize_model
 from merino_edge.exporters.recipes import Recipe
 from merino_edge.exporters.tflite_decoder import (
     BlockInt4Matrices,
@@ -50,7 +51,7 @@ def export(
         tensors: Its tensors, float32, by the names of `architecture.tensor_shapes`.
         folder: Where `model.tflite` goes; made if missing.
         recipe: How weights are stored; see `tflite_recipes.py`.
-        options: Form, parity and seed.
+        options: Form, parity, seed, and how integers are chosen.
 
     Raises:
         UsageError: no such recipe or form, or a pair that does not exist.
@@ -63,6 +64,7 @@ def export(
     check_values(tensors)
     load_interpreter()  # before long work, not after it
     made = not folder.exists()
+    tensors, quantizer = quantize_model(architecture, tensors, chosen, options)
     try:
         layout = write_file(architecture, tensors, folder, chosen, options.form)
         parity, check = _check_file(architecture, tensors, folder, chosen, options)
@@ -81,6 +83,7 @@ def export(
         check=check,
         notes=(LEGACY_NOTE,) if options.form == "legacy" else (),
         layout={MODEL: layout} if _can_travel(layout) else {},
+        quantizer=quantizer,
     )
 
 

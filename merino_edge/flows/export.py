@@ -395,6 +395,6 @@ def brought_up_to_date(subject: Subject, bundle: Bundle, progress: Progress = SI
     progress.note(f"{bundle.folder} is not from the present checkpoint: exporting again")
     manifest = bundle.manifest
     allowed = (manifest.quality or {}).get("limit", limit_of(manifest.recipe))
-    quantizer = manifest.quantizer if manifest.trained else "auto"
+    quantizer = (manifest.quantizer if manifest.trained else None) or "auto"
     wish = ExportWish(manifest.format, manifest.recipe, manifest.form, quantizer, None, allowed)
     return export_subject(subject, wish, progress)

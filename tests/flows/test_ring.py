@@ -16,7 +16,7 @@ from merino_edge.flows import devices
 from merino_edge.flows.bench import BenchOptions, bench
 from merino_edge.flows.conditions import Conditions
 from merino_edge.flows.deploy import deploy, rollback
-from merino_edge.flows.export import export
+from merino_edge.flows.export import ExportWish, export
 from merino_edge.flows.generate import Sampling, generate
 from merino_edge.flows.profile import ProfileOptions, profile
 from merino_edge.flows.search import search
@@ -194,7 +194,7 @@ def test_an_interrupted_profile_goes_on_where_it_was(fake: FakeDevice, space: st
 def test_an_export_weighs_what_the_search_said(fake: FakeDevice, options: Callable[..., SearchOptions]) -> None:
     found = search(options(parameters=100_000))
     for recipe in ("fp32", "dynamic_wi8_afp32"):
-        document = export(found["run"], "onnx", recipe)
+        document = export(found["run"], ExportWish("onnx", recipe))
         architecture = open_run(found["run"]).architecture()
         assert document["unique_bytes"] == unique_bytes(architecture, recipe)
         assert document["trained"] is False

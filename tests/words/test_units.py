@@ -21,6 +21,7 @@ from merino_edge.units import (
     parse_limit,
     parse_ms,
     parse_seconds,
+    parse_share,
 )
 
 
@@ -48,6 +49,14 @@ def test_a_count_becomes_a_number(text: str, count: int) -> None:
 def test_seconds_and_energy_have_their_own_units() -> None:
     assert parse_seconds("3m") == 180
     assert parse_energy_mj("0.2J") == pytest.approx(200)
+
+
+def test_a_percentage_becomes_a_share() -> None:
+    assert parse_share("5%") == pytest.approx(0.05)
+    assert parse_share("0.5 %") == pytest.approx(0.005)
+    for wrong in ("5", "0%", "-1%", "5percent", "nan%"):
+        with pytest.raises(UsageError):
+            parse_share(wrong)
 
 
 def test_a_time_without_unit_is_refused_with_an_example() -> None:
