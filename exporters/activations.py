@@ -37,7 +37,7 @@ class _RoundingInputs:
         return self
 
     def __getitem__(self, rows: Any) -> Float32:
-        return self._matrix[rows]
+        return np.asarray(self._matrix[rows])
 
     def __rmatmul__(self, x: Float32) -> Float32:
         return round_to_8_bits(x) @ self._matrix.T

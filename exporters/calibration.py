@@ -40,7 +40,7 @@ class _Watched:
         return self
 
     def __getitem__(self, rows: Any) -> npt.NDArray[np.float32]:
-        return self._matrix[rows]
+        return np.asarray(self._matrix[rows])
 
     def __rmatmul__(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if self.hessian is not None:

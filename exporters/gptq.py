@@ -64,7 +64,8 @@ def _factor(hessian: Float64) -> Float32:
         except np.linalg.LinAlgError:
             continue
         upper = solve_triangular(turned[::-1, ::-1], np.eye(count), lower=False, check_finite=False)
-        return (upper / np.diag(upper)[:, None]).astype(np.float32)
+        ratios: Float32 = (upper / np.diag(upper)[:, None]).astype(np.float32)
+        return ratios
     raise ExportError(
         "what a matrix meets on the calibration text gives no numbers to round by", hint="export with --quantizer rtn"
     )
