@@ -23,7 +23,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Not measurements of this machine: the demo, the recorder, the page, the trainings on a GPU, the emulated boards, and
 # what needs others' tools.
-NOT_BENCHES := demo record figures proxy_study arm peers
+NOT_BENCHES := demo record figures proxy_study arm peers tflite_conformance
 
 PACKAGES := merino_edge exporters device_profiles
 SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)

@@ -3,7 +3,8 @@
 On a block-shared model of 60 M parameters (four unequal blocks, 14 executed layers, vocabulary
 50,257) and on the same weights with every depth 1 and 8. Each reading is from a fresh process:
 seconds and peak memory of writing, then of loading the file in onnxruntime or ai-edge-litert: anonymous
-memory after loading less what the process held before, and its peak. Mapped pages of the file are apart.
+memory after loading less what the process held before (ai-edge-litert: once it ran a tiny model), and
+its peak. Mapped pages of the file are apart.
 
     .venv/bin/python bench/export_sizes.py [onnx] [tflite]
 """
@@ -46,6 +47,8 @@ sys.stdin.readline()
 LOAD["tflite"] = """
 import sys
 from ai_edge_litert.interpreter import Interpreter
+from merino_edge.agent.runtime_check import check_runtime
+check_runtime("ai-edge-litert")
 print("ready", flush=True)
 sys.stdin.readline()
 session = Interpreter(sys.argv[1], num_threads=1)

@@ -17,8 +17,9 @@ import numpy as np
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import UsageError, did_you_mean
-from merino_edge.exporters import recipes
+from merino_edge.exporters import quantizers, recipes
 from merino_edge.exporters.quantize import Float32, QuantizedTensor
+from merino_edge.exporting import ExportOptions, Tensors
 
 FORMS = ("standard", "legacy")
 BLOCKS = (128, 64, 32)
@@ -62,6 +63,24 @@ RECIPES: dict[str, recipes.Recipe] = {
         for block in BLOCKS
     },
 }
+
+
+def quantize_model(
+    architecture: Architecture, tensors: Tensors, recipe: recipes.Recipe, options: ExportOptions
+) -> tuple[Tensors, str | None]:
+    """Round every matrix with the quantizer asked for; see `quantizers.py`.
+
+    Raises:
+        UsageError: a quantizer that this recipe cannot use.
+    """
+    if not recipe.block:
+        return quantizers.quantize_model(architecture, tensors, recipe, options)
+    if options.quantizer not in ("auto", "rtn"):
+        raise UsageError(
+            f"recipe '{recipe.name}' is rounded to nearest: quantizer '{options.quantizer}' knows no float16 scales",
+            hint="leave --quantizer out, or take --format onnx --recipe int4",
+        )
+    return tensors, "rtn"
 
 
 def find_recipe(name: str, form: str, architecture: Architecture) -> recipes.Recipe:

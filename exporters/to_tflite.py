@@ -23,7 +23,7 @@ from merino_edge.exporters.tflite_decoder import (
     Matrices,
     TfliteDecoder,
 )
-from merino_edge.exporters.tflite_recipes import find_recipe
+from merino_edge.exporters.tflite_recipes import find_recipe, quantize_model
 from merino_edge.exporters.tflite_runner import TfliteRunner, load_interpreter
 from merino_edge.exporters.to_onnx import check_values
 from merino_edge.exporting import ExportOptions, ExportResult, Tensors
@@ -82,6 +82,7 @@ def export(
         parity=parity,
         check=check,
         notes=(LEGACY_NOTE,) if options.form == "legacy" else (),
+        quantizer=quantizer,
         layout={MODEL: layout} if _can_travel(layout) else {},
         quantizer=quantizer,
     )

@@ -34,6 +34,7 @@ FAMILIES = {  # recipes named without their block: the first that fits and keeps
     name: tuple(f"weight_only_wi4_{kind}_afp32" for kind in ("b128", "b64", "b32", "b32_head8"))
     for name in ("int4", "weight_only_wi4_afp32")
 }
+TFLITE_FAMILY = tuple(f"dynamic_wi4_b{block}_afp32" for block in (128, 64, 32))  # the same for a TFLite file
 
 
 @dataclass(frozen=True)
@@ -333,6 +334,13 @@ def _judge(checkpoint: Path, architecture: Architecture, wish: ExportWish) -> Ju
     return Judge(held_out, wish.max_perplexity_change, "no held-out tokens lie beside the weights")
 
 
+def family(format_name: str, recipe: str) -> tuple[str, ...]:
+    """Return the recipes that a name stands for in a format; most stand for themselves."""
+    if format_name == "tflite" and recipe in ("int4", "dynamic_wi4_afp32"):
+        return TFLITE_FAMILY
+    return FAMILIES.get(recipe, (recipe,))
+
+
 def _first_that_keeps(
     architecture: Architecture,
     weights: Weights,
@@ -349,7 +357,7 @@ def _first_that_keeps(
         quantizer="rtn" if wish.quantizer == "auto" and not weights.trained else wish.quantizer,
         calibration=judge.held_out.calibration if judge.held_out is not None else None,
     )
-    recipes = FAMILIES.get(wish.recipe, (wish.recipe,))
+    recipes = family(wish.format, wish.recipe)
     for recipe in recipes:
         try:
             return write_bundle(architecture, weights, parent, wish.format, recipe, options, judge, tell)
@@ -376,7 +384,7 @@ def bundle_is_current(subject: Subject, bundle: Bundle) -> bool:
 def current_bundle(subject: Subject, format_name: str, recipe: str, progress: Progress = SILENT) -> Bundle:
     """Return a bundle of a subject, the standard form first, exporting where it is missing or out of date."""
     names = {folder.name: folder for folder in subject.require_run().bundle_folders()}
-    for label in (bundle_label(format_name, name) for name in FAMILIES.get(recipe, (recipe,))):
+    for label in (bundle_label(format_name, name) for name in family(format_name, recipe)):
         fitting = sorted(name for name in names if name == label or name.startswith(f"{label}-"))
         if fitting:
             return brought_up_to_date(subject, read_bundle(names[fitting[0]]), progress)

@@ -103,6 +103,12 @@ def test_blocks_that_divide_nothing_and_forms_that_cannot_name_the_nearest(tmp_p
         write(BLOCKY, tmp_path, "dynamic_wi4_b32_afp32", form="legacy")
 
 
+def test_int4_is_rounded_to_nearest_and_says_so(tmp_path: Path) -> None:
+    assert write(BLOCKY, tmp_path, "dynamic_wi4_b32_afp32", parity=False, quantizer="auto").quantizer == "rtn"
+    with pytest.raises(UsageError, match="rounded to nearest"):
+        write(BLOCKY, tmp_path, "dynamic_wi4_b32_afp32", quantizer="gptq")
+
+
 @pytest.mark.parametrize(("recipe", "form"), PAIRS)
 def test_file_holds_unique_bytes_and_little_more(recipe: str, form: str, tmp_path: Path) -> None:
     result = write(TINY, tmp_path, recipe, form=form, parity=False)
