@@ -3,6 +3,11 @@
 The cache lies in the runtime's own input tensors: each call returns keys and values of the new
 tokens alone, which are copied behind those before. The tensors have room for little more than the
 positions held, because attention reads every place, filled or not; they grow in steps.
+
+The runtime's CompiledModel could keep packed weights in a file, XNNPACK's weight cache, and is not
+used for two reasons. The cache is found by position in a model, not by content: with the cache of one
+export the next one computes wrong logits and says nothing. And buffers are only written whole there,
+so that keys and values would be held twice and copied for every token.
 """
 
 from __future__ import annotations
