@@ -5,6 +5,7 @@ It is pushed as one zipapp and talks frames over stdin and stdout. In the order 
     frames.py      what goes over the wire
     errors.py      the one error that goes over it
     server.py      threads, heartbeat, dispatch of requests
+    machine.py     a view of the machine's files and tools, or of a recorded tree
     facts.py       what this machine is, read from /proc and /sys
     sensors.py     power, throttling, what kind of machine; and why where it cannot tell
     bandwidth.py   how fast it reads its memory

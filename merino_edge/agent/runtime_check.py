@@ -68,7 +68,16 @@ def check_runtime(package: str) -> dict[str, object]:
         raise AgentError("request", f"this agent knows no runtime {package!r}")
     if not good:
         raise AgentError("runtime", f"{name} {version} computes wrong numbers on this CPU")
-    return {"runtime": name, "runtime_version": version, "numpy": np.__version__}
+    return {"runtime": name, "runtime_version": version, "numpy": np.__version__, "providers": _providers(name)}
+
+
+def _providers(name: str) -> list[str]:
+    """Return what onnxruntime was built to execute on; other runtimes do not say."""
+    if name != "onnxruntime":
+        return []
+    import onnxruntime
+
+    return [str(provider) for provider in onnxruntime.get_available_providers()]
 
 
 def _check_onnxruntime() -> tuple[str, str, bool]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from merino_edge.agent.facts import Machine
+from merino_edge.agent.machine import Machine
 
 TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VDD_5V_IN", "5V_IN")  # what the whole module draws, under its names
 _JETPACKS = {"32": "4", "34": "5", "35": "5", "36": "6", "38": "7", "39": "7"}  # by the major version of L4T

@@ -71,8 +71,13 @@ def profile(
     started = time.monotonic()
     with opened(entry, ask) as device:
         facts = device.facts(bandwidth=True)
-        _note_what_it_is(name, facts, progress)
+        if facts.get("emulated"):
+            progress.note(f"{name} is emulated ({facts['emulated']}): it computes rightly, its times are no board's")
         records = _measure(device, facts, name, options, progress)
+        facts["runtimes"] = device.facts()["runtimes"]  # one may have come there only now
+    note = gpu_note(name, facts.get("jetson"), facts["runtimes"])
+    if note is not None:
+        progress.note(note)
     seconds = time.monotonic() - started
     recipe = fit_recipe(records, facts, options.conditions, seconds)
     old = read_profile(name)
@@ -87,19 +92,10 @@ def profile(
 _PARTIAL = "profile.partial.json"
 
 
-def _note_what_it_is(name: str, facts: dict[str, Any], progress: Progress) -> None:
-    """Say what a reader of the numbers must know of the machine they come from."""
-    if facts.get("emulated"):
-        progress.note(f"{name} is emulated ({facts['emulated']}): what it computes is right, its times are no board's")
-    jetson = facts.get("jetson")
-    if isinstance(jetson, dict):
-        note = gpu_note(name, jetson, facts.get("runtimes") or [])
-        if note:
-            progress.note(note)
-
-
-def gpu_note(name: str, jetson: dict[str, Any], runtimes: list[dict[str, Any]]) -> str | None:
-    """Return what to say of a Jetson whose GPU no runtime uses, None where one does."""
+def gpu_note(name: str, jetson: dict[str, Any] | None, runtimes: list[dict[str, Any]]) -> str | None:
+    """Return what to say of a Jetson whose GPU no runtime can use; None for others and where one can."""
+    if jetson is None:
+        return None
     providers = {str(p) for r in runtimes for p in r.get("providers") or []}
     if providers & {"CUDAExecutionProvider", "TensorrtExecutionProvider"}:
         return None

@@ -18,7 +18,7 @@ from merino_edge.flows.conditions import Conditions
 from merino_edge.flows.deploy import deploy, rollback
 from merino_edge.flows.export import ExportWish, export
 from merino_edge.flows.generate import Sampling, generate
-from merino_edge.flows.profile import ProfileOptions, profile
+from merino_edge.flows.profile import ProfileOptions, gpu_note, profile
 from merino_edge.flows.search import search
 from merino_edge.flows.verify import SearchOptions
 from merino_edge.progress import Silent
@@ -246,3 +246,28 @@ def test_what_only_an_estimate_calls_impossible_is_to_be_measured(
     with pytest.raises(InfeasibleError) as caught:
         search(options(latency_ms=1e-3))
     assert "merino-edge profile local" in str(caught.value.hint)
+
+
+def test_jetson_whose_runtimes_have_no_gpu_is_told_so_plainly() -> None:
+    jetson = {"l4t": "32.7.1", "jetpack": "4"}
+    processor, gpu = ({"providers": p} for p in (["CPUExecutionProvider"], ["CUDAExecutionProvider"]))
+    note = gpu_note("nano", jetson, [processor])
+    assert note is not None
+    assert "JetPack 4 (L4T 32.7.1)" in note
+    assert "the processor alone" in note
+    assert gpu_note("nano", jetson, [processor, gpu]) is None
+    assert gpu_note("pi", None, [processor]) is None
+
+
+def test_emulated_device_is_called_so_and_its_runtimes_are_kept(monkeypatch: pytest.MonkeyPatch, space: str) -> None:
+    device = FakeDevice("local", facts={"emulated": "QEMU's virt machine"})
+    monkeypatch.setattr(devices, "open_device", lambda entry, ask=None: device)
+    notes: list[str] = []
+
+    class Noting(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    found = profile(None, ProfileOptions(seconds=60, space=space, conditions=CONDITIONS), progress=Noting())
+    assert any("no board's" in note for note in notes)
+    assert found["facts"]["runtimes"] == device.facts()["runtimes"]
