@@ -16,7 +16,7 @@ CPU ?= cortex-a72
 ICOUNT ?=
 
 # Debian and Ubuntu names of what some tests use beside Python; nothing else needs them.
-SYSTEM_PACKAGES := openssh-client openssh-server \
+SYSTEM_PACKAGES := openssh-client openssh-server strace iproute2 \
     qemu-system-arm qemu-utils mmdebstrap e2fsprogs kmod cpio gzip device-tree-compiler
 
 VENV := .venv
@@ -31,7 +31,7 @@ SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
 # Older runtimes, each in a folder of its own below build/runtimes/, that tests run exported files in.
 OLD_RUNTIMES := ai-edge-litert==1.4.0 ai-edge-litert==2.1.6 tflite-runtime==2.14.0
 
-.PHONY: help demo test test-board check bench peers board board-down setup clean purge old-runtimes system-packages FORCE
+.PHONY: help demo test test-board test-faults check bench peers board board-down setup clean purge old-runtimes system-packages FORCE
 
 help: ## Show this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -41,6 +41,7 @@ help: ## Show this list
 	@echo '  PYTHON=python3.12   the interpreter .venv is made with (3.11 or newer; found by itself otherwise)'
 	@echo '  TORCH_INDEX=URL     take torch from this index, for instance the one of the CPU builds'
 	@echo '  TESTS="tests/words -x"   what `make test` runs, and how'
+	@echo '  FAULT_SEED=7 FAULT_SHARE=0.1  other places, and a tenth of the faults, for `make test-faults`'
 	@echo '  BENCH=search_speed  one script of bench/ for `make bench`'
 	@echo '  CPU=cortex-a76      the core that `make board` emulates; ICOUNT=1: its clock counts instructions'
 	@echo '  CPUS="cortex-a53"   the cores that `make test-board` goes round on (cortex-a72 and cortex-a76)'
@@ -50,6 +51,10 @@ demo: $(VENV)/.package ## Run the whole job here: profile, search, train, export
 
 test: $(VENV)/.package ## Run the tests against the installed package
 	@$(BIN)/pytest $(TESTS)
+
+test-faults: $(VENV)/.package ## Run the fault campaigns whole: kills, power cuts, broken disks and networks (an hour at most)
+	@FAULT_SHARE=$(or $(FAULT_SHARE),1) FAULT_SEED=$(or $(FAULT_SEED),1) FAULT_RECORDS=$(abspath build/faults) \
+	    $(BIN)/pytest tests/faults --durations=0
 
 test-board: $(VENV)/.package ## Boot emulated aarch64 boards and go round the ring on them over SSH (8 minutes or so)
 	@BOARD_CPUS='$(or $(CPUS),cortex-a72 cortex-a76)' $(BIN)/pytest tests/board $(TESTS)

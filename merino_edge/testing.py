@@ -230,6 +230,10 @@ class FakeDevice:
             **self._facts,
         }
 
+    def missing_bytes(self, bundle: Bundle) -> int:
+        """See `Device.missing_bytes`."""
+        return sum(f.bytes for f in bundle.manifest.files if f.sha256 not in self._objects)
+
     def push(self, bundle: Bundle, progress: Progress | None = None) -> PushResult:
         """See `Device.push`; the bundle is verified as a device would."""
         try:

@@ -1,4 +1,4 @@
-"""What is watched while a model runs: a board that must cool first, what acts only during a run, heat that stays, power.
+"""What is watched while a model runs: a board that must cool first, what comes and goes, heat that stays, power.
 
 A snapshot before and one after miss what came and went between them, so there are some between the
 passes as well, never inside one. Energy is measured in a pass of its own, which is not timed.
@@ -84,7 +84,9 @@ def run_until_steady(
             if hottest - coolest > STEADY_RISE_C:
                 coolest, marked = hottest, time.monotonic()
         waited = time.monotonic() - marked
-        say(f"heating up to a steady state: {'no sensor' if now is None else f'{now:.0f} C'}, steady for {waited:.0f} s")
+        say(
+            f"heating up to a steady state: {'no sensor' if now is None else f'{now:.0f} C'}, steady for {waited:.0f} s"
+        )
         if waited >= STEADY_S:
             break
     return time.monotonic() - started

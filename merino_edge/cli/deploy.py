@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import click
 
-from merino_edge.cli.options import ask_person, device_option, json_option
-from merino_edge.cli.output import print_json, print_pairs, terminal_progress
+from merino_edge.cli.options import ask_person, json_option
+from merino_edge.cli.output import print_json, print_pairs, print_table, terminal_progress
 from merino_edge.units import format_bytes
 
 
 @click.command("deploy")
 @click.argument("subject", required=False, metavar="[RUN]")
-@device_option
+@click.option(
+    "--device", "-d", "devices", multiple=True, metavar="NAME", help="Device (default: the run's); may be repeated."
+)
+@click.option("--all", "everywhere", is_flag=True, help="All devices that were added, at once.")
 @click.option("--format", "format_name", default=None, help="Format (default: the board's first choice).")
 @click.option("--recipe", default=None, help="Recipe (default: the board's first choice).")
 @click.option("--rollback", is_flag=True, help="Switch back to an earlier release.")
 @click.option("--release", type=click.IntRange(1), default=None, help="Release to roll back to.")
+@click.option("--list", "listing", is_flag=True, help="List the releases on the device.")
 @click.option("--keep", type=click.IntRange(1), default=None, help="First remove all but the newest N releases.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 @json_option
 def command(
     as_json: bool,
     subject: str | None,
-    device: str | None,
-    format_name: str | None,
-    recipe: str | None,
+    devices: tuple[str, ...],
+    everywhere: bool,
+    listing: bool,
     rollback: bool,
     release: int | None,
     keep: int | None,
+    **flags: Any,
 ) -> None:
     """Put the model onto the device, verify it there, and switch to it.
 
@@ -34,26 +43,67 @@ def command(
     """
     from merino_edge.errors import UsageError
     from merino_edge.flows import deploy as flow
+    from merino_edge.flows import fleet
 
-    progress = terminal_progress()
+    progress, ask = terminal_progress(), ask_person()
+    dry_run = bool(flags.pop("dry_run"))
     if release is not None and not rollback:
         raise UsageError("--release goes with --rollback")
-    if rollback:
-        document = flow.rollback(device, release, progress)
+    if everywhere and devices:
+        raise UsageError("--all names all devices; leave out --device")
+    if listing and (rollback or keep or dry_run):
+        raise UsageError("--list changes nothing and goes with --device alone")
+
+    def one(device: str | None, ask: Any, progress: Any) -> dict[str, Any]:
+        if listing:
+            return fleet.list_releases(device, ask, progress)
+        if rollback:
+            return (fleet.plan_rollback if dry_run else flow.rollback)(device, release, progress)
+        work = fleet.plan if dry_run else flow.deploy
+        return work(subject, device, flags["format_name"], flags["recipe"], keep, ask, progress)
+
+    names = fleet.all_devices() if everywhere else list(devices)
+    if len(names) > 1:
+        document = fleet.on_each(names, one, ask, progress)
+        shown = document["deployments"]
     else:
-        document = flow.deploy(subject, device, format_name, recipe, keep, ask_person(), progress)
+        document = one(names[0] if names else None, ask, progress)
+        shown = [document]
     if as_json:
         print_json(document)
         return
-    pairs = [("device", document["device"]), ("release", str(document["release"]))]
+    for each in shown:
+        _print_list(each) if listing else _print(each, rollback)
+    if not rollback and not listing and not all(each["trained"] for each in shown):
+        click.echo("next: merino-edge train", err=True)
+    elif not dry_run and not listing:
+        click.echo('next: merino-edge generate "Once upon a time"', err=True)
+
+
+def _print(document: dict[str, Any], rollback: bool) -> None:
+    dry = document.get("dry_run", False)
+    pairs = [("device", document["device"]), ("would be release" if dry else "release", str(document["release"]))]
     if not rollback:
-        pairs += [
-            ("bundle", document["bundle"] + ("" if document["trained"] else " (random weights)")),
-            ("sent", f"{format_bytes(document['bytes_sent'])} of {format_bytes(document['bytes_total'])}"),
-        ]
+        random = "" if document["trained"] else " (random weights)"
+        first = ", to be exported first" if document.get("export_first") else ""
+        pairs.append(("bundle", document["bundle"] + random + first))
+        if document["bytes_total"] is not None:
+            sizes = f"{format_bytes(document['bytes_sent'])} of {format_bytes(document['bytes_total'])}"
+            pairs.append(("to be sent" if dry else "sent", sizes))
+        if document.get("releases_removed"):
+            pairs.append(("would be removed", ", ".join(map(str, document["releases_removed"]))))
     pairs.append(("previous", str(document["previous"] or "none")))
     print_pairs(pairs)
-    if not rollback and not document["trained"]:
-        click.echo("next: merino-edge train", err=True)
-    else:
-        click.echo('next: merino-edge generate "Once upon a time"', err=True)
+
+
+def _print_list(document: dict[str, Any]) -> None:
+    rows = [
+        [
+            f"{r['release']}" + (" *" if r["current"] else ""),
+            f"{r['format']} {r['recipe']}" + ("" if r["trained"] else " (random)"),
+            format_bytes(r["bytes"]),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(float(r["installed_at"] or 0))),
+        ]
+        for r in document["releases"]
+    ]
+    print_table(["release", "bundle", "files", "installed"], rows, title=f"{document['device']} (* in use)")

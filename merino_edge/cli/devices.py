@@ -52,14 +52,14 @@ def add(as_json: bool, name: str, host: str, board: str | None, transport: Any, 
 
 @command.command("remove")
 @click.argument("name")
-@click.option("--purge", is_flag=True, help="Also remove its profile and measurements on this host.")
+@click.option("--purge", is_flag=True, help="Also remove all that is ours on the device, and its profile here.")
 @json_option
 def remove(as_json: bool, name: str, purge: bool) -> None:
     """Forget the device NAME."""
     from merino_edge.flows.devices import remove_device
 
-    document = remove_device(name, purge)
+    document = remove_device(name, purge, ask_person(), terminal_progress())
     if as_json:
         print_json(document)
     else:
-        click.echo(f"removed {name}")
+        click.echo(f"removed {name}" + (", and all that was ours on it" if document["device_folder_removed"] else ""))

@@ -35,7 +35,7 @@ from merino_edge.device.records import (
     whole,
 )
 from merino_edge.device.registry import DeviceEntry
-from merino_edge.device.releases import install_bundle, push_bundle, push_files
+from merino_edge.device.releases import install_bundle, missing_bytes, push_bundle, push_files
 from merino_edge.device.transport import LocalTransport, Transport
 from merino_edge.errors import ProtocolError, UsageError
 
@@ -80,6 +80,9 @@ class Device(Protocol):
 
     def push(self, bundle: Bundle, progress: Progress | None = None) -> PushResult:
         """Send those files of a bundle that the device lacks."""
+
+    def missing_bytes(self, bundle: Bundle) -> int:
+        """Return how many bytes of a bundle would have to be sent."""
 
     def install(self, bundle: Bundle, progress: Progress | None = None) -> InstallResult:
         """Send, verify, try and switch to a bundle; until then the former one serves."""
@@ -151,7 +154,7 @@ def open_device(entry: DeviceEntry, ask: Callable[..., Any] | None = None) -> Ag
     Raises:
         DeviceError: it cannot be reached, or refused.
     """
-    transport = _open_transport(entry, ask)
+    transport = open_transport(entry, ask)
     try:
         return AgentDevice(entry, transport, start_agent(transport, entry))
     except BaseException:
@@ -159,7 +162,8 @@ def open_device(entry: DeviceEntry, ask: Callable[..., Any] | None = None) -> Ag
         raise
 
 
-def _open_transport(entry: DeviceEntry, ask: Callable[..., Any] | None) -> Transport:
+def open_transport(entry: DeviceEntry, ask: Callable[..., Any] | None) -> Transport:
+    """Connect to a device and start nothing there."""
     if entry.transport == "local":
         return LocalTransport()
     from merino_edge.device.ssh import open_ssh  # paramiko takes its time to import
@@ -215,6 +219,10 @@ class AgentDevice:
     def push(self, bundle: Bundle, progress: Progress | None = None) -> PushResult:
         """See `Device.push`."""
         return push_bundle(self._link, bundle, progress)[0]
+
+    def missing_bytes(self, bundle: Bundle) -> int:
+        """See `Device.missing_bytes`."""
+        return missing_bytes(self._link, bundle)
 
     def install(self, bundle: Bundle, progress: Progress | None = None) -> InstallResult:
         """See `Device.install`."""

@@ -30,7 +30,7 @@ from merino_edge.errors import DeviceError
 
 REMOTE_ROOT = "~/.local/share/merino-edge"
 LOWEST_PYTHON = (3, 8)
-_INTERPRETERS = (*(f"python3.{minor}" for minor in range(14, 7, -1)), "python3")
+INTERPRETERS = (*(f"python3.{minor}" for minor in range(14, 7, -1)), "python3")
 _PROBE = (
     "import hashlib,importlib.util,json,os,sys;"
     "r=os.path.abspath(os.path.expanduser(sys.argv[1]));p=os.path.join(r,'agent-'+sys.argv[2]+'.pyz');"
@@ -74,7 +74,7 @@ def start_agent(transport: Transport, entry: DeviceEntry) -> AgentLink:
     program, digest = agent_program()
     local = entry.transport == "local"
     root = entry.root or (str(data_home() / "device-root") if local else REMOTE_ROOT)
-    found = _find_python(transport, [sys.executable] if local else list(_INTERPRETERS), root, digest)
+    found = _find_python(transport, [sys.executable] if local else list(INTERPRETERS), root, digest)
     path = str(found["path"])
     if not found["have"]:
         transport.put(program, path, mode=0o600)

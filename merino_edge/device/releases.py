@@ -94,6 +94,18 @@ def push_bundle(link: AgentLink, bundle: Bundle, progress: Progress | None = Non
     return push_files(link, {**files, digest: manifest}, progress, made), digest
 
 
+def missing_bytes(link: AgentLink, bundle: Bundle) -> int:
+    """Return how many bytes of a bundle the device lacks."""
+    manifest = bundle.folder / MANIFEST
+    sizes = {f.sha256: f.bytes for f in bundle.manifest.files}
+    sizes[sha256_file(manifest)] = manifest.stat().st_size
+    objects = [{"sha256": digest, "bytes": size} for digest, size in sizes.items()]
+    answer = link.ask("have", objects=objects).get("missing")
+    if not isinstance(answer, list) or not all(isinstance(m, dict) and m.get("sha256") in sizes for m in answer):
+        raise ProtocolError("the device lacks files that nobody spoke of")
+    return sum(max(0, sizes[str(m["sha256"])] - whole(m, "offset")) for m in answer)
+
+
 def install_bundle(link: AgentLink, bundle: Bundle, runtime: str, progress: Progress | None = None) -> InstallResult:
     """Send, verify, try and switch; until the switch the former release serves.
 

@@ -11,7 +11,7 @@ from typing import Any
 from merino_edge.bundle import Bundle
 from merino_edge.device.client import Device, TestResult, TestSpec
 from merino_edge.device.registry import device_folder
-from merino_edge.errors import MerinoEdgeError, PartialFailureError, UsageError
+from merino_edge.errors import MeasurementError, MerinoEdgeError, PartialFailureError, UsageError
 from merino_edge.files import write_lines
 from merino_edge.flows.conditions import DEFAULT_CONDITIONS, GENERATED_TOKENS, PROMPT_TOKENS
 from merino_edge.flows.deploy import subject_device
@@ -88,6 +88,12 @@ def bench(
     }
     if failures:
         raise PartialFailureError("; ".join(failures), hint="the other rows are complete", partial=document)
+    if rows and not any(row["valid"] for row in rows):
+        raise MeasurementError(
+            f"no measurement on {name} is valid: {rows[-1]['invalid_reason']}",
+            hint="stop what else runs on the device, let it cool, and measure again; without a fan: --sustained",
+            partial=document,
+        )
     return document
 
 

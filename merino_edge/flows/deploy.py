@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from merino_edge.flows.export import current_bundle
 from merino_edge.flows.profile_file import read_profile
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.progress import SILENT, Progress
+
+_EXPORTING = threading.Lock()
 
 
 def known_facts(device: str) -> dict[str, Any] | None:
@@ -78,7 +82,8 @@ def deploy(
     if subject.bundle is not None:
         bundle = subject.bundle
     else:
-        bundle = current_bundle(subject, *preferred(name, subject, format_name, recipe), progress=progress)
+        with _EXPORTING:  # several devices may want the same file
+            bundle = current_bundle(subject, *preferred(name, subject, format_name, recipe), progress=progress)
     if not bundle.manifest.trained:
         progress.note("these weights are random (trained: false): good for timing only; next: merino-edge train")
     with opened(entry, ask) as device:
@@ -121,15 +126,22 @@ def rollback(device_name: str | None, release: int | None, progress: Progress = 
         current = device.current()
         numbers = sorted(int(r["release"]) for r in device.releases())
         now = int(current["release"]) if current else None
-        if release is None:
-            earlier = [n for n in numbers if now is None or n < now]
-            if not earlier:
-                raise UsageError(f"{name} has no earlier release to go back to", hint="merino-edge deploy")
-            release = earlier[-1]
-        if release not in numbers:
-            raise UsageError(f"{name} has no release {release}; it has {', '.join(map(str, numbers)) or 'none'}")
+        release = choose_release(name, numbers, now, release)
         device.activate(release)
     return {"device": name, "release": release, "previous": now, "bytes_sent": 0, "sha256": None}
+
+
+def choose_release(device: str, numbers: Sequence[int], now: int | None, wanted: int | None) -> int:
+    """Return the release to go back to: the one asked for, else the newest before the present one."""
+    if wanted is None:
+        earlier = [n for n in sorted(numbers) if now is None or n < now]
+        if not earlier:
+            raise UsageError(f"{device} has no earlier release to go back to", hint="merino-edge deploy")
+        return earlier[-1]
+    if wanted not in numbers:
+        known = ", ".join(map(str, sorted(numbers))) or "none"
+        raise UsageError(f"{device} has no release {wanted}; it has {known}", hint="merino-edge deploy --list")
+    return wanted
 
 
 def tokenizer_store(device: str) -> Path:

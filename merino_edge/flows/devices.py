@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from merino_edge.device.board import Board, board_names, detect_board, load_board
-from merino_edge.device.client import Device, open_device
+from merino_edge.device.client import Device, open_device, open_transport
+from merino_edge.device.purge import purge_device
 from merino_edge.device.registry import LOCAL, DeviceEntry, Registry, TransportName, choose_device, device_folder
-from merino_edge.errors import UsageError
+from merino_edge.errors import DeviceError, UsageError
 from merino_edge.progress import SILENT, Progress
 
 Ask = Callable[..., str | None]
@@ -129,7 +130,28 @@ def add_device(
     return {"device": name, "host": host, "board": kind, "detected": detected, "facts": facts}
 
 
-def remove_device(name: str, purge: bool) -> dict[str, Any]:
-    """Forget a device; with `purge` also its profile and measurements on this host."""
+def remove_device(name: str, purge: bool, ask: Ask | None = None, progress: Progress = SILENT) -> dict[str, Any]:
+    """Forget a device; with `purge` no file and no process of ours stays on it, nor its profile on this host.
+
+    Returns:
+        The document of `merino-edge devices remove --json`.
+
+    Raises:
+        DeviceError: it cannot be reached, or somebody is at work there; nothing is forgotten then.
+    """
+    found: dict[str, Any] = {"removed": False, "ended": 0}
+    if purge and name != LOCAL:
+        entry = find_entry(name)
+        progress.note(f"device: {name} ({entry.host})")
+        try:
+            transport = open_transport(entry, ask)
+        except DeviceError as error:
+            error.hint = f"{error.hint or ''}; or forget it here only: merino-edge devices remove {name}".lstrip("; ")
+            raise
+        try:
+            found = purge_device(transport, entry)
+        finally:
+            transport.close()
     Registry().remove(name, purge=purge)
-    return {"device": name, "removed": True, "purged": purge}
+    document = {"device": name, "removed": True, "purged": purge}
+    return {**document, "device_folder_removed": found["removed"], "processes_ended": found["ended"]}

@@ -1,7 +1,7 @@
-"""A small file system (FUSE, spoken to the kernel without a library) that loses what was not flushed, as a power cut does.
+"""A small file system (FUSE, without a library) that loses what was not flushed, as a power cut does.
 
 A file's bytes are safe after fsync of the file, a name is safe after fsync of its folder; a rename is one step that is
-kept or lost whole. Nothing else is promised, so nothing else is kept for certain. Orders come as lines of JSON on stdin:
+kept or lost whole. Nothing else is promised, and so nothing else is kept for certain. Orders are lines of JSON:
 
     {"do": "count"}                        -> state changes since the last order to arm
     {"do": "arm", "at": K}                 the K-th state change and all that follows fail: the power is gone

@@ -1,7 +1,8 @@
-"""Fake boards whose sensors and firmware say all there is to say: what disturbed a run is flagged, and nothing else is."""
+"""Fake boards whose sensors and firmware say anything: what disturbed a run is flagged, and nothing else is."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -236,7 +237,7 @@ def test_energy_is_the_integral_of_what_the_sensor_says(
     stops = iter([False] * 49 + [True])
     monkeypatch.setattr(meter._stop, "wait", lambda seconds: next(stops))
     meter._read()
-    truth = 1e3 * sum(0.1 * (a + b) / 2 for (_, a), (_, b) in zip(steps, steps[1:], strict=False))
+    truth = 1e3 * sum(0.1 * (a + b) / 2 for (_, a), (_, b) in itertools.pairwise(steps))
     assert meter.energy_mj() == pytest.approx(truth, rel=1e-6)
 
 

@@ -1,8 +1,9 @@
-"""Host keys on real connections: what we accept is what the system's `ssh` accepts, under every policy, at every hop."""
+"""Host keys on real connections: what we accept is what `ssh` accepts, under every policy, at every hop."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import subprocess
@@ -136,7 +137,12 @@ def theirs(bench: Bench, client: Client, host: str, policy: str) -> bool:
     command = ["ssh", "-F", str(config), "-o", "NumberOfPasswordPrompts=0", "-p", str(bench.server.port)]
     environment = {"PATH": "/usr/bin:/bin", "SSH_ASKPASS": str(bench.askpass), "SSH_ASKPASS_REQUIRE": "force"}
     done = subprocess.run(
-        [*command, host.partition(":")[0], "true"], capture_output=True, timeout=60, env=environment, check=False, text=True
+        [*command, host.partition(":")[0], "true"],
+        capture_output=True,
+        timeout=60,
+        env=environment,
+        check=False,
+        text=True,
     )
     assert done.returncode == 255, done.stderr
     return "Permission denied" in done.stderr
@@ -145,10 +151,8 @@ def theirs(bench: Bench, client: Client, host: str, policy: str) -> bool:
 def careless(bench: Bench, known_hosts: Path) -> bool:
     """Connect as many programs do: paramiko's own reading of the file, and whatever is missing is added."""
     with paramiko.SSHClient() as client:
-        try:
+        with contextlib.suppress(Exception):  # it raises many things, and programs go on after them
             client.load_host_keys(str(known_hosts))
-        except Exception:  # noqa: BLE001  it raises many things, and programs go on after them
-            pass
         client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
         try:
             client.connect("127.0.0.1", bench.server.port, "nobody", "x", allow_agent=False, look_for_keys=False)

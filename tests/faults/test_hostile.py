@@ -1,15 +1,13 @@
-"""A broken or hostile device: no crash, bounded memory, no control byte, nothing written outside, no bad number let in."""
+"""A broken or hostile device: no crash, bounded memory, no control byte, nothing outside, no bad number."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
 import resource
 import tracemalloc
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import liar
@@ -18,15 +16,13 @@ from campaign import Campaign
 from liar import FACTS, HELLO, HONEST, MEASURED, RELEASE, TEST, Answer, Liar, honest, instead, result
 
 from merino_edge.agent import frames
-from merino_edge.agent.frames import CANCEL, DATA, END, ERROR, EVENT, PING, RESULT, encode, encode_json
+from merino_edge.agent.frames import CANCEL, DATA, ERROR, EVENT, PING, RESULT, encode, encode_json
 from merino_edge.bundle import Bundle
 from merino_edge.device import agent_link
 from merino_edge.device.client import AgentDevice, GenerateOptions, TestSpec
 from merino_edge.errors import MerinoEdgeError
 from merino_edge.exporters.to_onnx import export
 from merino_edge.flows import devices
-from merino_edge.flows.devices import add_device
-from merino_edge.flows.generate import Sampling, generate
 from merino_edge.flows.measuring import to_measurement
 from merino_edge.testing import tiny_architecture, write_bundle
 
@@ -77,7 +73,7 @@ def use_releases(device: AgentDevice, bundle: Bundle) -> None:
     check_texts([current, found])
     for release in found:
         assert release["release"] >= 1
-        assert 0 < release["manifest"]["context_length"]
+        assert release["manifest"]["context_length"] > 0
 
 
 def use_generate(device: AgentDevice, bundle: Bundle) -> None:
@@ -163,6 +159,18 @@ def measured(**words: Any) -> Answer:
     return says("measure", changed(MEASURED, tests=[changed(TEST, **words)]))
 
 
+def listed(**words: Any) -> Answer:
+    return says("releases", {"current": 1, "releases": [changed(RELEASE, **words)]})
+
+
+def peak(value: Any) -> Answer:
+    return says("measure", changed(MEASURED, peak_memory_bytes=value))
+
+
+def nll(value: Any) -> Answer:
+    return says("perplexity", {"nll_nats_sum": value, "tokens": 5})
+
+
 def refuses(value: dict[str, Any]) -> Answer:
     return sends("facts", lambda n: encode(ERROR, n, json.dumps(value).encode("utf-8", "surrogatepass")))
 
@@ -184,10 +192,10 @@ DEEP = b'{"a":' * 200_000 + b"1" + b"}" * 200_000
 
 ATTACKS: dict[str, tuple[str, Answer]] = {
     **{f"samples that are {k}": ("measure", measured(samples_ns=[v] * 64)) for k, v in NUMBERS.items()},
-    **{f"peak memory {k}": ("measure", says("measure", changed(MEASURED, peak_memory_bytes=v))) for k, v in NUMBERS.items()},
+    **{f"peak memory {k}": ("measure", peak(v)) for k, v in NUMBERS.items()},
     **{f"tokens that are {k}": ("generate", sends("generate", lambda n, v=v: event(n, {"token": v}))) for k, v in
        NUMBERS.items() if k != "zero"},
-    **{f"perplexity {k}": ("perplexity", says("perplexity", {"nll_nats_sum": v, "tokens": 5})) for k, v in NUMBERS.items()},
+    **{f"perplexity {k}": ("perplexity", nll(v)) for k, v in NUMBERS.items()},
     "one good sample among bad": ("measure", measured(samples_ns=[1000, -1, 1000])),
     "no samples": ("measure", measured(samples_ns=[])),
     "no warm-up": ("measure", measured(warmup_ns=...)),
@@ -215,9 +223,12 @@ ATTACKS: dict[str, tuple[str, Answer]] = {
     "no UTF-8": ("facts", sends("facts", lambda n: encode(RESULT, n, b'{"device_id":"\xff\xfe"}'))),
     "no JSON": ("facts", sends("facts", lambda n: encode(RESULT, n, b"<html>"))),
     "an empty payload": ("facts", sends("facts", lambda n: encode(RESULT, n))),
-    "a number of a million digits": ("facts", sends("facts", lambda n: encode(RESULT, n, b'{"a":' + b"9" * 999_000 + b"}"))),
+    "a number of a million digits": (
+        "facts",
+        sends("facts", lambda n: encode(RESULT, n, b'{"a":' + b"9" * 999_000 + b"}")),
+    ),
     "an answer to another question": ("facts", sends("facts", lambda n: result(n + 1, FACTS))),
-    "an answer to the question before": ("facts", sends("facts", lambda n: result(n - 1, FACTS) if n > 1 else result(99, FACTS))),
+    "an answer to a question far ahead": ("facts", sends("facts", lambda n: result(n + 99, FACTS))),
     "the answer twice": ("facts", sends("facts", lambda n: result(n, FACTS) * 2)),
     "an end instead of an answer": ("facts", sends("facts", lambda n: liar.END)),
     "a hello instead of an answer": ("facts", sends("facts", lambda n: HELLO)),
@@ -242,16 +253,12 @@ ATTACKS: dict[str, tuple[str, Answer]] = {
     "a release below one": ("install", sends("install", lambda n: result(n, {"release": -1}))),
     "releases that are no list": ("releases", says("releases", {"current": 1, "releases": {"1": RELEASE}})),
     "no releases at all": ("releases", says("releases", {})),
-    "a release named by a text": ("releases", says("releases", {"current": 1, "releases": [changed(RELEASE, release="1")]})),
-    "a release without a manifest": ("releases", says("releases", {"current": 1, "releases": [changed(RELEASE, manifest=...)]})),
-    "a context below zero": (
-        "releases",
-        says("releases", {"current": 1, "releases": [changed(RELEASE, manifest=changed(MANIFEST, context_length=-4))]}),
-    ),
+    "a release named by a text": ("releases", listed(release="1")),
+    "a release without a manifest": ("releases", listed(manifest=...)),
+    "a context below zero": ("releases", listed(manifest=changed(MANIFEST, context_length=-4))),
     "a file that climbs": (
         "releases",
-        says("releases", {"current": 1, "releases": [
-            changed(RELEASE, manifest=changed(MANIFEST, files=[{"name": "tokenizer.json", "sha256": "../../../etc/x"}]))]}),
+        listed(manifest=changed(MANIFEST, files=[{"name": "tokenizer.json", "sha256": "../../../etc/x"}])),
     ),
     "tokens without end": ("generate", sends("generate", lambda n: event(n, {"token": 1}) * 5000)),
     "a previous release of NaN": ("activate", says("activate", {"previous": math.nan})),
@@ -478,5 +485,3 @@ def test_text_of_the_model_does_not_steer_the_terminal() -> None:
     from merino_edge.cli.output import visible
 
     assert visible("a\x1b[2Jb\n\tc\u202e\u009b") == "a\ufffd[2Jb\n\tc\ufffd\ufffd"
-
-

@@ -89,7 +89,7 @@ def killed_client(root: Path, bundle: Bundle, at: int) -> bool:
 
 
 def killed_other(channel: Channel, bundle: Bundle, at: int, strike: Callable[[], None]) -> tuple[bool, bool, str]:
-    """Deploy while something at the other end is killed; return (it was, the deployment said that it was done, why not)."""
+    """Deploy while something at the other end is killed; return (it was, it said that all was done, what is wrong)."""
     struck = False
 
     def once() -> None:

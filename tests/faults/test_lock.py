@@ -1,4 +1,4 @@
-"""Twenty contenders for one device's lock, killed at random: their work never overlaps, and nobody waits for the dead."""
+"""Twenty contenders for one device's lock, killed at random: no overlap, and nobody waits for the dead."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-import merino_edge
 import pytest
 from campaign import Campaign
+
+import merino_edge
 
 CONTENDERS = 20
 PROMISED = 200  # kills of a holder or of somebody who waits
