@@ -91,7 +91,9 @@ def wide(models: dict[str, Any], limits: dict[str, Limit]) -> dict[str, Any]:
     """Compare the best feasible scores of both engines, seed by seed."""
     ours, theirs, seconds = [], [], [0.0, 0.0]
     for seed in range(SEEDS):
-        request = SearchRequest(load_space("wide"), limits=limits, seed=seed, evaluations=WIDE_EVALUATIONS, **models)
+        request = SearchRequest(
+            load_space("wide"), limits=limits, mode="evolution", seed=seed, evaluations=WIDE_EVALUATIONS, **models
+        )
         used = time.process_time()
         ours.append(search(request).winner.score)
         seconds[0] += time.process_time() - used

@@ -69,7 +69,7 @@ class SearchOptions:
         vocab_size: The one vocabulary size, instead of the space's choices.
         score: Which score, with its parameters.
         study_beta: The entropy's beta is what the study fitted, within the space's domain, not the one in `score`.
-        mode: `auto`, `exact`, `evolution`.
+        mode: `auto`, `exact`, `dp`, `evolution`.
         seed: Of the evolutionary search.
         evaluations: How many architectures that one may look at; None for the score's usual number.
         run: Name of the run to write.

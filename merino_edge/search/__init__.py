@@ -17,6 +17,7 @@ numpy and scipy only. Read in the order of the data:
     pareto.py     the exact non-dominated front
     survey.py     what a search remembers: the best, the front, what each limit costs
     exact.py      the constrained optimum of an enumerable space
+    dynamic.py    dynamic programming over blocks, for spaces beyond that and scores that are sums
     evolution.py  the paper's evolutionary search, for spaces beyond that
     engine.py     SearchRequest -> SearchOutcome: what the command calls
 """

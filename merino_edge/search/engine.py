@@ -1,7 +1,8 @@
 """A search from request to outcome: what the command, the measuring loop and a notebook call.
 
-Up to 10^8 architectures every one is looked at and the answer is exact; beyond, the evolutionary search
-looks at a stated number of them. Either way: the winner, the runners-up, the Pareto front, what each
+Up to 10^8 architectures every one is looked at and the answer is exact. Beyond, dynamic programming over
+blocks takes the plain scores, where it found better architectures in the same time, and the evolutionary
+search all others (`bench/dynamic.py`). Either way: the winner, the runners-up, the Pareto front, what each
 limit costs, and, where nothing is feasible, why.
 """
 
@@ -17,11 +18,12 @@ import numpy as np
 
 from merino_edge.errors import InfeasibleError, UsageError
 from merino_edge.search.candidate import Candidate, make_candidates
+from merino_edge.search.dynamic import search_blocks
 from merino_edge.search.entropy import ENTROPIES
-from merino_edge.search.evolution import Archive, Evolution
+from merino_edge.search.evolution import Evolution
 from merino_edge.search.exact import MAX_SIZE, Clock, Diagnosis, Shortfall, diagnose, survey_space
 from merino_edge.search.problem import Measured, Problem, SearchRequest, make_problem
-from merino_edge.search.scores import SumScore, is_sum
+from merino_edge.search.scores import PLAIN, SumScore, is_sum
 from merino_edge.search.survey import Survey
 from merino_edge.units import Limit, format_bytes, format_count, format_ms
 
@@ -33,7 +35,7 @@ class SearchOutcome:
     """What a search found.
 
     Attributes:
-        mode: `exact` or `evolution`.
+        mode: `exact`, `dp` or `evolution`.
         space: Its name.
         space_size: Its members.
         evaluated: Members looked at.
@@ -75,18 +77,11 @@ def search(request: SearchRequest) -> SearchOutcome:
     if mode == "exact":
         survey, clock = survey_space(problem)
         index: Callable[[int], int] = int
-        if not survey.feasible:
-            raise _infeasible(problem, diagnose(problem), index, survey.seen, mode)
+        shortfall = None if survey.feasible else diagnose(problem)
     else:
-        survey, clock, archive, evolution = _evolve(problem)
-
-        def index(number: int) -> int:
-            return evolution.index(archive.genes[number])
-
-        if not survey.feasible:
-            diagnosis = Diagnosis(problem)
-            diagnosis.show(np.arange(len(archive.score)), archive.columns)
-            raise _infeasible(problem, diagnosis.shortfall(), index, survey.seen, mode)
+        survey, clock, index, shortfall = (_evolve if mode == "evolution" else _by_blocks)(problem)
+    if shortfall is not None:
+        raise _infeasible(problem, shortfall, index, survey.seen, mode)
     front = survey.front()
     clock.lap("search")
     listed = make_candidates(problem, [index(number) for number in survey.best])
@@ -119,17 +114,45 @@ def takes_time(request: SearchRequest) -> bool:
 def _mode(problem: Problem) -> str:
     """Choose how to search; a score that is no sum over parts is never searched exactly."""
     asked, additive = problem.request.mode, isinstance(problem.score, SumScore)
-    if asked == "exact" and not additive:
+    if asked in ("exact", "dp") and not additive:
         raise UsageError(
-            f"score '{problem.request.score.name}' is no sum over blocks: exact search cannot use it",
+            f"score '{problem.request.score.name}' is no sum over blocks: "
+            f"{'exact search' if asked == 'exact' else 'dynamic programming'} cannot use it",
             hint="use --mode evolution",
         )
     if asked == "auto":
-        return "exact" if additive and problem.space.size <= MAX_SIZE else "evolution"
+        if additive and problem.space.size <= MAX_SIZE:
+            return "exact"
+        return "dp" if problem.request.score.name in PLAIN else "evolution"
     return asked
 
 
-def _evolve(problem: Problem) -> tuple[Survey, Clock, Archive, Evolution]:
+Looked = tuple[Survey, Clock, Callable[[int], int], Shortfall | None]
+"""A survey, the time spent, the index of each number shown, and why nothing is feasible."""
+
+
+def _by_blocks(problem: Problem) -> Looked:
+    """Run the dynamic programming and show every member that it led to to a survey."""
+    clock, survey, diagnosis = Clock(), Survey(problem.limits), Diagnosis(problem)
+    groups, found = problem.space.groups, []
+    for ends in search_blocks(problem):
+        clock.lap("score")
+        numbers = survey.seen + np.arange(len(ends.score))
+        if problem.limits:
+            diagnosis.show(numbers, ends.columns)
+        survey.show(numbers, ends.score, ends.columns, ends.representative)
+        found.append(ends.genes)
+        clock.lap("search")
+    genes = np.concatenate(found)
+
+    def index(number: int) -> int:
+        group = groups[int(genes[number, 0])]
+        return group.offset + group.position(int(digit) for digit in genes[number, 1:])
+
+    return survey, clock, index, None if survey.feasible else diagnosis.shortfall()
+
+
+def _evolve(problem: Problem) -> Looked:
     """Run the evolutionary search and show all it looked at, in the order of the index, to a survey."""
     clock, evolution = Clock(), Evolution(problem, problem.request.seed)
     archive = evolution.run(problem.request.evaluations)
@@ -139,7 +162,15 @@ def _evolve(problem: Problem) -> tuple[Survey, Clock, Archive, Evolution]:
     rows = len(archive.score)
     survey.show(np.arange(rows), archive.score, archive.columns, np.ones(rows, bool))
     clock.lap("search")
-    return survey, clock, archive, evolution
+
+    def index(number: int) -> int:
+        return evolution.index(archive.genes[number])
+
+    if survey.feasible:
+        return survey, clock, index, None
+    diagnosis = Diagnosis(problem)
+    diagnosis.show(np.arange(rows), archive.columns)
+    return survey, clock, index, diagnosis.shortfall()
 
 
 def _constraints(problem: Problem, survey: Survey, winner: Candidate) -> tuple[dict[str, Any], ...]:
@@ -181,8 +212,8 @@ def _infeasible(
     extreme = "the most" if too_small else "the least"
     others = "" if shortfall.alone else " while the other limits hold"
     found = f"none of {seen:,} architectures of space {name} meets the limits"
-    if mode == "evolution":
-        found += f" (looked at by evolution, of {problem.space.size:,})"
+    if mode != "exact":
+        found += f" (looked at by {mode}, of {problem.space.size:,})"
     message = (
         f"{found}: {binding} must be {_range(binding, limit)}, {extreme} that can be reached{others} is "
         f"{_quantity(binding, shortfall.least)}; nearest: {nearest.describe()}"

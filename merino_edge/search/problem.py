@@ -26,6 +26,7 @@ from merino_edge.units import Limit
 
 EVALUATIONS = 40_000
 PLAIN_EVALUATIONS = 200  # of scores that are no sums: each costs a look at one architecture
+MODES = ("auto", "exact", "dp", "evolution")
 LIMITS = ("latency_ms", "memory_bytes", "file_bytes", "parameters", "flops", "energy_mj")
 
 
@@ -57,7 +58,7 @@ class SearchRequest:
         memory: Model of the peak memory.
         recipe: How weights are stored.
         context_length: Positions the cache must hold.
-        mode: `exact`, `evolution`, or `auto`: exact up to 10^8 architectures.
+        mode: `exact`, `dp`, `evolution`, or `auto`: exact up to 10^8 architectures, then dp or evolution by the score.
         seed: Of the evolutionary search.
         measured: What is known from the device, by architecture digest.
         progress: Called with the share done.
@@ -152,8 +153,8 @@ def make_problem(request: SearchRequest) -> Problem:
     Raises:
         UsageError: a limit on something that nothing here can tell, or an unknown name.
     """
-    if request.mode not in ("auto", "exact", "evolution"):
-        raise UsageError(f"unknown mode '{request.mode}'{did_you_mean(request.mode, ('auto', 'exact', 'evolution'))}")
+    if request.mode not in MODES:
+        raise UsageError(f"unknown mode '{request.mode}'{did_you_mean(request.mode, MODES)}")
     if request.evaluations < 1:
         raise UsageError(f"a search must look at one architecture at least, not {request.evaluations}")
     columns = _columns(request)
