@@ -58,6 +58,85 @@ def proxy_stats(r: dict[str, Any]) -> list[Row]:
     return result
 
 
+def proxy_paired(r: dict[str, Any]) -> list[Row]:
+    """What the default beats for certain, and what it does not."""
+    result = []
+    for group, what in (("all", "the same models"), ("equal FLOPs", "those at equal FLOPs")):
+        pairs = {n: p["spearman"]["interval"] for n, p in r["paired"][group]["parameters-per-depth"].items()}
+        beaten, open_ = ([n for n, (low, _) in pairs.items() if (low > 0) == sure] for sure in (True, False))
+        result.append(
+            (
+                f"the default against {len(pairs)} other scores on {what}, paired bootstrap of Spearman, 95 %: better "
+                f"for certain than {_listed(beaten)}; the interval holds 0 against {_listed(open_)}",
+                f"{len(beaten)} of {len(pairs)}",
+            )
+        )
+    best = max(
+        (n for n in ("synflow", "grad-norm", "snip", "ntk-condition", "linear-regions", "w-pca")),
+        key=lambda n: r["groups"]["all"]["scores"][n]["spearman"]["value"],
+    )
+    values = (f"{r['groups'][g]['scores'][best]['spearman']['value']:.2f}" for g in ("all", "equal FLOPs"))
+    result.append(
+        (
+            "the best of six scores that draw a network (synflow, grad-norm, snip, NTK condition, linear regions, "
+            f"W-PCA), `{best}`: Spearman on all; at equal FLOPs",
+            "; ".join(values),
+        )
+    )
+    return result
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"
+
+
+def te_nas(r: dict[str, Any]) -> list[Row]:
+    """A candidate by TE-NAS's scores and by ours."""
+    each, other = r["each"], r["each"]["te_nas"]["energy_j"]
+    return [
+        (
+            f"one candidate by TE-NAS's two scores, three seeds, and by the entropy over the whole space, one core "
+            f"({r['candidates']} candidates; energy: {r['energy']})",
+            f"{each['te_nas']['cpu_s']:.1f} s{'' if other is None else f', {other:.0f} J'}; "
+            f"{1e9 * each['entropy_whole_space']['cpu_s']:.0f} ns",
+        )
+    ]
+
+
+def dynamic(r: dict[str, Any]) -> list[Row]:
+    """Dynamic programming against evolution."""
+    result = []
+    for score in dict.fromkeys(row["score"] for row in r["wide"]):
+        rows = [row for row in r["wide"] if row["score"] == score]
+        ratios = ", ".join(f"{100 * (row['mean_ratio'] - 1):+.1f} %" for row in rows)
+        result.append(
+            (
+                f"4e10 architectures, {len(rows)} budgets, `{score}`: what dynamic programming finds, over the mean of "
+                f"{r['seeds']} evolutions given the same time",
+                ratios,
+            )
+        )
+    return result
+
+
+def presets(r: dict[str, Any]) -> list[Row]:
+    """The presets, and how firm they are."""
+    result = []
+    for name, found in r.items():
+        winner, moves = found["winner"], found["moves"]
+        same = sum(other["architecture"] == winner["architecture"] for other in moves.values())
+        hits = found["seeds"].get(winner["architecture"], 0)
+        result.append(
+            (
+                f"`{name}` (ours for the poster's budget, not the authors' network): {winner['architecture']}; unique "
+                f"parameters; FLOPs; the same under so many of {len(moves)} other weights and scores, and of "
+                f"{sum(found['seeds'].values())} evolutionary seeds",
+                f"{winner['parameters'] / 1e6:.1f} M; {winner['flops'] / 1e9:.0f} G; {same}; {hits}",
+            )
+        )
+    return result
+
+
 def proxy_lts(r: dict[str, Any]) -> list[Row]:
     """The entropy on decoders without sharing, trained by others."""
     mean = r["mean_in_10pct"]
@@ -179,10 +258,13 @@ SCRIPTS = {  # where the name is another
     "export_sizes_tflite": "export_sizes.py tflite",
 }
 TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
-    "proxy_stats": proxy_stats,
+    "proxy_stats": lambda r: [*proxy_stats(r), *proxy_paired(r)],
     "proxy_lts": proxy_lts,
     "search_speed": search_speed,
     "evolution": evolution,
+    "dynamic": dynamic,
+    "te_nas": te_nas,
+    "presets": presets,
     "latency_hat": latency_hat,
     "latency_local": latency_local,
     "export_sizes": export_sizes,

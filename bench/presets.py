@@ -1,15 +1,17 @@
 """Find the presets again: what the search makes of the poster's own budgets, and how firm that is.
 
 Each preset is the best of the poster's space with GPT-2's vocabulary, unique parameters within 3 % of
-its name and FLOPs at most the poster's. Writes the preset files, and records the runners-up and how
-the winner moves with `beta`, `alpha2` and `eps`.
+its name and FLOPs at most the poster's. Writes the preset files, and records the runners-up, how the
+winner moves with `beta`, `alpha1`, `alpha2` and `eps` and under other scores, and where the evolutionary
+search ends under 20 seeds.
 
     .venv/bin/python bench/presets.py
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,14 @@ FOLDER = Path(__file__).parent.parent / "merino_edge" / "search" / "presets"
 VOCAB_SIZE = 50_257
 TOLERANCE = 0.03
 SCORE = ScoreOptions(name="entropy-poster")
-MOVES: dict[str, list[float]] = {"beta": [0.0, 1 / 8, 0.25, 0.5], "alpha2": [0.25, 0.5, 2.0], "eps": [1e-4, 0.1, 1.0]}
+MOVES: dict[str, list[float]] = {
+    "beta": [0.0, 1 / 8, 0.25, 0.44],
+    "alpha1": [0.5, 2.0],
+    "alpha2": [0.25, 0.5, 2.0],
+    "eps": [1e-4, 0.1, 1.0],
+}
+OTHER_SCORES = ("parameters-per-depth", "parameters", "flops")
+SEEDS = 20  # of the evolutionary search, 5 % of the space looked at
 NOTE = (
     "Found by this project's search for the budget of the poster's row of the same name. It is not the authors' "
     "network, which is not published, and has none of their weights."
@@ -90,6 +99,7 @@ def main() -> None:
             "winner": brief(winner),
             "runners_up": [brief(candidate) for candidate in outcome.runners_up],
             "moves": moves(budget),
+            "seeds": seeds(budget),
         }
         print(f"{budget.name}: {winner.architecture.describe()}  {winner.parameters / 1e6:.1f} M")
         for name, found in record[budget.name]["moves"].items():
@@ -103,12 +113,22 @@ def request(budget: Budget, score: ScoreOptions) -> SearchRequest:
 
 
 def moves(budget: Budget) -> dict[str, Any]:
-    """Return the winner for other weights of the score, one changed at a time."""
-    return {
-        f"{name}={value:g}": brief(search(request(budget, ScoreOptions(**{name: value}))).winner)  # type: ignore[arg-type]
+    """Return the winner for other weights of the score, one changed at a time, and for other scores."""
+    options = {
+        f"{name}={value:g}": ScoreOptions(**{name: value})  # type: ignore[arg-type]
         for name, values in MOVES.items()
         for value in values
     }
+    options |= {f"score={name}": ScoreOptions(name) for name in OTHER_SCORES}
+    return {name: brief(search(request(budget, score)).winner) for name, score in options.items()}
+
+
+def seeds(budget: Budget) -> dict[str, int]:
+    """Return how often the evolutionary search ends at each architecture, over its seeds."""
+    asked = request(budget, SCORE)
+    asked = replace(asked, mode="evolution", evaluations=asked.space.size // 20)
+    found = Counter(search(replace(asked, seed=seed)).winner.architecture.describe() for seed in range(SEEDS))
+    return dict(found.most_common())
 
 
 def brief(candidate: Candidate) -> dict[str, Any]:
