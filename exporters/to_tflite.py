@@ -14,7 +14,6 @@ from merino_edge.architecture import Architecture, check_tensors
 from merino_edge.bundle import OutputCheck, Piece
 from merino_edge.errors import ExportError, MerinoEdgeError
 from merino_edge.exporters.parity import compare, output_check
-from merino_edge.exporters.quantizers import quantize_model
 from merino_edge.exporters.recipes import Recipe
 from merino_edge.exporters.tflite_decoder import (
     BlockInt4Matrices,
@@ -82,7 +81,6 @@ def export(
         parity=parity,
         check=check,
         notes=(LEGACY_NOTE,) if options.form == "legacy" else (),
-        quantizer=quantizer,
         layout={MODEL: layout} if _can_travel(layout) else {},
         quantizer=quantizer,
     )
