@@ -23,6 +23,7 @@ from merino_edge.exporters.graph import GraphWriter
 from merino_edge.exporters.quantize import quantize_rows
 
 Float32 = npt.NDArray[np.float32]
+Context = tuple[ir.Value | None, ...]
 
 
 class Matrices(Protocol):
@@ -39,15 +40,21 @@ class Matrices(Protocol):
 
 
 class Layer(Protocol):
-    """Everything of a layer that is no product with weights."""
+    """Everything of a layer that is no product with weights.
+
+    `context` is what every layer's attention reads besides its own values: rotary tables, masks,
+    lengths. It is computed once, by `causal`, and only the layer knows what is in it.
+    """
 
     opsets: ClassVar[dict[str, int]]
+    ir_version: ClassVar[int]
+    dtype: ClassVar[ir.DataType]  # of activations, norm gains and cache
 
-    def rotary_tables(self, g: GraphWriter, head_dim: int, positions: ir.Value) -> tuple[ir.Value, ...]:
-        """Cosines and sines of positions (B, T), int64, for `rotate`: (B, T, D/2) each."""
+    def cache_in_place(self, head_dim: int) -> bool:
+        """Say whether the cache may be bound as input and output at once, longer than it is filled."""
 
-    def rotate(self, g: GraphWriter, x: ir.Value, tables: tuple[ir.Value, ...], heads: int) -> ir.Value:
-        """Turn each head by its position: (1, T, H * D) -> the same."""
+    def causal(self, g: GraphWriter, head_dim: int, past: ir.Value, new: ir.Value) -> Context:
+        """Context of one sequence without padding; `past` and `new` are P and T, int64 (1)."""
 
     def norm(self, g: GraphWriter, x: ir.Value, gain: ir.Value) -> ir.Value:
         """RMSNorm over the last axis."""
@@ -61,25 +68,32 @@ class Layer(Protocol):
     def attend(
         self,
         g: GraphWriter,
-        qkv: tuple[ir.Value, ir.Value, ir.Value],
+        qkv: ir.Value,
         past: tuple[ir.Value, ir.Value],
         heads: int,
-        mask: ir.Value | None = None,
+        context: Context,
         names: Sequence[str | None] = (None, None, None),
     ) -> tuple[ir.Value, ...]:
-        """Causal attention with a cache.
+        """Causal attention with a cache; queries and keys are turned by their positions first.
 
         Args:
             g: The graph.
-            qkv: Rotated queries and keys, and values: (1, T, H * D) each.
-            past: Keys and values so far: (1, H, P, D) each.
+            qkv: Queries, keys and values beside each other: (B, T, 3 * H * D).
+            past: Keys and values so far: (B, H, P, D) each.
             heads: H.
-            mask: (B, 1, T, P + T) bool, False where a position is padding; None for none.
+            context: From `causal` (or `masked`).
             names: Of the three outputs.
 
         Returns:
-            (1, T, H * D), and keys and values (1, H, P + T, D).
+            (B, T, H * D), and keys and values (B, H, P + T, D).
         """
+
+
+class MaskedLayer(Layer, Protocol):
+    """A layer that also takes the mask of the unrolled form."""
+
+    def masked(self, g: GraphWriter, head_dim: int, attention_mask: ir.Value, token_ids: ir.Value) -> Context:
+        """Context of B sequences padded on the left: (B, P + T) and (B, T), int64."""
 
 
 class Float32Matrices:
@@ -141,22 +155,24 @@ class StandardLayer:
     """ONNX's own operators of opset 23, nothing else: onnxruntime 1.23 and later."""
 
     opsets: ClassVar[dict[str, int]] = {"": 23}
+    ir_version: ClassVar[int] = 11
+    dtype: ClassVar[ir.DataType] = ir.DataType.FLOAT
 
-    def rotary_tables(self, g: GraphWriter, head_dim: int, positions: ir.Value) -> tuple[ir.Value, ...]:
-        """See `Layer`; computed in float64, so that far positions keep their angles.
+    def cache_in_place(self, head_dim: int) -> bool:
+        """See `Layer`: the operator gives the whole cache anew."""
+        del head_dim
+        return False
 
-        Cosines are sines a quarter turn on: onnxruntime 1.23 has no float64 Cos.
-        """
-        half = head_dim // 2
-        frequency = ROPE_THETA ** (-np.arange(half, dtype=np.float64) / half)
-        column = g.op("Unsqueeze", g.op("Cast", positions, to=ir.DataType.DOUBLE), g.constant([-1], np.int64))
-        angle = g.op("Mul", column, g.constant(frequency, np.float64))  # (B, T, D/2)
-        quarter_on = g.op("Add", angle, g.constant(np.pi / 2, np.float64))
-        return tuple(g.op("Cast", g.op("Sin", a), to=ir.DataType.FLOAT) for a in (quarter_on, angle))
-
-    def rotate(self, g: GraphWriter, x: ir.Value, tables: tuple[ir.Value, ...], heads: int) -> ir.Value:
+    def causal(self, g: GraphWriter, head_dim: int, past: ir.Value, new: ir.Value) -> Context:
         """See `Layer`."""
-        return g.op("RotaryEmbedding", x, *tables, num_heads=heads)
+        return (*rotary_tables(g, head_dim, positions(g, past, new)), None)
+
+    def masked(self, g: GraphWriter, head_dim: int, attention_mask: ir.Value, token_ids: ir.Value) -> Context:
+        """See `MaskedLayer`; the mask is (B, 1, T, P + T) bool, False where a position is padding."""
+        new, axis = g.op("Shape", token_ids, start=1, end=2), g.constant([1], np.int64)
+        kept = g.op("Unsqueeze", g.op("Cast", attention_mask, to=ir.DataType.BOOL), g.constant([1, 2], np.int64))
+        mask = g.op("Expand", kept, g.op("Concat", axis, axis, new, axis, axis=0))  # (1, 1, T, 1) widens the rows
+        return (*rotary_tables(g, head_dim, masked_positions(g, attention_mask, new)), mask)
 
     def norm(self, g: GraphWriter, x: ir.Value, gain: ir.Value) -> ir.Value:
         """See `Layer`."""
@@ -174,13 +190,48 @@ class StandardLayer:
     def attend(
         self,
         g: GraphWriter,
-        qkv: tuple[ir.Value, ir.Value, ir.Value],
+        qkv: ir.Value,
         past: tuple[ir.Value, ir.Value],
         heads: int,
-        mask: ir.Value | None = None,
+        context: Context,
         names: Sequence[str | None] = (None, None, None),
     ) -> tuple[ir.Value, ...]:
         """See `Layer`."""
-        return g.ops(
-            "Attention", *qkv, mask, *past, outputs=3, names=names, q_num_heads=heads, kv_num_heads=heads, is_causal=1
-        )
+        *tables, mask = context
+        q, k, v = g.ops("Split", qkv, outputs=3, axis=-1, num_outputs=3)
+        q, k = (g.op("RotaryEmbedding", t, *tables, num_heads=heads) for t in (q, k))
+        inputs = (q, k, v, mask, *past)
+        return g.ops("Attention", *inputs, outputs=3, names=names, q_num_heads=heads, kv_num_heads=heads, is_causal=1)
+
+
+def positions(g: GraphWriter, past: ir.Value, new: ir.Value) -> ir.Value:
+    """Return P .. P + T - 1: (1, T), int64."""
+    axis = g.constant([0], np.int64)
+    first, end = g.op("Squeeze", past, axis), g.op("Squeeze", g.op("Add", past, new), axis)
+    return g.op("Unsqueeze", g.op("Range", first, end, g.constant(1, np.int64)), axis)
+
+
+def masked_positions(g: GraphWriter, attention_mask: ir.Value, new: ir.Value) -> ir.Value:
+    """Return the positions of the T new tokens, counting only what the mask keeps: (B, T), int64."""
+    count = g.op("CumSum", attention_mask, g.constant(1, np.int64))  # (B, P + T)
+    last = g.constant([np.iinfo(np.int64).max], np.int64)
+    counted = g.op("Slice", count, g.op("Neg", new), last, g.constant([1], np.int64))  # (B, T)
+    one = g.constant(1, np.int64)
+    return g.op("Sub", g.op("Max", counted, one), one)
+
+
+def rotary_tables(
+    g: GraphWriter, head_dim: int, at: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT
+) -> tuple[ir.Value, ir.Value]:
+    """Return cosines and sines of positions (..., T): (..., T, D/2) each.
+
+    Computed in float64, so that far positions keep their angles. Cosines are sines a quarter turn
+    on: onnxruntime 1.23 has no float64 Cos.
+    """
+    half = head_dim // 2
+    frequency = ROPE_THETA ** (-np.arange(half, dtype=np.float64) / half)
+    column = g.op("Unsqueeze", g.op("Cast", at, to=ir.DataType.DOUBLE), g.constant([-1], np.int64))
+    angle = g.op("Mul", column, g.constant(frequency, np.float64))
+    quarter_on = g.op("Add", angle, g.constant(np.pi / 2, np.float64))
+    cos, sin = (g.op("Cast", g.op("Sin", a), to=dtype) for a in (quarter_on, angle))
+    return cos, sin

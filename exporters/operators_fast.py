@@ -17,14 +17,21 @@ import onnx_ir as ir
 
 from merino_edge.architecture import NORM_EPSILON
 from merino_edge.exporters.graph import GraphWriter
-from merino_edge.exporters.operators import DynamicInt8Matrices, Float32, StandardLayer
+from merino_edge.exporters.operators import (
+    Context,
+    DynamicInt8Matrices,
+    Float32,
+    StandardLayer,
+    positions,
+    rotary_tables,
+)
 from merino_edge.exporters.quantize import QuantizedTensor, quantize_blocks
 
 MICROSOFT = "com.microsoft"
 INT8_COMPUTE = 4  # accuracy_level: activations go to int8, per block, inside the product
 
 
-class FastLayer(StandardLayer):
+class FusedLayer(StandardLayer):
     """The standard's layer with the residual sum and its norm in one operator."""
 
     opsets: ClassVar[dict[str, int]] = {"": 23, MICROSOFT: 1}
@@ -35,6 +42,48 @@ class FastLayer(StandardLayer):
         names = [None, "", "", None]  # mean and deviation are not wanted
         normed, _, _, total = g.ops(op, x, delta, gain, outputs=4, names=names, domain=MICROSOFT, epsilon=NORM_EPSILON)
         return total, normed
+
+
+class FastLayer(FusedLayer):
+    """Besides, attention that writes new keys and values into the cache it reads.
+
+    GroupQueryAttention leaves what is in the cache where it is when past and present are the same
+    memory: no copy of the cache, and no second one in memory.
+    """
+
+    def cache_in_place(self, head_dim: int) -> bool:
+        """See `Layer`: the operator takes heads of a multiple of 8."""
+        return head_dim % 8 == 0
+
+    def causal(self, g: GraphWriter, head_dim: int, past: ir.Value, new: ir.Value) -> Context:
+        """See `Layer`."""
+        if not self.cache_in_place(head_dim):
+            return super().causal(g, head_dim, past, new)
+        return (*rotary_tables(g, head_dim, positions(g, past, new)), *cache_lengths(g, g.op("Add", past, new)))
+
+    def attend(
+        self,
+        g: GraphWriter,
+        qkv: ir.Value,
+        past: tuple[ir.Value, ir.Value],
+        heads: int,
+        context: Context,
+        names: Sequence[str | None] = (None, None, None),
+    ) -> tuple[ir.Value, ...]:
+        """See `Layer`."""
+        *tables, last, total = context
+        if len(tables) < 2:  # the standard's context
+            return super().attend(g, qkv, past, heads, context, names)
+        q, k, v = g.ops("Split", qkv, outputs=3, axis=-1, num_outputs=3)
+        q, k = (g.op("RotaryEmbedding", t, *tables, num_heads=heads) for t in (q, k))
+        inputs, attributes = (q, k, v, *past, last, total), {"num_heads": heads, "kv_num_heads": heads}
+        return g.ops("GroupQueryAttention", *inputs, outputs=3, names=names, domain=MICROSOFT, **attributes)
+
+
+def cache_lengths(g: GraphWriter, total: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Return what GroupQueryAttention wants of P + T, int64 (1): P + T - 1 as (1), P + T as a scalar; int32."""
+    last = g.op("Cast", g.op("Sub", total, g.constant([1], np.int64)), to=ir.DataType.INT32)
+    return last, g.op("Cast", g.op("Squeeze", total, g.constant([0], np.int64)), to=ir.DataType.INT32)
 
 
 class FastInt8Matrices(DynamicInt8Matrices):
@@ -53,6 +102,8 @@ class BlockMatrices:
     bits: int
     block: int
     table_bits: int
+    scale_dtype: npt.DTypeLike = np.float32
+    accuracy_level: int = INT8_COMPUTE
 
     def embed(self, g: GraphWriter, table: Float32, token_ids: ir.Value) -> ir.Value:
         """See `Matrices`."""
@@ -83,7 +134,9 @@ class BlockMatrices:
     def _store(self, g: GraphWriter, name: str, matrices: Sequence[Float32], bits: int) -> None:
         quantized = [quantize_blocks(m, self.block, bits) for m in matrices]
         g.weight(name, np.concatenate([pack(q) for q in quantized]))  # (out, blocks, bytes of a block)
-        g.weight(f"{name}.scale", np.concatenate([q.scale for q in quantized]))  # (out, blocks)
+        g.weight(
+            f"{name}.scale", np.concatenate([q.scale for q in quantized]).astype(self.scale_dtype)
+        )  # (out, blocks)
 
     def _product(
         self, g: GraphWriter, x: ir.Value, name: str, shape: tuple[int, ...], bits: int, output: str | None = None
@@ -99,7 +152,7 @@ class BlockMatrices:
             N=shape[0],
             bits=bits,
             block_size=self.block,
-            accuracy_level=INT8_COMPUTE,
+            accuracy_level=self.accuracy_level,
         )
 
 

@@ -9,6 +9,7 @@ float32, so that a wrong graph cannot hide behind the rounding of activations.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,11 +72,13 @@ class FileRunner:
         self._outputs = [output.name for output in self._session.get_outputs()]
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
         self._unrolled = "attention_mask" in inputs
+        self._counted = "past_length" in inputs
         free = {"batch": 1, "past": 0}
+        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         self._empty = {
-            name: np.zeros([free.get(dim, dim) for dim in shape], np.float32)
-            for name, shape in inputs.items()
-            if name.startswith("past")
+            value.name: np.zeros([free.get(dim, dim) for dim in value.shape], types[value.type])
+            for value in self._session.get_inputs()
+            if re.match(r"past[._](?!length)", value.name)
         }
         self.reset()
 
@@ -88,9 +91,10 @@ class FileRunner:
         """Run the next tokens and return logits `(N, V)`; all positions if no index is given."""
         index = np.arange(len(token_ids)) if logits_index is None else logits_index
         self._length += len(token_ids)
-        besides = (
-            {"attention_mask": np.ones((1, self._length), np.int64)} if self._unrolled else {"logits_index": index}
-        )
+        mask = {"attention_mask": np.ones((1, self._length), np.int64)}
+        besides = mask if self._unrolled else {"logits_index": index}
+        if self._counted:
+            besides["past_length"] = np.array([self._length - len(token_ids)], np.int64)
         try:
             results = self._session.run(self._outputs, {"input_ids": token_ids[None], **besides, **self._past})
         except _RUNTIME_ERRORS as error:

@@ -74,7 +74,7 @@ def _choose(recipe: Recipe, options: ExportOptions) -> str | None:
             hint=f"quantizers: auto, {', '.join(QUANTIZERS)}",
         )
     enough = text is not None and len(text) >= FEWEST_CALIBRATION_TOKENS
-    if recipe.bits == 32:
+    if recipe.bits >= 16:
         if name not in ("auto", "rtn"):
             raise UsageError(f"recipe '{recipe.name}' has no integers to choose", hint="leave --quantizer out")
         return None

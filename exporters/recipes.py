@@ -6,14 +6,19 @@
     weight_only_wi8_b32_afp32   weights int8, one scale per 32 input values; activations float32
     weight_only_wi4_b128_afp32  weights int4, one scale per 128 input values; activations float32
     weight_only_wi4_b32_head8_afp32   the same in blocks of 32, but head and token table, which are one, int8
+    fp16                        everything float16, for GPU providers
+    weight_only_wi4_b32_afp16   weights int4, one float16 scale per 32 input values; activations float16,
+                                for GPU providers
 
-Every matrix of the model is stored so, the token table too; norm gains stay float32. The block of a
-weight-only recipe is 32, 64 or 128 and must divide every matrix's input width.
+Every matrix of the model is stored so, the token table too; norm gains have the activations' type.
+The block of a weight-only recipe is 32, 64 or 128 and must divide every matrix's input width.
+
+What a form is, and which onnxruntime carries it, stands in `forms.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +28,8 @@ from merino_edge.errors import UsageError, did_you_mean
 from merino_edge.exporters.quantize import QuantizedTensor, RoundedMatrix, quantize_blocks, quantize_rows
 
 Float32 = npt.NDArray[np.float32]
-FORMS = ("standard", "fast", "unrolled")
 BLOCKS = (128, 64, 32)
+HALF_BOUND = 0.05  # see `parity_bound`; float16 keeps 11 bits, and the differences of some 20 layers add up
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,15 @@ class Recipe:
 
     Attributes:
         name: As the user types it.
-        bits: Of a stored weight: 32, 8 or 4.
-        block: Values that share a scale; 0 for a whole row. Meaningless at 32 bits.
+        bits: Of a stored weight: 32, 16, 8 or 4.
+        block: Values that share a scale; 0 for a whole row. Meaningless for floats.
         dynamic: Activations are quantized inside each product.
-        forms: Forms that can carry it, the preferred first.
+        forms: Forms that can carry it; the first is written where nobody asks for another.
         parity_bound: Largest difference to the reference run with the same dequantized weights, as
             a share of the logits' standard deviation. Where the product rounds activations to 8
             bits this is a bound on that rounding; `exact_bound` then holds for the graph itself.
         exact_bound: The same for the graph told to multiply in float32, where it can be told.
+        half: Activations, norm gains and scales are float16.
         check_tolerance: The same for another CPU's answer against the exported file's own here.
             Float32: another order of summation and other exponentials, far above any seen. Dynamic
             int8: a value near the middle of two steps may round to either, and products of x86
@@ -57,6 +63,7 @@ class Recipe:
     exact_bound: float | None
     check_tolerance: float
     head_bits: int | None = None
+    half: bool = False
 
     @property
     def table_bits(self) -> int:
@@ -64,75 +71,69 @@ class Recipe:
         return self.head_bits or self.bits
 
     def quantize(self, matrix: Float32) -> QuantizedTensor:
-        """Return a matrix `[out, in]` as this recipe stores it (not for 32 bits)."""
-        assert self.bits < 32
+        """Return a matrix `[out, in]` as this recipe stores it (not for floats)."""
+        assert self.bits < 16
         return quantize_blocks(matrix, self.block, self.bits) if self.block else quantize_rows(matrix)
 
     def rounded(self, tensor: Float32) -> Float32:
         """Return what the file holds of a tensor, back in float32: the reference's weights."""
-        if self.bits == 32 or tensor.ndim != 2:
-            return tensor
-        if isinstance(tensor, RoundedMatrix):
-            return tensor.view(np.ndarray)
-        return self.quantize(tensor).dequantize()
+        if self.bits >= 16 or tensor.ndim != 2:
+            return self._as_stored(tensor)
+        known = tensor.quantized if isinstance(tensor, RoundedMatrix) else None
+        quantized = known or self.quantize(tensor)
+        return replace(quantized, scale=self._as_stored(quantized.scale)).dequantize()
+
+    def _as_stored(self, values: Float32) -> Float32:
+        """Return floats as the file holds them."""
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).astype(np.float32) if self.half else values
 
     def tensor_bytes(self, name: str, shape: tuple[int, ...]) -> int:
-        """Bytes of one unique tensor: values and scales; vectors and norm gains are float32."""
-        count = int(np.prod(shape))
-        if self.bits == 32 or len(shape) != 2:
-            return 4 * count
+        """Bytes of one unique tensor: values and scales; vectors and norm gains have the activations' type."""
+        count, float_bytes = int(np.prod(shape)), 2 if self.half else 4
+        if self.bits >= 16 or len(shape) != 2:
+            return float_bytes * count
         groups = shape[1] // self.block if self.block else 1
         bits = self.table_bits if name == "embedding.weight" else self.bits
-        return count * bits // 8 + 4 * shape[0] * groups
+        return count * bits // 8 + float_bytes * shape[0] * groups
 
     def unique_bytes(self, architecture: Architecture) -> int:
         """Bytes of the whole model, each unique tensor once."""
         return sum(self.tensor_bytes(name, shape) for name, shape in architecture.tensor_shapes.items())
 
 
+ALL, WEIGHT_ONLY, GPU = ("standard", "fast", "legacy", "unrolled"), ("fast", "unrolled"), ("unrolled",)
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("fp32", 32, 0, False, FORMS, parity_bound=1e-4, exact_bound=None, check_tolerance=1e-3),
-        Recipe("dynamic_wi8_afp32", 8, 0, True, FORMS, parity_bound=0.2, exact_bound=None, check_tolerance=0.35),
+        Recipe("fp32", 32, 0, False, ALL, parity_bound=1e-4, exact_bound=None, check_tolerance=1e-3),
+        Recipe("dynamic_wi8_afp32", 8, 0, True, ALL, parity_bound=0.2, exact_bound=None, check_tolerance=0.35),
         *(
-            Recipe(f"weight_only_wi{bits}_b{block}_afp32", bits, block, False, FORMS[1:], 0.2, 1e-4, 0.35)
+            Recipe(f"weight_only_wi{bits}_b{block}_afp32", bits, block, False, WEIGHT_ONLY, 0.2, 1e-4, 0.35)
             for bits in (8, 4)
             for block in BLOCKS
         ),
         *(
-            Recipe(f"weight_only_wi4_b{block}_head8_afp32", 4, block, False, FORMS[1:], 0.2, 1e-4, 0.35, head_bits=8)
+            Recipe(f"weight_only_wi4_b{block}_head8_afp32", 4, block, False, WEIGHT_ONLY, 0.2, 1e-4, 0.35, head_bits=8)
             for block in BLOCKS
         ),
+        Recipe("fp16", 16, 0, False, GPU, HALF_BOUND, None, check_tolerance=0.1, half=True),
+        Recipe("weight_only_wi4_b32_afp16", 4, 32, False, GPU, HALF_BOUND, None, check_tolerance=0.1, half=True),
     )
 }
 
 
-def find_recipe(name: str, form: str, architecture: Architecture) -> tuple[Recipe, str]:
-    """Return the recipe of a name, and the form it is written in.
-
-    That is `form`, but a weight-only recipe, which the standard's operators cannot carry, implies
-    `fast` where `standard`, the form of no special wish, is asked for.
+def find_recipe(name: str, architecture: Architecture) -> Recipe:
+    """Return the recipe of a name.
 
     Raises:
-        UsageError: no such recipe or form, a pair that does not exist, or matrices that blocks do
-            not divide.
+        UsageError: no such recipe, or matrices that its blocks do not divide.
     """
-    allowed = f"recipes: {', '.join(RECIPES)}; forms: {', '.join(FORMS)}"
     if name not in RECIPES:
-        raise UsageError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}", hint=allowed)
-    if form not in FORMS:
-        raise UsageError(f"unknown form '{form}' of an ONNX export{did_you_mean(form, FORMS)}", hint=allowed)
-    recipe = RECIPES[name]
-    _check_blocks(recipe, architecture)
-    if form == "standard":
-        form = recipe.forms[0]
-    if form not in recipe.forms:
-        raise UsageError(
-            f"recipe '{name}' cannot be written in the form '{form}'",
-            hint=f"nearest: form '{recipe.forms[0]}' of this recipe",
-        )
-    return recipe, form
+        known = f"recipes: {', '.join(RECIPES)}"
+        raise UsageError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}", hint=known)
+    _check_blocks(RECIPES[name], architecture)
+    return RECIPES[name]
 
 
 def _check_blocks(recipe: Recipe, architecture: Architecture) -> None:

@@ -13,20 +13,16 @@ import numpy as np
 from merino_edge.architecture import Architecture, check_tensors
 from merino_edge.bundle import OutputCheck, Piece
 from merino_edge.errors import ExportError, MerinoEdgeError
-from merino_edge.exporters.decoder import Decoder
+from merino_edge.exporters.forms import decoder_of, find_form, runtime_min_version
 from merino_edge.exporters.graph import GraphWriter, WeightFile
-from merino_edge.exporters.operators import DynamicInt8Matrices, Float32Matrices, Matrices, StandardLayer
-from merino_edge.exporters.operators_fast import BlockMatrices, FastInt8Matrices, FastLayer
 from merino_edge.exporters.parity import FileRunner, compare, output_check
 from merino_edge.exporters.quantizers import quantize_model
 from merino_edge.exporters.recipes import Recipe, find_recipe
-from merino_edge.exporters.unrolled import UnrolledDecoder
 from merino_edge.exporting import ExportOptions, ExportResult, Tensors
 from merino_edge.files import open_atomic, write_atomic
 
-EXPORTER_VERSION = 1
+EXPORTER_VERSION = 2
 GRAPH, WEIGHTS = "model.onnx", "model.data"
-STANDARD_RUNTIME, FAST_RUNTIME = "1.23", "1.28"
 
 UNROLLED_NOTE = (
     "unrolled: every layer names the block's weights again; onnxruntime before 1.21 (weight-only: before 1.28) "
@@ -52,7 +48,8 @@ def export(
         ExportError: weights that are no numbers, or a file that does not compute the model. Nothing
             is left in `folder` then.
     """
-    chosen, form = find_recipe(recipe, options.form, architecture)
+    chosen = find_recipe(recipe, architecture)
+    form = find_form(chosen, options.form, architecture, options.runtime_version)
     check_tensors(architecture, {name: tensor.shape for name, tensor in tensors.items()}, "weights to export")
     check_values(tensors)
     made = not folder.exists()
@@ -68,7 +65,7 @@ def export(
         form=form,
         exporter_version=EXPORTER_VERSION,
         runtime="onnxruntime",
-        runtime_min_version=FAST_RUNTIME if is_fast(chosen, form) else STANDARD_RUNTIME,
+        runtime_min_version=runtime_min_version(chosen, form),
         unique_bytes=chosen.unique_bytes(architecture),
         parity=parity,
         check=check,
@@ -100,9 +97,7 @@ def write_files(
         "merino_edge.form": form,
         "merino_edge.exporter_version": str(EXPORTER_VERSION),
     }
-    layer = FastLayer() if is_fast(recipe, form) else StandardLayer()
-    write = UnrolledDecoder if form == "unrolled" else Decoder
-    decoder = write(architecture, tensors, matrices_of(recipe, form), layer)
+    decoder = decoder_of(architecture, tensors, recipe, form)
     try:
         with open_atomic(folder / WEIGHTS) as stream:
             weights = WeightFile(stream, WEIGHTS)
@@ -111,20 +106,6 @@ def write_files(
     except MerinoEdgeError as error:
         raise ExportError(f"export of {recipe.name} stopped: {error.message}", hint=error.hint) from error
     return tuple(weights.layout)
-
-
-def is_fast(recipe: Recipe, form: str) -> bool:
-    """Say whether the graph uses onnxruntime's own operators."""
-    return form == "fast" or "standard" not in recipe.forms
-
-
-def matrices_of(recipe: Recipe, form: str) -> Matrices:
-    """Return the operators that multiply by weights stored so."""
-    if recipe.bits == 32:
-        return Float32Matrices()
-    if recipe.dynamic:
-        return FastInt8Matrices() if form == "fast" else DynamicInt8Matrices()
-    return BlockMatrices(recipe.bits, recipe.block, recipe.table_bits)
 
 
 def _check_file(

@@ -35,6 +35,8 @@ class ExportOptions:
         quantizer: How integers and scales are chosen; `auto` is the exporter's best for the recipe
             and the text at hand.
         calibration: `(N,)` token ids of text the model was made for; None where there is none.
+        runtime_version: Of the runtime on the device that the file is for, None for no device in
+            particular: where no form is asked for, it decides which is written.
     """
 
     form: str = "standard"
@@ -43,6 +45,7 @@ class ExportOptions:
     seed: int = 0
     quantizer: str = "rtn"
     calibration: npt.NDArray[np.integer] | None = None
+    runtime_version: str | None = None
 
 
 @dataclass(frozen=True)
