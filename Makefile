@@ -29,7 +29,9 @@ PACKAGES := merino_edge exporters device_profiles
 SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
 
 # Older runtimes, each in a folder of its own below build/runtimes/, that tests run exported files in.
-OLD_RUNTIMES := ai-edge-litert==1.4.0 ai-edge-litert==2.1.6 tflite-runtime==2.14.0
+# onnxruntime: the newest for Python 3.8 and 3.9, and for 3.10.
+OLD_RUNTIMES := ai-edge-litert==1.4.0 ai-edge-litert==2.1.6 tflite-runtime==2.14.0 \
+    onnxruntime==1.19.2 onnxruntime==1.23.2
 
 .PHONY: help demo test test-board test-faults check bench peers board board-down setup clean purge old-runtimes system-packages FORCE
 
@@ -90,7 +92,7 @@ clean: ## Remove build outputs, caches and the demo's runs; keep .venv
 purge: clean ## The same, .venv, the image of the emulated board, and the environments of `make peers`
 	rm -rf $(VENV) .board .peers
 
-old-runtimes: $(VENV)/.dependencies ## Fetch older runtimes that some tests run files in (300 MB in build/runtimes)
+old-runtimes: $(VENV)/.dependencies ## Fetch older runtimes that some tests run files in (500 MB in build/runtimes)
 	@for r in $(OLD_RUNTIMES); do folder=build/runtimes/$${r/==/-}; [ ! -d $$folder ] || continue; echo "fetching $$r"; \
 	    rm -rf $$folder.tmp; case $$r in tflite-runtime*) numpy='numpy<2';; *) numpy=numpy;; esac; \
 	    if $(BIN)/pip install --quiet --disable-pip-version-check --no-input --no-warn-conflicts --only-binary=:all: --target $$folder.tmp \

@@ -7,8 +7,11 @@ The files in the order of the data:
     graph.py          an ONNX graph written node by node; weights go to the data file, each once
     operators.py      the same layer in different operators: by recipe (matrices) and by form (the rest)
     operators_fast.py onnxruntime's own operators: the form `fast`, and every weight-only recipe
+    operators_legacy.py  opset 17 alone, for older runtimes: the form `legacy`
+    operators_gpu.py  float16 for GPU providers
     decoder.py        the decoder, written once over those operators: one Scan per block
     unrolled.py       the same decoder as plain layers, with the names other tools expect
+    forms.py          which operators make a form, and which onnxruntime runs it
     parity.py         the written file is run and held against `merino_edge.reference`
     to_onnx.py        the exporter registered as `onnx`
 

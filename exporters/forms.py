@@ -1,12 +1,13 @@
 """The forms of an ONNX graph: which operators it is written in, and which onnxruntime runs them.
 
     standard   ONNX's own operators of opset 23, one Scan per block; onnxruntime 1.23 and later
-    fast       onnxruntime's own operators, one Scan per block, the cache written in place; 1.28 and later
+    fast       onnxruntime's own operators, one Scan per block, the cache written in place; 1.23 and later
     legacy     opset 17 with everything newer spelled out, one Scan per block; 1.17 and later
-    unrolled   plain layers and the names other tools expect; 1.23 and later, weight-only recipes 1.28
+    unrolled   plain layers and the names other tools expect; 1.23 and later. Weight-only recipes: 1.28,
+               below which each layer keeps a packed copy of its own; fp16, whose operators are older: 1.20
 
 A weight-only recipe needs operators that only onnxruntime has; recipes with float16 activations are
-written for GPU providers, whose builds are older: they run on 1.20 and later.
+written for GPU providers. What a version carries was found by running every pair on it.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ from merino_edge.exporting import Tensors
 
 FORMS = ("standard", "fast", "legacy", "unrolled")
 BY_SPEED = ("fast", "standard", "legacy")  # a device's form is the first that its runtime carries
-RUNTIME = {"standard": "1.23", "fast": "1.28", "legacy": "1.17", "unrolled": "1.23"}
-GPU_RUNTIME = "1.20"
+RUNTIME = {"fast": "1.23", "standard": "1.23", "legacy": "1.17", "unrolled": "1.23"}
+RUNTIME_OF_PAIR = {
+    ("fp16", "unrolled"): "1.20",
+    **{(name, "unrolled"): "1.28" for name, recipe in RECIPES.items() if recipe.block and not recipe.half},
+}
 
 
 def runtime_min_version(recipe: Recipe, form: str) -> str:
     """Return the lowest onnxruntime that runs a pair rightly and keeps each weight in memory once."""
-    if recipe.half:
-        return GPU_RUNTIME
-    return RUNTIME["fast"] if recipe.block else RUNTIME[form]
+    return RUNTIME_OF_PAIR.get((recipe.name, form), RUNTIME[form])
 
 
 def find_form(recipe: Recipe, form: str, architecture: Architecture, runtime_version: str | None = None) -> str:

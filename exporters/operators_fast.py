@@ -1,4 +1,4 @@
-"""onnxruntime's own operators (domain com.microsoft): the form `fast`, onnxruntime 1.28 and later.
+"""onnxruntime's own operators (domain com.microsoft): the form `fast`, and every weight-only recipe.
 
 `BlockMatrices` keeps int4 or int8 weights with a scale per block of inputs, as MatMulNBits takes
 them. The token table is one run of bytes under two names: GatherBlockQuantized reads rows of it,

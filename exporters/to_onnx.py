@@ -98,6 +98,7 @@ def write_files(
         "merino_edge.exporter_version": str(EXPORTER_VERSION),
     }
     decoder = decoder_of(architecture, tensors, recipe, form)
+    metadata["merino_edge.cache_in_place"] = str(decoder.layer.cache_in_place(architecture.head_dim)).lower()
     try:
         with open_atomic(folder / WEIGHTS) as stream:
             weights = WeightFile(stream, WEIGHTS)

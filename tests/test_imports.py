@@ -48,7 +48,7 @@ THIRD_PARTY = {
     "testing": {"numpy"},
 }
 
-_CHILD = "measure opening runtime_check sampling session session_onnx session_tflite worker"
+_CHILD = "measure opening runtime_check sampling session session_onnx session_unrolled session_tflite worker"
 AGENT_CHILD = {f"merino_edge.agent.{name}" for name in _CHILD.split()}
 MAX_LINES_OF_A_FILE = 450
 MAX_LINES_OF_A_FUNCTION = 60

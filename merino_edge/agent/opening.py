@@ -9,6 +9,7 @@ from merino_edge.agent.errors import AgentError
 from merino_edge.agent.session import Session
 from merino_edge.agent.session_onnx import OnnxSession
 from merino_edge.agent.session_tflite import TfliteSession
+from merino_edge.agent.session_unrolled import UnrolledSession
 
 FORMATS = ("onnx", "tflite")
 
@@ -23,4 +24,7 @@ def open_session(folder: Path, manifest: dict[str, Any], threads: int) -> Sessio
         raise AgentError("request", f"the manifest must name one .{kind} file")
     if kind == "tflite":
         return TfliteSession(folder / graph[0], threads, str(manifest.get("runtime")))
+    if manifest.get("form") == "unrolled":
+        on_gpu = str(manifest.get("recipe")).endswith("fp16")  # int8 products would go back to the host
+        return UnrolledSession(folder / graph[0], threads, on_gpu)
     return OnnxSession(folder / graph[0], threads)

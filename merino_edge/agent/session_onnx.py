@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from merino_edge.agent.session import Tokens
 
-_CACHE_STEP = 256  # positions by which the cache grows
+CACHE_STEP = 256  # positions by which the cache grows
 _CACHE_NAME = re.compile(r"past\.(\d+)\.(key|value)")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -109,7 +109,7 @@ class OnnxSession(Session):
         if self._held and positions <= self._capacity:
             return
         before = self._capacity
-        self._capacity = -(-max(positions, 1) // _CACHE_STEP) * _CACHE_STEP
+        self._capacity = -(-max(positions, 1) // CACHE_STEP) * CACHE_STEP
         for name, (layers, heads, width) in self._shapes.items():
             held = np.empty((layers, 1, heads, self._capacity, width), np.float32)
             if self._in_place:
