@@ -73,7 +73,7 @@ class FileRunner:
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
         self._unrolled = "attention_mask" in inputs
         self._counted = "past_length" in inputs
-        free = {"batch": 1, "past": 0}
+        free = {"batch_size": 1, "past": 0, "past_sequence_length": 0}
         types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         self._empty = {
             value.name: np.zeros([free.get(dim, dim) for dim in value.shape], types[value.type])

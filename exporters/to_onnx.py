@@ -18,6 +18,7 @@ from merino_edge.exporters.graph import GraphWriter, WeightFile
 from merino_edge.exporters.parity import FileRunner, compare, output_check
 from merino_edge.exporters.quantizers import quantize_model
 from merino_edge.exporters.recipes import Recipe, find_recipe
+from merino_edge.exporters.side_files import SEVERAL_WIDTHS, SIDE_FILES, has_one_width, write_side_files
 from merino_edge.exporting import ExportOptions, ExportResult, Tensors
 from merino_edge.files import open_atomic, write_atomic
 
@@ -27,6 +28,9 @@ GRAPH, WEIGHTS = "model.onnx", "model.data"
 UNROLLED_NOTE = (
     "unrolled: every layer names the block's weights again; onnxruntime before 1.21 (weight-only: before 1.28) "
     "keeps one packed copy per layer in memory"
+)
+GPU_NOTE = (
+    "for GPU providers of onnxruntime; checked on its CPU provider, which runs float16 too, not by us on a Jetson"
 )
 
 
@@ -57,11 +61,12 @@ def export(
     try:
         layout = write_files(architecture, tensors, folder, chosen, form)
         parity, check = _check_file(architecture, tensors, folder, chosen, options)
+        beside = _write_beside(folder, architecture, chosen, form, options)
     except BaseException:  # Ctrl-C too: nothing half-written stays
         _remove(folder, made)
         raise
     return ExportResult(
-        files=(GRAPH, WEIGHTS),
+        files=(GRAPH, WEIGHTS, *beside),
         form=form,
         exporter_version=EXPORTER_VERSION,
         runtime="onnxruntime",
@@ -69,10 +74,28 @@ def export(
         unique_bytes=chosen.unique_bytes(architecture),
         parity=parity,
         check=check,
-        notes=(UNROLLED_NOTE,) if form == "unrolled" else (),
+        notes=notes_of(architecture, chosen, form),
         layout={WEIGHTS: layout},
         quantizer=quantizer,
     )
+
+
+def notes_of(architecture: Architecture, recipe: Recipe, form: str) -> tuple[str, ...]:
+    """Return what a reader of the manifest should know of a form."""
+    if form != "unrolled":
+        return ()
+    widths = () if has_one_width(architecture) else (SEVERAL_WIDTHS,)
+    return (UNROLLED_NOTE, *widths, *((GPU_NOTE,) if recipe.half else ()))
+
+
+def _write_beside(
+    folder: Path, architecture: Architecture, recipe: Recipe, form: str, options: ExportOptions
+) -> tuple[str, ...]:
+    """Write what other tools want beside an unrolled graph; return the names."""
+    if form != "unrolled":
+        return ()
+    dtype = "float16" if recipe.half else "float32"
+    return write_side_files(folder, architecture, options.context_length, dtype, options.tokenizer)
 
 
 def check_values(tensors: Tensors) -> None:
@@ -120,7 +143,7 @@ def _check_file(
 
 
 def _remove(folder: Path, made: bool) -> None:
-    for name in (GRAPH, WEIGHTS):
+    for name in (GRAPH, WEIGHTS, *SIDE_FILES):
         (folder / name).unlink(missing_ok=True)
     if made and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

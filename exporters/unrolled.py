@@ -31,8 +31,8 @@ class UnrolledDecoder(Decoder):
     def write(self, g: GraphWriter, metadata: dict[str, str]) -> bytes:
         """Write the whole graph; return the serialized model."""
         a, dtype = self.architecture, self.layer.dtype
-        token_ids = typed("input_ids", INT64, "batch", "tokens")
-        attention_mask = typed("attention_mask", INT64, "batch", "total")
+        token_ids = typed("input_ids", INT64, "batch_size", "sequence_length")
+        attention_mask = typed("attention_mask", INT64, "batch_size", "total_sequence_length")
         context = self.layer.masked(g, a.head_dim, attention_mask, token_ids)
 
         x = self.matrices.embed(g, self.tensors["embedding.weight"], token_ids)  # (B, T, E)
@@ -40,13 +40,18 @@ class UnrolledDecoder(Decoder):
         for number, (i, layer) in enumerate(a.layers()):
             x = self.enter(g, i, x) if layer == 0 else x
             heads, cached = a.heads(i), [f"{number}.key", f"{number}.value"]
-            past = [typed(f"past_key_values.{name}", dtype, "batch", heads, "past", a.head_dim) for name in cached]
+            past = [
+                typed(f"past_key_values.{name}", dtype, "batch_size", heads, "past_sequence_length", a.head_dim)
+                for name in cached
+            ]
             gains = self.gains(g, i, layer if a.per_layer_norms else 0)
             names = (None, *(f"present.{name}" for name in cached))
             x, *present = self.write_layer(g, i, x, gains, (past[0], past[1]), context, names)
             inputs += past
-            outputs += [annotate(value, dtype, "batch", heads, "total", a.head_dim) for value in present]
-        logits = annotate(self._logits(g, x, token_ids), FLOAT, "batch", "tokens", a.vocab_size)
+            outputs += [
+                annotate(value, dtype, "batch_size", heads, "total_sequence_length", a.head_dim) for value in present
+            ]
+        logits = annotate(self._logits(g, x, token_ids), FLOAT, "batch_size", "sequence_length", a.vocab_size)
         return g.finish(inputs, [logits, *outputs], self.layer.opsets, self.layer.ir_version, metadata)
 
     def _logits(self, g: GraphWriter, x: ir.Value, token_ids: ir.Value) -> ir.Value:

@@ -37,6 +37,7 @@ class ExportOptions:
         calibration: `(N,)` token ids of text the model was made for; None where there is none.
         runtime_version: Of the runtime on the device that the file is for, None for no device in
             particular: where no form is asked for, it decides which is written.
+        tokenizer: The `tokenizer.json` that goes with the model, None for none; it is not copied.
     """
 
     form: str = "standard"
@@ -46,6 +47,7 @@ class ExportOptions:
     quantizer: str = "rtn"
     calibration: npt.NDArray[np.integer] | None = None
     runtime_version: str | None = None
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ class FakeDevice:
             "power_reason": "a fake board has no power sensor",
             "memory_bandwidth": {"bytes_per_s": self.board.bandwidth_bytes_per_s, "threads": self.board.cores},
             "unknown": {"power_w": "a fake board has no power sensor"},
-            "runtimes": [{"name": "fake", "runtime": "onnxruntime", "runtime_version": "0.0.0"}],
+            "runtimes": [{"name": "fake", "runtime": "onnxruntime", "runtime_version": "1.99.0"}],
             **self._facts,
         }
 

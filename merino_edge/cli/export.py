@@ -20,7 +20,7 @@ from merino_edge.units import format_bytes
     show_default=True,
     help="fp32, dynamic_wi8_afp32, weight_only_wi4_b32_afp32, ...; int4 finds the largest block that keeps the limit.",
 )
-@click.option("--form", default="standard", show_default=True, help="How the graph is written.")
+@click.option("--form", help="How the graph is written (default: what the run's device runs fastest).")
 @click.option("--quantizer", default="auto", show_default=True, help="How integers are chosen: rtn, mse, gptq.")
 @click.option("--text", metavar="PATH", help="Text to compare perplexity on (default: what training held out).")
 @click.option(

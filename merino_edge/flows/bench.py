@@ -20,6 +20,7 @@ from merino_edge.flows.export import brought_up_to_date, current_bundle, exporte
 from merino_edge.flows.measuring import MEASUREMENTS, shared_key, test_name, to_measurement, what_changed
 from merino_edge.flows.profile_file import read_profile
 from merino_edge.flows.quality import read_validation
+from merino_edge.flows.runtime_version import check_runtime, runtime_version
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.measurement import Measurement, append_measurements, percentile_ms, read_measurements
 from merino_edge.progress import SILENT, Progress
@@ -64,20 +65,20 @@ def bench(
     entry = find_entry(name)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
-    bundles = [subject.bundle] if subject.bundle is not None else _bundles(subject, options, progress)
-    with (
-        opened(entry, ask) as device,
-        progress.task(f"measuring {len(bundles)} bundles on {name}", len(bundles)) as task,
-    ):
+    with opened(entry, ask) as device:
         facts = device.facts()
+        version = runtime_version(facts)
         device.sustained, device.on_note = options.sustained, progress.note
-        for number, bundle in enumerate(bundles):
-            task.update(number, f"measuring {bundle.label} on {name}")
-            try:
-                rows += _measure(device, facts, subject, bundle, options, name, progress)
-            except MerinoEdgeError as error:
-                failures.append(f"{bundle.label}: {error.message}")
-            task.update(number + 1)
+        bundles = [subject.bundle] if subject.bundle is not None else _bundles(subject, options, version, progress)
+        with progress.task(f"measuring {len(bundles)} bundles on {name}", len(bundles)) as task:
+            for number, bundle in enumerate(bundles):
+                task.update(number, f"measuring {bundle.label} on {name}")
+                try:
+                    check_runtime(bundle, version, name)
+                    rows += _measure(device, facts, subject, bundle, options, name, progress)
+                except MerinoEdgeError as error:
+                    failures.append(f"{bundle.label}: {error.message}")
+                task.update(number + 1)
     if subject.run is not None:
         _keep_records(subject, name)
     document = {
@@ -97,7 +98,7 @@ def bench(
     return document
 
 
-def _bundles(subject: Subject, options: BenchOptions, progress: Progress) -> list[Bundle]:
+def _bundles(subject: Subject, options: BenchOptions, version: str | None, progress: Progress) -> list[Bundle]:
     """Return what was asked for, else all that is exported, else the two recipes everyone compares."""
     exported = [] if options.recipes else exported_bundles(subject)
     if exported:
@@ -105,7 +106,7 @@ def _bundles(subject: Subject, options: BenchOptions, progress: Progress) -> lis
     found = []
     for wish in options.recipes or DEFAULT_RECIPES:
         format_name, _, recipe = wish.rpartition("/")
-        found.append(current_bundle(subject, format_name or "onnx", recipe, progress=progress))
+        found.append(current_bundle(subject, format_name or "onnx", recipe, progress, version))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from merino_edge.flows.conditions import DEFAULT_RECIPE
 from merino_edge.flows.devices import Ask, board_of, find_entry, is_unregistered_board, opened, select_device
 from merino_edge.flows.export import current_bundle
 from merino_edge.flows.profile_file import read_profile
+from merino_edge.flows.runtime_version import check_runtime, runtime_version
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.progress import SILENT, Progress
 
@@ -79,16 +81,13 @@ def deploy(
     subject = resolve_subject(subject_name)
     name = select_device(device_name, subject_device(subject), progress)
     entry = find_entry(name)
-    if subject.bundle is not None:
-        bundle = subject.bundle
-    else:
-        with _EXPORTING:  # several devices may want the same file
-            bundle = current_bundle(subject, *preferred(name, subject, format_name, recipe), progress=progress)
-    if not bundle.manifest.trained:
-        progress.note("these weights are random (trained: false): good for timing only; next: merino-edge train")
     with opened(entry, ask) as device:
+        facts = device.facts()
+        bundle = _bundle_for(name, facts, subject, format_name, recipe, progress)
+        if not bundle.manifest.trained:
+            progress.note("these weights are random (trained: false): good for timing only; next: merino-edge train")
         manifest = bundle.manifest
-        problem = slow_here(manifest.format, manifest.recipe, device.facts(), board_of(name))
+        problem = slow_here(manifest.format, manifest.recipe, facts, board_of(name))
         if problem is not None:
             first = board_of(name).prefer[0].partition("/")[2]
             progress.note(f"{problem}; likely faster there: merino-edge deploy --recipe {first}")
@@ -107,6 +106,24 @@ def deploy(
         "bytes_freed": freed,
         "bytes_total": sum(f.bytes for f in bundle.manifest.files),
     }
+
+
+def _bundle_for(
+    device: str,
+    facts: Mapping[str, Any],
+    subject: Subject,
+    format_name: str | None,
+    recipe: str | None,
+    progress: Progress,
+) -> Bundle:
+    """Return what is to be deployed, in a form that the device's runtime carries, exporting it where it is missing."""
+    version, bundle = runtime_version(facts), subject.bundle
+    if bundle is None:
+        with _EXPORTING:  # several devices may want the same file
+            wish = preferred(device, subject, format_name, recipe)
+            bundle = current_bundle(subject, *wish, progress=progress, version=version)
+    check_runtime(bundle, version, device)
+    return bundle
 
 
 def _install(device: Device, bundle: Bundle, progress: Progress) -> Any:

@@ -24,11 +24,14 @@ from merino_edge.exporting import Exporter, ExportOptions, ExportResult
 from merino_edge.files import sha256_file, sync_folder
 from merino_edge.flows.conditions import DEFAULT_CONDITIONS, run_conditions
 from merino_edge.flows.quality import HeldOut, compare_quality, find_held_out, limit_of, not_measured
+from merino_edge.flows.runtime_version import fits_runtime, profiled_runtime
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.progress import SILENT, Progress
 from merino_edge.reference import random_tensors
 
 EXPORTERS = "merino_edge.exporters"
+STANDARD = "standard"
+FORMS_BY_SPEED = ("fast", STANDARD, "legacy", "unrolled")
 STALE_SECONDS = 600.0  # no export takes so long
 FAMILIES = {  # recipes named without their block: the first that fits and keeps the limit is taken
     name: tuple(f"weight_only_wi4_{kind}_afp32" for kind in ("b128", "b64", "b32", "b32_head8"))
@@ -44,18 +47,21 @@ class ExportWish:
     Attributes:
         format: Of the file.
         recipe: How weights are stored; a name of `FAMILIES` leaves the block open.
-        form: How the graph is written; the exporter's own where a recipe implies one.
+        form: How the graph is written; None for the fastest that a known runtime carries, else `standard`, or
+            what the recipe implies.
         quantizer: How integers are chosen; `auto` is the best that the text at hand allows.
         text: To judge and calibrate by; None for what training held out.
         max_perplexity_change: Largest share by which perplexity may rise; None for the recipe's.
+        runtime_version: Of the device's runtime, where one is meant.
     """
 
     format: str = "onnx"
     recipe: str = "dynamic_wi8_afp32"
-    form: str = "standard"
+    form: str | None = None
     quantizer: str = "auto"
     text: str | None = None
     max_perplexity_change: float | None = None
+    runtime_version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,7 @@ def write_bundle(
     except OSError as error:
         raise _cannot_write(parent, error) from error
     try:
+        options = replace(options, tokenizer=weights.tokenizer)
         result = exporter(architecture, weights.tensors, temporary, recipe, options)
         if weights.tokenizer is not None:
             shutil.copyfile(weights.tokenizer, temporary / TOKENIZER)
@@ -280,10 +287,15 @@ def _check_tokenizer(path: Path, architecture: Architecture) -> None:
 def export(subject_name: str | None, wish: ExportWish, progress: Progress = SILENT) -> dict[str, Any]:
     """Export a run's checkpoint, or random weights where nothing was trained.
 
+    Where no form is asked for, it is the fastest that the runtime of the run's device carries, as the
+    device was profiled; without a profile `standard`, or what the recipe needs.
+
     Returns:
         The document of `merino-edge export --json`.
     """
     subject = resolve_subject(subject_name)
+    if wish.form is None and wish.format == "onnx":
+        wish = replace(wish, runtime_version=profiled_runtime(subject))
     bundle = export_subject(subject, wish, progress)
     manifest = bundle.manifest
     return {
@@ -306,7 +318,7 @@ def export(subject_name: str | None, wish: ExportWish, progress: Progress = SILE
 def export_subject(subject: Subject, wish: ExportWish, progress: Progress = SILENT) -> Bundle:
     """Export what a name stands for into its run."""
     run = subject.require_run()
-    with progress.task(f"exporting {bundle_label(wish.format, wish.recipe, wish.form)}", 1.0) as task:
+    with progress.task(f"exporting {bundle_label(wish.format, wish.recipe, wish.form or STANDARD)}", 1.0) as task:
         if subject.checkpoint is not None:
             architecture, weights = checkpoint_weights(subject.checkpoint)
             if architecture != subject.architecture:
@@ -352,7 +364,8 @@ def _first_that_keeps(
 ) -> Bundle:
     """Write the recipe asked for; of a family the first that the widths allow and that keeps the limit."""
     options = ExportOptions(
-        form=wish.form,
+        form=wish.form or STANDARD,
+        runtime_version=wish.runtime_version,
         context_length=weights.context_length,
         quantizer="rtn" if wish.quantizer == "auto" and not weights.trained else wish.quantizer,
         calibration=judge.held_out.calibration if judge.held_out is not None else None,
@@ -381,14 +394,27 @@ def bundle_is_current(subject: Subject, bundle: Bundle) -> bool:
     return bundle.manifest.weights_sha256 == sha256_file(subject.checkpoint / WEIGHTS)
 
 
-def current_bundle(subject: Subject, format_name: str, recipe: str, progress: Progress = SILENT) -> Bundle:
-    """Return a bundle of a subject, the standard form first, exporting where it is missing or out of date."""
-    names = {folder.name: folder for folder in subject.require_run().bundle_folders()}
-    for label in (bundle_label(format_name, name) for name in family(format_name, recipe)):
-        fitting = sorted(name for name in names if name == label or name.startswith(f"{label}-"))
-        if fitting:
-            return brought_up_to_date(subject, read_bundle(names[fitting[0]]), progress)
-    return export_subject(subject, ExportWish(format_name, recipe), progress)
+def current_bundle(
+    subject: Subject, format_name: str, recipe: str, progress: Progress = SILENT, version: str | None = None
+) -> Bundle:
+    """Return a bundle of a subject that a device can run, exporting where none is there or it is out of date.
+
+    Of several forms the one for the newest runtimes counts, the one for other tools last.
+
+    Args:
+        subject: What to export.
+        format_name: Of the exporter.
+        recipe: Of the exporter, or a family of recipes.
+        progress: Hears what is done.
+        version: Of the device's onnxruntime, None where that is not known.
+    """
+    folders = {folder.name: folder for folder in subject.require_run().bundle_folders()}
+    for name in (bundle_label(format_name, r, form) for r in family(format_name, recipe) for form in FORMS_BY_SPEED):
+        bundle = read_bundle(folders[name]) if name in folders else None
+        if bundle is not None and fits_runtime(bundle, version):
+            return brought_up_to_date(subject, bundle, progress)
+    wish = ExportWish(format_name, recipe, runtime_version=version if format_name == "onnx" else None)
+    return export_subject(subject, wish, progress)
 
 
 def exported_bundles(subject: Subject) -> list[Bundle]:

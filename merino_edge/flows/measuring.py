@@ -25,6 +25,7 @@ from merino_edge.exporting import ExportOptions
 from merino_edge.files import open_atomic
 from merino_edge.flows.conditions import GENERATED_TOKENS, PROMPT_TOKENS, TESTS, Conditions
 from merino_edge.flows.export import random_weights, write_bundle
+from merino_edge.flows.runtime_version import runtime_version
 from merino_edge.measurement import (
     Measurement,
     MeasurementKey,
@@ -142,7 +143,12 @@ def measure_architecture(
         One record a test, valid or not.
     """
     with tempfile.TemporaryDirectory(prefix="merino-edge-") as folder:
-        options = ExportOptions(form=conditions.form, context_length=conditions.context_length, parity=False)
+        options = ExportOptions(
+            form=conditions.form,
+            context_length=conditions.context_length,
+            parity=False,
+            runtime_version=runtime_version(facts),
+        )
         weights = random_weights(architecture, conditions.context_length)
         bundle = with_synthetic_weights(
             write_bundle(architecture, weights, Path(folder), conditions.format, conditions.recipe, options)

@@ -27,11 +27,11 @@ def test_every_executed_layer_has_its_cache(tmp_path: Path) -> None:
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
     graph = onnx.load(str(tmp_path / "model.onnx"), load_external_data=False).graph
     inputs = {value.name: dims(value) for value in graph.input}
-    assert inputs["input_ids"] == ["batch", "tokens"]
-    assert inputs["attention_mask"] == ["batch", "total"]
-    assert inputs["past_key_values.1.value"] == ["batch", 2, "past", 32]
-    assert inputs["past_key_values.2.key"] == ["batch", 4, "past", 32]
-    assert dims(graph.output[0]) == ["batch", "tokens", 97]
+    assert inputs["input_ids"] == ["batch_size", "sequence_length"]
+    assert inputs["attention_mask"] == ["batch_size", "total_sequence_length"]
+    assert inputs["past_key_values.1.value"] == ["batch_size", 2, "past_sequence_length", 32]
+    assert inputs["past_key_values.2.key"] == ["batch_size", 4, "past_sequence_length", 32]
+    assert dims(graph.output[0]) == ["batch_size", "sequence_length", 97]
     cache = [f"present.{n}.{part}" for n in range(3) for part in ("key", "value")]
     assert [value.name for value in graph.output] == ["logits", *cache]
 
