@@ -23,7 +23,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Not measurements of this machine: the demo, the recorder, the page, the trainings on a GPU, the emulated boards, and
 # what needs others' tools.
-NOT_BENCHES := demo record figures proxy_study arm peers tflite_conformance
+NOT_BENCHES := demo record figures proxy_study arm peers tflite_conformance other_tools
 
 PACKAGES := merino_edge exporters device_profiles
 SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
@@ -33,7 +33,7 @@ SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
 OLD_RUNTIMES := ai-edge-litert==1.4.0 ai-edge-litert==2.1.6 tflite-runtime==2.14.0 \
     onnxruntime==1.19.2 onnxruntime==1.23.2
 
-.PHONY: help demo test test-board test-faults check bench peers board board-down setup clean purge old-runtimes system-packages FORCE
+.PHONY: help demo test test-board test-faults check bench peers other-tools board board-down setup clean purge old-runtimes system-packages FORCE
 
 help: ## Show this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -82,6 +82,9 @@ bench: $(VENV)/.package ## Reproduce the README's figures into bench/results/ (a
 peers: $(VENV)/.package ## Measure beside other tools and rewrite docs/peers.md (first time an hour and 6 GB, then 20 minutes)
 	@$(BIN)/python bench/peers.py --setup
 	@$(BIN)/python bench/peers.py
+
+other-tools: $(VENV)/.package ## Generate from exported files in onnxruntime-genai, optimum and transformers.js (1 GB to download)
+	@$(BIN)/python bench/other_tools.py
 
 setup: $(VENV)/.package ## Make .venv and stop there
 

@@ -13,12 +13,17 @@ written for GPU providers. What a version carries was found by running every pai
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-
 from merino_edge.architecture import Architecture
 from merino_edge.errors import UsageError, did_you_mean
 from merino_edge.exporters.decoder import Decoder
-from merino_edge.exporters.operators import DynamicInt8Matrices, Float32Matrices, Matrices, StandardLayer
+from merino_edge.exporters.operators import (
+    DynamicInt8Matrices,
+    Float32Matrices,
+    Layer,
+    MaskedLayer,
+    Matrices,
+    StandardLayer,
+)
 from merino_edge.exporters.operators_fast import BlockMatrices, FastInt8Matrices, FastLayer, FusedLayer
 from merino_edge.exporters.operators_gpu import HEAD_MULTIPLE, Float16Matrices, GpuLayer, HalfBlockMatrices
 from merino_edge.exporters.operators_legacy import LegacyLayer
@@ -107,10 +112,10 @@ def decoder_of(architecture: Architecture, tensors: Tensors, recipe: Recipe, for
     """Return what writes a recipe in a form."""
     matrices = matrices_of(recipe, form)
     if form == "unrolled":
-        layer = GpuLayer() if recipe.half else FusedLayer() if recipe.block else StandardLayer()
+        layer: MaskedLayer = GpuLayer() if recipe.half else FusedLayer() if recipe.block else StandardLayer()
         return UnrolledDecoder(architecture, tensors, matrices, layer)
-    layers = {"standard": StandardLayer, "fast": FastLayer, "legacy": LegacyLayer}
-    return Decoder(architecture, tensors, matrices, layers[form]())
+    layers: dict[str, Layer] = {"standard": StandardLayer(), "fast": FastLayer(), "legacy": LegacyLayer()}
+    return Decoder(architecture, tensors, matrices, layers[form])
 
 
 def matrices_of(recipe: Recipe, form: str) -> Matrices:
@@ -122,5 +127,5 @@ def matrices_of(recipe: Recipe, form: str) -> Matrices:
     return (HalfBlockMatrices if recipe.half else BlockMatrices)(recipe.bits, recipe.block, recipe.table_bits)
 
 
-def _numbers(version: str) -> Sequence[int]:
+def _numbers(version: str) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", version)[:2]]
