@@ -106,7 +106,8 @@ class Worker:
         """Never load what does not fit: a board that swaps or kills is worse than a clear word."""
         free = memory(self._machine)["available"]
         architecture = manifest["architecture"]
-        cache = sum(2 * 4 * b["depth"] * b["width"] for b in architecture["blocks"]) * context_length * 2
+        copies = 1 if manifest.get("form") == "fast" else 2  # that form writes into the cache it reads
+        cache = sum(2 * 4 * b["depth"] * b["width"] for b in architecture["blocks"]) * context_length * copies
         needed = int(manifest["file_bytes"]) + cache + SPARE_MEMORY_BYTES
         if free is not None and needed > free:
             raise AgentError(
