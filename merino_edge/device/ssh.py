@@ -11,11 +11,12 @@ import base64
 import logging
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import paramiko
 from cryptography.exceptions import InvalidSignature, InvalidTag
