@@ -84,7 +84,9 @@ def run_until_steady(
             if hottest - coolest > STEADY_RISE_C:
                 coolest, marked = hottest, time.monotonic()
         waited = time.monotonic() - marked
-        say(f"heating up to a steady state: {'no sensor' if now is None else f'{now:.0f} C'}, steady for {waited:.0f} s")
+        say(
+            f"heating up to a steady state: {'no sensor' if now is None else f'{now:.0f} C'}, steady for {waited:.0f} s"
+        )
         if waited >= STEADY_S:
             break
     return time.monotonic() - started

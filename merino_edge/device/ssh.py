@@ -11,12 +11,11 @@ import base64
 import logging
 import socket
 import struct
-import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import paramiko
 from cryptography.exceptions import InvalidSignature, InvalidTag

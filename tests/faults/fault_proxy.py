@@ -98,7 +98,13 @@ class FaultProxy:
             _end(sink)
 
     def _strike(
-        self, fault: Fault, rest: bytes, sink: socket.socket, held: threading.Event, here: socket.socket, there: socket.socket
+        self,
+        fault: Fault,
+        rest: bytes,
+        sink: socket.socket,
+        held: threading.Event,
+        here: socket.socket,
+        there: socket.socket,
     ) -> bool:
         """Do what is wrong; return whether the rest passes as if nothing had been."""
         self.hit.set()

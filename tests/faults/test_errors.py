@@ -58,9 +58,7 @@ def counted(disk: ForgetfulDisk, work: Work, calls: str) -> int:
     return int(disk.order("count")["count"])
 
 
-def test_a_disk_that_refuses_is_named_and_nothing_is_lost(
-    disk: ForgetfulDisk, bundles: tuple[Bundle, Bundle]
-) -> None:
+def test_a_disk_that_refuses_is_named_and_nothing_is_lost(disk: ForgetfulDisk, bundles: tuple[Bundle, Bundle]) -> None:
     campaign = Campaign("errors", PROMISED)
     old, new = bundles
     root = disk.mount / "root"
@@ -85,9 +83,7 @@ def test_a_disk_that_refuses_is_named_and_nothing_is_lost(
     campaign.finish()
 
 
-def refuse(
-    campaign: Campaign, disk: ForgetfulDisk, new: Bundle, name: str, work: Work, code: int, at: int
-) -> None:
+def refuse(campaign: Campaign, disk: ForgetfulDisk, new: Bundle, name: str, work: Work, code: int, at: int) -> None:
     """Let one call fail, and judge what came of it."""
     times, calls = ERRORS[code]
     root, place = disk.mount / "root", f"{name}, {errno.errorcode[code]} at call {at}"

@@ -137,7 +137,12 @@ def theirs(bench: Bench, client: Client, host: str, policy: str) -> bool:
     command = ["ssh", "-F", str(config), "-o", "NumberOfPasswordPrompts=0", "-p", str(bench.server.port)]
     environment = {"PATH": "/usr/bin:/bin", "SSH_ASKPASS": str(bench.askpass), "SSH_ASKPASS_REQUIRE": "force"}
     done = subprocess.run(
-        [*command, host.partition(":")[0], "true"], capture_output=True, timeout=60, env=environment, check=False, text=True
+        [*command, host.partition(":")[0], "true"],
+        capture_output=True,
+        timeout=60,
+        env=environment,
+        check=False,
+        text=True,
     )
     assert done.returncode == 255, done.stderr
     return "Permission denied" in done.stderr

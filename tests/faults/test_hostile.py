@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
 import resource
 import tracemalloc
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import liar
@@ -18,15 +16,13 @@ from campaign import Campaign
 from liar import FACTS, HELLO, HONEST, MEASURED, RELEASE, TEST, Answer, Liar, honest, instead, result
 
 from merino_edge.agent import frames
-from merino_edge.agent.frames import CANCEL, DATA, END, ERROR, EVENT, PING, RESULT, encode, encode_json
+from merino_edge.agent.frames import CANCEL, DATA, ERROR, EVENT, PING, RESULT, encode, encode_json
 from merino_edge.bundle import Bundle
 from merino_edge.device import agent_link
 from merino_edge.device.client import AgentDevice, GenerateOptions, TestSpec
 from merino_edge.errors import MerinoEdgeError
 from merino_edge.exporters.to_onnx import export
 from merino_edge.flows import devices
-from merino_edge.flows.devices import add_device
-from merino_edge.flows.generate import Sampling, generate
 from merino_edge.flows.measuring import to_measurement
 from merino_edge.testing import tiny_architecture, write_bundle
 
@@ -77,7 +73,7 @@ def use_releases(device: AgentDevice, bundle: Bundle) -> None:
     check_texts([current, found])
     for release in found:
         assert release["release"] >= 1
-        assert 0 < release["manifest"]["context_length"]
+        assert release["manifest"]["context_length"] > 0
 
 
 def use_generate(device: AgentDevice, bundle: Bundle) -> None:
@@ -489,5 +485,3 @@ def test_text_of_the_model_does_not_steer_the_terminal() -> None:
     from merino_edge.cli.output import visible
 
     assert visible("a\x1b[2Jb\n\tc\u202e\u009b") == "a\ufffd[2Jb\n\tc\ufffd\ufffd"
-
-

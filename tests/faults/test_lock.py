@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-import merino_edge
 import pytest
 from campaign import Campaign
+
+import merino_edge
 
 CONTENDERS = 20
 PROMISED = 200  # kills of a holder or of somebody who waits

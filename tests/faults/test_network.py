@@ -289,5 +289,3 @@ def broken_by_naive_put(scratch: Path, campaign: Campaign) -> list[int]:
         proxy.close()
     assert broken, "the negative control was not caught"
     return [broken, tried]
-
-
