@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peers.page import compared
+from merino_edge.architecture import Architecture
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -219,6 +220,25 @@ def export_sizes(r: dict[str, Any], how: str = "") -> list[Row]:
     return result
 
 
+def quantization(r: dict[str, Any]) -> list[Row]:
+    """What each recipe and quantizer costs a trained model."""
+    change = {(row["recipe"], row["quantizer"]): f"{100 * row['perplexity_change']:+.2f} %" for row in r["rows"]}
+    trained, base = r["trained"], r["rows"][0]["perplexity_fp32"]
+    parameters = Architecture.from_json(r["model"]).unique_parameters
+    model = f"{parameters / 1e6:.1f} M model trained {trained['seconds'] / 60:.0f} min on WikiText-2"
+    result = [
+        (
+            f"{model}, perplexity {base:.0f}: change by `dynamic_wi8_afp32`; by `weight_only_wi8_b32_afp32`",
+            f"{change['dynamic_wi8_afp32', 'rtn']}; {change['weight_only_wi8_b32_afp32', 'rtn']}",
+        )
+    ]
+    for kind in ("b128", "b32", "b32_head8"):
+        values = (change[f"weight_only_wi4_{kind}_afp32", quantizer] for quantizer in ("rtn", "mse", "gptq"))
+        what = f"the same by `weight_only_wi4_{kind}_afp32`: round to nearest; `mse`; `gptq` (the default)"
+        result.append((what, "; ".join(values)))
+    return result
+
+
 def latency_local(r: dict[str, Any]) -> list[Row]:
     """Held-out models on this machine."""
     result = []
@@ -270,6 +290,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "export_sizes": export_sizes,
     "export_sizes_tflite": lambda r: export_sizes(r, " as TFLite"),
     "peers": peers,
+    "quantization": quantization,
     "ring": ring,
 }
 

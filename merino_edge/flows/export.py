@@ -23,7 +23,7 @@ from merino_edge.errors import ExportError, InvalidFileError, MerinoEdgeError, U
 from merino_edge.exporting import Exporter, ExportOptions, ExportResult
 from merino_edge.files import sha256_file, sync_folder
 from merino_edge.flows.conditions import DEFAULT_CONDITIONS, run_conditions
-from merino_edge.flows.quality import HeldOut, compare_quality, find_held_out, limit_of, not_measured
+from merino_edge.flows.quality import Judge, compare_quality, find_judge, limit_of, not_measured
 from merino_edge.flows.runtime_version import fits_runtime, profiled_runtime
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.progress import SILENT, Progress
@@ -33,11 +33,13 @@ EXPORTERS = "merino_edge.exporters"
 STANDARD = "standard"
 FORMS_BY_SPEED = ("fast", STANDARD, "legacy", "unrolled")
 STALE_SECONDS = 600.0  # no export takes so long
-FAMILIES = {  # recipes named without their block: the first that fits and keeps the limit is taken
-    name: tuple(f"weight_only_wi4_{kind}_afp32" for kind in ("b128", "b64", "b32", "b32_head8"))
-    for name in ("int4", "weight_only_wi4_afp32")
+# Recipes named without their block, by format: the first that fits the widths and keeps the limit is taken.
+_ONNX = tuple(f"weight_only_wi4_{kind}_afp32" for kind in ("b128", "b64", "b32", "b32_head8"))
+_TFLITE = tuple(f"dynamic_wi4_b{block}_afp32" for block in (128, 64, 32))
+FAMILIES = {
+    "onnx": {"int4": _ONNX, "weight_only_wi4_afp32": _ONNX},
+    "tflite": {"int4": _TFLITE, "dynamic_wi4_afp32": _TFLITE},
 }
-TFLITE_FAMILY = tuple(f"dynamic_wi4_b{block}_afp32" for block in (128, 64, 32))  # the same for a TFLite file
 
 
 @dataclass(frozen=True)
@@ -62,21 +64,6 @@ class ExportWish:
     text: str | None = None
     max_perplexity_change: float | None = None
     runtime_version: str | None = None
-
-
-@dataclass(frozen=True)
-class Judge:
-    """The text an export is judged by, or why there is none.
-
-    Attributes:
-        held_out: Text; None for no judgement.
-        limit: See `ExportWish.max_perplexity_change`.
-        reason: Why there is no text.
-    """
-
-    held_out: HeldOut | None = None
-    limit: float | None = None
-    reason: str = "random weights"
 
 
 @dataclass(frozen=True)
@@ -327,7 +314,7 @@ def export_subject(subject: Subject, wish: ExportWish, progress: Progress = SILE
                     f"{subject.architecture.describe()}",
                     hint="train again with: merino-edge train",
                 )
-            judge = _judge(subject.checkpoint, architecture, wish)
+            judge = find_judge(subject.checkpoint, architecture.vocab_size, wish.text, wish.max_perplexity_change)
             if judge.held_out is None:
                 progress.note(f"perplexity is not compared: {judge.reason}; name a text with: --text PATH")
         else:
@@ -339,18 +326,6 @@ def export_subject(subject: Subject, wish: ExportWish, progress: Progress = SILE
         bundle = _first_that_keeps(architecture, weights, run.exports, wish, judge, progress, task.update)
         task.update(1.0)
     return bundle
-
-
-def _judge(checkpoint: Path, architecture: Architecture, wish: ExportWish) -> Judge:
-    held_out = find_held_out(checkpoint, architecture.vocab_size, wish.text)
-    return Judge(held_out, wish.max_perplexity_change, "no held-out tokens lie beside the weights")
-
-
-def family(format_name: str, recipe: str) -> tuple[str, ...]:
-    """Return the recipes that a name stands for in a format; most stand for themselves."""
-    if format_name == "tflite" and recipe in ("int4", "dynamic_wi4_afp32"):
-        return TFLITE_FAMILY
-    return FAMILIES.get(recipe, (recipe,))
 
 
 def _first_that_keeps(
@@ -380,6 +355,11 @@ def _first_that_keeps(
                 raise
             progress.note(f"{error.message}; trying {recipes[recipes.index(recipe) + 1]}")
     raise AssertionError("unreachable")
+
+
+def _members(format_name: str, recipe: str) -> tuple[str, ...]:
+    """Return the recipes that a name stands for, in the order of trying."""
+    return FAMILIES.get(format_name, {}).get(recipe, (recipe,))
 
 
 def _context_length(subject: Subject) -> int:

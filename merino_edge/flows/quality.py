@@ -57,6 +57,21 @@ class HeldOut:
         return self.token_ids[len(self.evaluated) :][-CALIBRATION_TOKENS:]
 
 
+@dataclass(frozen=True)
+class Judge:
+    """The text an export is judged by, or why there is none.
+
+    Attributes:
+        held_out: Text; None for no judgement.
+        limit: Largest share by which perplexity may rise; None for the recipe's.
+        reason: Why there is no text.
+    """
+
+    held_out: HeldOut | None = None
+    limit: float | None = None
+    reason: str = "random weights"
+
+
 def read_validation(checkpoint: Path) -> tuple[npt.NDArray[np.integer], float] | None:
     """Return the held-out tokens that lie beside the weights, and bytes of text per token."""
     path, facts = checkpoint / VALIDATION_TOKENS, checkpoint / VALIDATION_FACTS
@@ -89,6 +104,12 @@ def find_held_out(checkpoint: Path, vocab_size: int, text: str | None) -> HeldOu
             f"{held_out.source}: these are no tokens of a vocabulary of {vocab_size}", hint="name a text with --text"
         )
     return held_out
+
+
+def find_judge(checkpoint: Path, vocab_size: int, text: str | None, limit: float | None) -> Judge:
+    """Return what a checkpoint's exports are judged by; see `find_held_out`."""
+    held_out = find_held_out(checkpoint, vocab_size, text)
+    return Judge(held_out, limit, "no held-out tokens lie beside the weights")
 
 
 def _encode(text: str, tokenizer: Path) -> TokenIds:
