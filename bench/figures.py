@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peers.page import compared
+
 from merino_edge.architecture import Architecture
 
 HERE = Path(__file__).parent

@@ -357,8 +357,8 @@ def _first_that_keeps(
     raise AssertionError("unreachable")
 
 
-def _members(format_name: str, recipe: str) -> tuple[str, ...]:
-    """Return the recipes that a name stands for, in the order of trying."""
+def family(format_name: str, recipe: str) -> tuple[str, ...]:
+    """Return the recipes that a name stands for in a format, in the order of trying; most stand for themselves."""
     return FAMILIES.get(format_name, {}).get(recipe, (recipe,))
 
 
