@@ -32,6 +32,17 @@ class Desk:
     seconds: dict[str, float]
 
     @property
+    def has_a_runtime_that_dies(self) -> bool:
+        """Whether onnxruntime 1.21.0 is installed: it dies of an illegal instruction without the dot product."""
+        return self.board.cpu in ("cortex-a53", "cortex-a57", "cortex-a72")
+
+    def install_a_runtime_that_dies(self) -> None:
+        """Let the board's own Python find it, as after `pip install --user`."""
+        site = "~/.local/lib/python3.11/site-packages"
+        paths = "/opt/runtimes/numpy-2\\n/opt/runtimes/onnxruntime-1.21.0\\n"
+        self.board.ssh(f"mkdir -p {site} && printf '{paths}' > {site}/installed.pth")
+
+    @property
     def name(self) -> str:
         """What the device is called: never what it stands in for."""
         return self.board.name

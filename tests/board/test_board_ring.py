@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from board_desk import Desk
 
+from merino_edge.device.client import open_device
+from merino_edge.device.registry import DeviceEntry
+from merino_edge.errors import DeviceError
 from merino_edge.testing import write_tiny_space
 
 pytestmark = pytest.mark.timeout(1800)
@@ -31,7 +34,7 @@ def space(desk: Desk) -> str:
 
 @pytest.fixture(scope="session")
 def profiled(desk: Desk, added: dict[str, Any], space: str) -> dict[str, Any]:
-    return desk.type("profile", desk.name, "--quick", "--space", space, *SMALL)
+    return desk.type("profile", desk.name, "--quick", "--time", "30s", "--space", space, *SMALL)
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +79,19 @@ def test_profile_fits_what_the_board_measured(profiled: dict[str, Any]) -> None:
     assert profiled["key"]["runtime"] == "onnxruntime"
 
 
+def test_runtime_that_dies_on_the_core_is_passed_over_and_told_in_a_sentence(
+    desk: Desk, profiled: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (runtime,) = profiled["facts"]["runtimes"]
+    assert runtime["name"].startswith("onnxruntime-")
+    assert runtime["runtime_version"] == "1.32.0"
+    if desk.has_a_runtime_that_dies:
+        monkeypatch.setenv("MERINO_EDGE_SSH_CONFIG", str(desk.board.ssh_config))
+        sentence = pytest.raises(DeviceError, match="an instruction that this CPU does not have")
+        with open_device(DeviceEntry(desk.name, desk.board.address, "pi4", None, "paramiko")) as device, sentence:
+            device._link.ask("runtime", name="installed", package="onnxruntime")
+
+
 def test_search_ends_with_what_the_board_measured(found: dict[str, Any]) -> None:
     assert found["measured"]["tg_ms"] > 0
     assert found["measured"]["peak_memory_bytes"] > 10_000_000
@@ -106,7 +122,8 @@ def test_bench_measures_both_recipes_and_their_text(desk: Desk, deployed: dict[s
 def test_nothing_lies_outside_the_devices_own_folder(desk: Desk, deployed: dict[str, Any]) -> None:
     find = "find ~ -mindepth 1 -maxdepth 3 -newer /etc/hostname"
     listed = desk.board.ssh(f"{find}; stat -c %a ~/.local/share/merino-edge")
-    own = Path("/home/pi/.local/share")
+    own = Path("/home/pi/.local/share/merino-edge")
     *places, mode = listed.split()
     assert mode == "700"
-    assert [p for p in places if Path(p) not in (own, own.parent, own / "merino-edge") and "/.ssh" not in p] == []
+    ours = {str(path) for path in (own, *own.parents)}
+    assert [p for p in places if p not in ours and "/.ssh" not in p and "/.local/lib" not in p] == []
