@@ -78,14 +78,13 @@ class Case:
 
 def pairs(formats: Iterable[str]) -> Iterator[tuple[str, str, str]]:
     """Yield every format, recipe and form that an exporter here writes for a processor."""
-    from merino_edge.exporters import recipes, to_tflite
+    from merino_edge.exporters import recipes, tflite_recipes
 
-    if "onnx" in formats:
-        for recipe in recipes.RECIPES.values():
-            if "16" not in recipe.name:  # for GPU providers
-                yield from (("onnx", recipe.name, form) for form in recipe.forms)
-    if "tflite" in formats:
-        yield from (("tflite", recipe, form) for recipe in to_tflite.MATRICES for form in to_tflite.FORMS)
+    for format_name, table in (("onnx", recipes.RECIPES), ("tflite", tflite_recipes.RECIPES)):
+        if format_name in formats:
+            for recipe in table.values():
+                if "16" not in recipe.name:  # those are for GPU providers
+                    yield from ((format_name, recipe.name, form) for form in recipe.forms)
 
 
 def tokens() -> tuple[list[int], list[int]]:
