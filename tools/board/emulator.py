@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,8 @@ def _hardware(image: Path, folder: Path, tree: Path, keep: bool) -> list[str]:
     disk, form = image / "disk.img", "raw"
     if keep:
         disk, form = folder / "disk.qcow2", "qcow2"
+        if disk.exists() and not _lies_on(disk, image):
+            disk.unlink()
         if not disk.exists():
             base = ["-b", str(image / "disk.img"), "-F", "raw"]
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *base, str(disk)], check=True)
@@ -183,6 +186,12 @@ def _hardware(image: Path, folder: Path, tree: Path, keep: bool) -> list[str]:
     hardware += ["-device", "virtio-net-pci,netdev=net,romfile=", "-no-reboot"]
     hardware += ["-serial", f"file:{folder / 'console'}", "-pidfile", str(folder / "pid"), "-daemonize"]
     return [*hardware, *([] if keep else ["-snapshot"])]
+
+
+def _lies_on(disk: Path, image: Path) -> bool:
+    """Say whether a disk of its own was begun on this image and not on one that has been replaced."""
+    with open(disk, "rb") as stream:
+        return str(image).encode() in stream.read(1 << 16)
 
 
 def _start(command: list[str]) -> None:
@@ -208,7 +217,9 @@ def _write_access(board: Board, image: Path) -> None:
     key = (image / "host_ed25519.pub").read_text(encoding="ascii").rsplit(" ", 2)[0]
     (board.folder / "known_hosts").write_text(f"[127.0.0.1]:{board.port} {key}\n", encoding="ascii")
     lines = [f"Host {HOST}", "    HostName 127.0.0.1", f"    Port {board.port}", f"    User {USER}"]
-    login, known = image / "id_ed25519", board.folder / "known_hosts"
+    login, known = board.folder / "id_ed25519", board.folder / "known_hosts"
+    login.unlink(missing_ok=True)
+    shutil.copy(image / "id_ed25519", login)  # the image may make room for a newer one while this board runs
     lines += ["Host *", f'    IdentityFile "{login}"', "    IdentitiesOnly yes", "    IdentityAgent none"]
     lines += [f'    UserKnownHostsFile "{known}"', "    GlobalKnownHostsFile none"]
     lines += ["    StrictHostKeyChecking yes", "    BatchMode yes", "    ConnectTimeout 10"]
