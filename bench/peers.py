@@ -130,8 +130,8 @@ def measure(options: argparse.Namespace, chosen: Sequence[Contender]) -> dict[st
                 compare(field, rows)
             field.run("decode", options.rounds, TOKENS)
             field.run("prefill", max(2, options.rounds // 3))
+            used = field.memory()  # before anybody holds the logits of every position
             field.run("full", max(2, few))
-            used = field.memory()
         finally:
             field.close()
         for name, samples in field.samples.items():

@@ -21,8 +21,15 @@ GPT2_VOCABULARY, OPT_VOCABULARY = 50_257, 50_272
 PRESET = Path(__file__).resolve().parents[2] / "merino_edge" / "search" / "presets" / "merino-61m.json"
 INT8, INT4 = "dynamic_wi8_afp32", "weight_only_wi4_b128_afp32"
 INT4_HEAD8 = "weight_only_wi4_b32_head8_afp32"
-STORED = {"fp32": (32, 0, 32), INT8: (8, 0, 8), INT4: (4, 128, 4), INT4_HEAD8: (4, 32, 8)}
-"""By recipe: bits of a weight, weights that share a float32 scale (0: a whole row), bits of the token table's."""
+INT4_TFLITE = "dynamic_wi4_b32_afp32"
+STORED = {
+    "fp32": (32, 0, 32, 0),
+    INT8: (8, 0, 8, 4),
+    INT4: (4, 128, 4, 4),
+    INT4_HEAD8: (4, 32, 8, 4),
+    INT4_TFLITE: (4, 32, 4, 2),
+}
+"""By recipe: bits of a weight, weights that share a scale (0: a row), bits of the token table's, bytes of a scale."""
 DEPTH = 128  # positions before the first timed token
 PROMPT = 1024
 READ_MB = (64, 512)  # of memory read at once: within a large cache, and beyond any
@@ -61,13 +68,13 @@ def executed(architecture: Architecture) -> list[tuple[tuple[int, ...], int]]:
     return found
 
 
-def weight_bytes(architecture: Architecture, bits: int, block: int, table_bits: int) -> int:
+def weight_bytes(architecture: Architecture, bits: int, block: int, table_bits: int, scale_bytes: int) -> int:
     """Bytes of matrices that one token reads, scales included; the token table is the head and read once."""
     total = 0
     for (rows, columns), uses in executed(architecture):
         is_table = (rows, columns) == architecture.tensor_shapes["embedding.weight"]
-        scales = rows * (columns // block if block else 1) if bits < 32 else 0
-        total += uses * (rows * columns * (table_bits if is_table else bits) // 8 + 4 * scales)
+        scales = rows * (columns // block if block else 1)
+        total += uses * (rows * columns * (table_bits if is_table else bits) // 8 + scale_bytes * scales)
     return total
 
 
@@ -126,7 +133,8 @@ class Contender:
 
 def ours(model: str, recipe: str, form: str = "standard", format_name: str = "onnx", full: bool = False) -> Contender:
     """Return the contender of one of our files."""
-    label = {"fp32": "fp32", INT8: "int8", INT4: "int4 b128", INT4_HEAD8: "int4 b32, head int8"}[recipe]
+    labels = {INT8: "int8", INT4: "int4 b128", INT4_HEAD8: "int4 b32, head int8", INT4_TFLITE: "int4 b32"}
+    label = labels.get(recipe, recipe)
     shown = f"{label} {form}" if recipe == INT8 and format_name == "onnx" else label
     name = f"{model}: ours, {'TFLite' if format_name == 'tflite' else 'ONNX'} {shown}"
     tests = ("decode", "prefill", "full") if full else ("decode", "prefill")
@@ -176,7 +184,7 @@ def contenders() -> list[Contender]:
     return [
         *(ours("A60", INT8, form, full=form == "fast") for form in ("standard", "fast")),
         *(ours("A60", recipe) for recipe in (INT4, INT4_HEAD8, "fp32")),
-        ours("A60", INT8, format_name="tflite"),
+        *(ours("A60", recipe, format_name="tflite") for recipe in (INT8, INT4_TFLITE)),
         *of_torch("A60"),
         Contender("A60: optimum-onnx fp32", "A60", "optimum", "optimum", "A60/optimum"),
         litert("fp32", 4.0),
