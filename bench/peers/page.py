@@ -145,7 +145,8 @@ def full_table(result: Mapping[str, Any]) -> Table:
     cases = [(test, threads) for test in TESTS for threads in counts]
     rows: Table = [
         (
-            "contender", "file MB", "load ms", "anonymous / file / peak MB", "anonymous after a prompt MB", "logits off",
+            "contender", "file MB", "load ms", "anonymous / file / peak MB", "anonymous after a prompt MB",
+            "logits off",
             *(f"{TESTS[test]} {'tok/s' if test == 'decode' else 'ms'}, {threads} T" for test, threads in cases),
         )
     ]  # fmt: skip
