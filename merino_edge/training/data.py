@@ -28,6 +28,7 @@ from merino_edge.training.text import SEPARATOR, Piece, TextSource, open_text
 
 TokenArray = npt.NDArray[np.uint16 | np.uint32]
 
+FACTS = "data.json"
 FORMAT = 1  # raised when the same text would give other token files
 VALIDATION_SHARE = 0.05
 VALIDATION_CHARACTERS = 500_000  # enough held-out text, however long the rest is
@@ -87,7 +88,7 @@ def prepare_data(
     """Return token files for the text, made now or found in `folder`.
 
     Args:
-        sources: See `open_text`.
+        sources: See `open_text`; or one folder of token files that this function made, here or on another machine.
         vocab_size: The architecture's; the tokenizer must have exactly so many tokens.
         tokenizer: None for a byte-level BPE trained on the text, `gpt2`, or the path of a `tokenizer.json`.
         context_length: The training text must hold at least one context.
@@ -98,6 +99,8 @@ def prepare_data(
     Raises:
         DataError: the text is empty, not UTF-8, too short, or does not fit the tokenizer.
     """
+    if sources and len(sources) == 1 and (Path(sources[0]) / FACTS).is_file():
+        return _ready(Path(sources[0]), vocab_size, context_length)
     source = open_text(sources)
     given = None if tokenizer is None else load_tokenizer(tokenizer, vocab_size)
     key = {
@@ -111,12 +114,30 @@ def prepare_data(
     data = _find(folder / digest[:16], digest)
     if data is None:
         data = _make(source, given, vocab_size, seed, folder / digest[:16], digest, progress)
+    return _long_enough(data, context_length)
+
+
+def _long_enough(data: TokenData, context_length: int) -> TokenData:
     if data.train_tokens < context_length:
         raise DataError(
             f"{data.source} holds {data.train_tokens} training tokens, less than one context of {context_length}",
             hint="give more text, or a shorter --context",
         )
     return data
+
+
+def _ready(folder: Path, vocab_size: int, context_length: int) -> TokenData:
+    """Take token files that were made elsewhere and copied here."""
+    facts = read_json(folder / FACTS, "token files")
+    data = _find(folder, str(facts.get("digest")))
+    if data is None:
+        raise DataError(f"token files {folder} are damaged or incomplete", hint="copy the folder again")
+    if data.vocab_size != vocab_size:
+        raise DataError(
+            f"token files {folder} have a vocabulary of {data.vocab_size}, the architecture {vocab_size}",
+            hint=f"search with --vocab {data.vocab_size}, or give the text itself",
+        )
+    return _long_enough(data, context_length)
 
 
 def load_tokenizer(name: str, vocab_size: int) -> Tokenizer:
@@ -216,7 +237,7 @@ def _token_type(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
 def _find(folder: Path, digest: str) -> TokenData | None:
     """Return token files made before; None where there are none or they are damaged."""
     try:
-        facts = read_json(folder / "data.json", "token files")
+        facts = read_json(folder / FACTS, "token files")
         data = TokenData(
             folder,
             facts["digest"],
@@ -269,7 +290,7 @@ def _make(
         if data.validation_tokens < 2:
             raise DataError(f"{source.name} leaves no text to validate on", hint="give more text")
         facts = {key: getattr(data, key) for key in data.__dataclass_fields__ if key != "folder"}
-        write_json(temporary / "data.json", facts)
+        write_json(temporary / FACTS, facts)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)

@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as hf_logging
 
 from merino_edge.errors import TrainingError
 from merino_edge.files import sync_folder, write_json
+from merino_edge.training import processes, speed
 from merino_edge.training.data import TokenArray
 from merino_edge.training.request import Report
 
@@ -120,6 +122,9 @@ class Watch(TrainerCallback):
         report: Told how far the training is, at most twice a second.
         log_steps: Steps from one recorded loss to the next.
         on_plan: Called when the plan has changed or a save is complete.
+        flops_per_token: Of one forward pass, head included; for the MFU.
+        writer: TensorBoard's, in the main process; None writes nothing there.
+        began: The clock when the whole call began.
     """
 
     plan: Plan
@@ -128,6 +133,9 @@ class Watch(TrainerCallback):
     report: Report
     log_steps: int
     on_plan: Callable[[Plan], None]
+    flops_per_token: float | None = None
+    writer: Any = None
+    began: float = field(default_factory=time.monotonic)
     curve: list[dict[str, float]] = field(default_factory=list)
     _started: float = 0.0
     _first_step: int = 0
@@ -135,10 +143,33 @@ class Watch(TrainerCallback):
     _reported: float = 0.0
     _saved: float = 0.0
     _refits: int = 0
+    _marks: list[tuple[int, float]] = field(default_factory=list)  # steps that were done for certain, and when
 
     def elapsed(self) -> float:
         """Seconds spent on steps, those of earlier processes included."""
         return self.plan.seconds_used + time.monotonic() - self._started
+
+    def steady_tokens_per_s(self) -> float | None:
+        """Tokens/s since the first recorded loss: compilation and warm-up apart; None while there is no second."""
+        if len(self._marks) < 2:
+            return None
+        (first, since), (last, now) = self._marks[0], self._marks[-1]
+        return (last - first) * self.tokens_per_step / (now - since)
+
+    def startup_seconds(self) -> float:
+        """Seconds of the call until steps took their usual time."""
+        rate = self.steady_tokens_per_s()
+        if rate is None:
+            return self._started - self.began
+        step, when = self._marks[0]
+        return max(0.0, when - self.began - (step - self._first_step) * self.tokens_per_step / rate)
+
+    def mfu(self) -> float | None:
+        """Share of the GPUs' peak that the model's own FLOPs used."""
+        rate = self.steady_tokens_per_s()
+        if rate is None:
+            return None
+        return speed.utilisation(rate, self.flops_per_token, processes.count(), speed.peak_flops())
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock; a continued training keeps its curve."""
@@ -152,17 +183,19 @@ class Watch(TrainerCallback):
         """Fit the plan to the clock, and decide whether to log, save or stop."""
         step, here = state.global_step, state.global_step - self._first_step
         self._refit(step, here)
+        due = time.monotonic() - self._saved >= self.save_seconds
+        if self.plan.seconds is not None or step % self.log_steps == 0:
+            self.plan.steps, due = processes.agree((self.plan.steps, due))
         state.max_steps = self.plan.steps or ENDLESS
         control.should_training_stop = step >= state.max_steps
         control.should_log = step % self.log_steps == 0 or control.should_training_stop
-        due = time.monotonic() - self._saved >= self.save_seconds
         control.should_save = due and step % self.log_steps == 0 and not control.should_training_stop
         if time.monotonic() - self._reported >= 0.5 or control.should_training_stop:
             self._reported = time.monotonic()
             self._tell(step, here)
 
     def _refit(self, step: int, here: int) -> None:
-        if self.plan.seconds is None:
+        if self.plan.seconds is None or not processes.is_main():
             return
         now = time.monotonic()
         if here == 2:
@@ -181,7 +214,8 @@ class Watch(TrainerCallback):
             self.plan.steps = step
 
     def _tell(self, step: int, here: int) -> None:
-        rate = here / (time.monotonic() - self._started)
+        steady = self.steady_tokens_per_s()
+        rate = steady / self.tokens_per_step if steady else here / (time.monotonic() - self._started)
         left = (self.plan.steps - step) / rate if self.plan.steps else (self.plan.seconds or 0.0) - self.elapsed()
         self.report(
             {
@@ -192,6 +226,8 @@ class Watch(TrainerCallback):
                 "loss": self.curve[-1]["loss"] if self.curve else None,
                 "tokens_per_s": rate * self.tokens_per_step,
                 "seconds_left": max(0.0, left),
+                "mfu": self.mfu(),
+                "memory_bytes": speed.memory_bytes(),
             }
         )
 
@@ -213,11 +249,19 @@ class Watch(TrainerCallback):
                 f"the loss became {logs['loss']} at step {state.global_step}",
                 hint="train again with a lower --learning-rate",
             )
+        self._marks = [*self._marks[:1], (state.global_step, time.monotonic())]
         self.curve.append(_point(entry))
+        if self.writer is not None:
+            values = {"loss": logs["loss"], "learning_rate": logs.get("learning_rate"), "mfu": self.mfu()}
+            values |= {"gradient_norm": logs.get("grad_norm"), "tokens_per_s": self.steady_tokens_per_s()}
+            for name, value in values.items():
+                if value is not None:
+                    self.writer.add_scalar(f"training/{name}", float(value), state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Mark the save as complete once all of it is on the disk."""
         assert args.output_dir is not None
+        processes.wait_for_all()  # each process writes the state of its own random numbers
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             for file in folder.iterdir():
@@ -246,11 +290,37 @@ def last_save(folder: Path) -> Path | None:
 
 
 class OrderedTrainer(Trainer):
-    """A Trainer that takes the data in the order of the data set, which is random already."""
+    """A Trainer that takes the data in the order of the data set, which is random already.
+
+    Attributes:
+        make: Makes the optimizer of a model.
+        factor: Share of the learning rate at a step.
+    """
+
+    make: Callable[[torch.nn.Module], torch.optim.Optimizer]
+    factor: Callable[[int], float]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         assert isinstance(self.train_dataset, PackedTokens)
         return SequentialSampler(self.train_dataset)
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        """Ask for the loss alone: logits of a whole batch are larger than the model."""
+        outputs = model(**inputs, loss_only=True)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimizer late enough for parameters that FSDP has cut up."""
+        if self.optimizer is None:
+            self.optimizer = self.make(self.model if model is None else model)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Let the plan set the learning rate."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
 
 def make_optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:

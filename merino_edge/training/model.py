@@ -9,6 +9,8 @@ H heads, D head_dim, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -227,6 +229,7 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         last = a.blocks[-1].width
         self.final_norm = MerinoNorm(last)
         self.output_projection = nn.Linear(last, a.embedding_width, bias=False) if last != a.embedding_width else None
+        self.head_loss: Callable[[Tensor, Tensor, Tensor], Tensor] = head_loss
         self.post_init()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -247,6 +250,22 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         elif isinstance(module, MerinoBlock):
             init.ones_(module.norms)
 
+    def compile_parts(self) -> None:
+        """Compile a layer, and the loss, instead of the whole: layers of one shape are compiled once.
+
+        The steps are as fast and begin sooner; `plain_parts` undoes it.
+        """
+        layer = torch.compile(MerinoBlock.layer, dynamic=False)
+        for block in self.blocks:
+            block.layer = partial(layer, block)  # type: ignore[assignment]
+        self.head_loss = torch.compile(head_loss, dynamic=False)
+
+    def plain_parts(self) -> None:
+        """Compute as written from now on."""
+        for block in self.blocks:
+            block.__dict__.pop("layer", None)
+        self.head_loss = head_loss
+
     def get_input_embeddings(self) -> nn.Embedding:
         """Return the token table, which is the head too."""
         return self.embedding
@@ -260,6 +279,7 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        loss_only: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Compute logits, and the loss where labels are given.
@@ -272,6 +292,7 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
             labels: `(B, T)` as `input_ids`; each position is asked for the *next* label, -100 for none.
             use_cache: Return a cache for the next call.
             logits_to_keep: Only the last so many positions, or these positions; 0 for all.
+            loss_only: Give the loss alone; on a GPU the logits are then never written in float32.
             kwargs: What `generate` adds (`return_dict`, ...); nothing of it changes the result.
         """
         if use_cache and past_key_values is None:
@@ -293,6 +314,8 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         x = self.final_norm(x)
         if self.output_projection is not None:
             x = self.output_projection(x)
+        if loss_only and labels is not None:
+            return CausalLMOutputWithPast(loss=self.head_loss(x, self.embedding.weight, labels))
         logits = F.linear(x, self.embedding.weight)  # (B, N, V)
         loss = None
         if labels is not None:
@@ -309,6 +332,25 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     target = F.pad(labels, (0, 1), value=-100)[:, 1:]  # (B, T)
     return F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())
+
+
+def head_loss(x: Tensor, table: Tensor, labels: Tensor) -> Tensor:
+    """`next_token_loss` of the logits of `x`, with the table padded to whole tiles of a GPU.
+
+    A product with 50,257 rows runs at a fraction of the speed of one with 50,304; the rows added are
+    masked, so the loss is the same.
+
+    Args:
+        x: `(B, T, E)`.
+        table: `(V, E)`.
+        labels: `(B, T)`.
+    """
+    spare = -len(table) % 64 if x.is_cuda else 0
+    if not spare:
+        return next_token_loss(F.linear(x, table), labels)
+    logits = F.linear(x, F.pad(table, (0, 0, 0, spare)))  # (B, T, V + spare)
+    real = torch.arange(logits.shape[-1], device=x.device) < len(table)
+    return next_token_loss(torch.where(real, logits.float(), -torch.inf), labels)
 
 
 AutoConfig.register("merino", MerinoConfig, exist_ok=True)

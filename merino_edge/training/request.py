@@ -13,6 +13,7 @@ from merino_edge.errors import UsageError, did_you_mean
 
 Report = Callable[[Mapping[str, Any]], None]
 SCHEDULES = ("cosine", "wsd", "constant")
+GPU_MICRO_BATCH_TOKENS = 32_768  # of one forward pass, unless told: enough to fill a GPU
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class TrainRequest:
         resume: Go on where an unfinished training of the same request stopped; else drop it.
         flops_per_token: Of one forward pass, head included; recorded as FLOP/s.
         threads: Of the CPU; None for torch's choice.
-        compile: Use `torch.compile`.
+        compile: Use `torch.compile`; None does where there is a GPU.
         save_seconds: Time between saves.
         token_folder: Where token files are kept; None for the user's cache folder.
+        log_folder: Where TensorBoard finds loss, learning rate, tokens/s and MFU; None writes none.
     """
 
     architecture: Architecture
@@ -63,9 +65,10 @@ class TrainRequest:
     resume: bool = True
     flops_per_token: float | None = None
     threads: int | None = None
-    compile: bool = False
+    compile: bool | None = None
     save_seconds: float = 60.0
     token_folder: Path | None = None
+    log_folder: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers once, at the door."""
@@ -101,8 +104,12 @@ class TrainResult:
         validation_loss: On the held-out tokens that lie in the checkpoint, nats per token.
         perplexity: Exp of it.
         bits_per_byte: The same for each byte of the held-out text.
-        tokens_per_s: Over all steps.
+        tokens_per_s: Over all steps, the first ones included.
         seconds: Of the whole call (earlier, killed calls apart).
+        startup_seconds: Of the call until steps took their usual time: text, model, compilation.
+        steady_tokens_per_s: Of the steps after that; None where there were too few.
+        mfu: Share of the GPU's dense bf16 peak that these steps used; None without a known GPU.
+        memory_bytes: The most of the GPU's memory, or the process's on a CPU.
         curve: `step`, `tokens`, `loss`, `learning_rate` of each recorded point.
     """
 
@@ -115,6 +122,10 @@ class TrainResult:
     bits_per_byte: float
     tokens_per_s: float
     seconds: float
+    startup_seconds: float
+    steady_tokens_per_s: float | None
+    mfu: float | None
+    memory_bytes: int
     curve: tuple[Mapping[str, float], ...]
 
 
@@ -141,23 +152,25 @@ def default_learning_rate(architecture: Architecture) -> float:
     return 3e-3 * min(1.0, 256 / width)
 
 
-def with_defaults(request: TrainRequest, epoch_tokens: int, cuda: bool) -> TrainRequest:
-    """Fill in what was left open; batch and micro-batch become whole numbers of sequences."""
+def with_defaults(request: TrainRequest, epoch_tokens: int, cuda: bool, processes: int = 1) -> TrainRequest:
+    """Fill in what was left open; batch and micro-batch become whole numbers of sequences of each process."""
     batch = request.tokens_per_batch or default_batch(request, epoch_tokens, cuda)
-    if batch % request.context_length:
-        batch = max(1, round(batch / request.context_length)) * request.context_length
-    sequences = batch // request.context_length
-    micro = min(sequences, request.micro_batch or (64 if cuda else 8))
-    while sequences % micro:
-        micro -= 1
+    share = request.context_length * processes
+    if batch % share:
+        batch = max(1, round(batch / share)) * share
     rate = request.learning_rate or default_learning_rate(request.architecture)
-    return replace(request, tokens_per_batch=batch, micro_batch=micro, learning_rate=rate)
+    compiled = cuda if request.compile is None else request.compile
+    request = replace(request, tokens_per_batch=batch, learning_rate=rate, compile=compiled)
+    micro = request.micro_batch or (max(1, GPU_MICRO_BATCH_TOKENS // request.context_length) if cuda else 8)
+    return replace(request, micro_batch=_dividing(micro, batch // share))
 
 
-def smaller_micro_batch(request: TrainRequest) -> TrainRequest:
+def smaller_micro_batch(request: TrainRequest, processes: int = 1) -> TrainRequest:
     """Halve the micro-batch, to a number that divides the batch."""
-    sequences = (request.tokens_per_batch or 0) // request.context_length
-    micro = max(1, (request.micro_batch or 2) // 2)
-    while sequences % micro:
-        micro -= 1
-    return replace(request, micro_batch=micro)
+    sequences = (request.tokens_per_batch or 0) // (request.context_length * processes)
+    return replace(request, micro_batch=_dividing((request.micro_batch or 2) // 2, sequences))
+
+
+def _dividing(wanted: int, sequences: int) -> int:
+    """Return the largest number up to `wanted` that divides the sequences, at least 1."""
+    return next((micro for micro in range(min(wanted, sequences), 1, -1) if sequences % micro == 0), 1)

@@ -22,6 +22,7 @@ from transformers import GenerationConfig
 from merino_edge.checkpoint import WEIGHTS
 from merino_edge.errors import TrainingError
 from merino_edge.files import read_json, sync_folder, write_json
+from merino_edge.training import processes, speed
 from merino_edge.training.data import TokenData, end_of_text_id, write_validation
 from merino_edge.training.evaluate import Evaluation
 from merino_edge.training.loop import Watch
@@ -78,6 +79,10 @@ def write_checkpoint(
             bits_per_byte=evaluation.bits_per_byte(held_out["bytes"]),
             tokens_per_s=rate,
             seconds=seconds,
+            startup_seconds=watch.startup_seconds(),
+            steady_tokens_per_s=watch.steady_tokens_per_s(),
+            mfu=watch.mfu(),
+            memory_bytes=speed.memory_bytes(),
             curve=tuple(watch.curve),
         )
         write_json(folder / "training.json", _record(request, data, result))
@@ -86,11 +91,13 @@ def write_checkpoint(
 
 def _record(request: TrainRequest, data: TokenData, result: TrainResult) -> dict[str, Any]:
     names = ["steps", "tokens", "train_loss", "validation_loss", "perplexity", "bits_per_byte"]
-    names += ["tokens_per_s", "seconds"]
+    names += ["tokens_per_s", "seconds", "startup_seconds", "steady_tokens_per_s", "mfu", "memory_bytes"]
     cuda = torch.cuda.is_available()
     return {
         "request": request.to_json(),
         "micro_batch": request.micro_batch,
+        "processes": processes.count(),
+        "compiled": request.compile,
         "data": {"source": data.source, "train_tokens": data.train_tokens, "digest": data.digest},
         "result": {name: getattr(result, name) for name in names},
         "model_flops_per_s": 3 * request.flops_per_token * result.tokens_per_s if request.flops_per_token else None,

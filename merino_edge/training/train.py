@@ -8,6 +8,8 @@ clock into a number of steps, so there only the request with that number of step
 
 from __future__ import annotations
 
+import functools
+import gc
 import math
 import os
 import shutil
@@ -18,13 +20,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from merino_edge.checkpoint import WEIGHTS, read_config
 from merino_edge.errors import TrainingError
 from merino_edge.files import read_json, sha256_file, write_json
+from merino_edge.training import processes
 from merino_edge.training.data import TokenData, prepare_data
 from merino_edge.training.evaluate import evaluate_tokens, load_model
 from merino_edge.training.loop import (
@@ -65,7 +67,7 @@ def train(request: TrainRequest, progress: Report | None = None) -> TrainResult:
     started = time.monotonic()
 
     def report(facts: Mapping[str, Any]) -> None:
-        if progress:
+        if progress and processes.is_main():
             empty = dict.fromkeys(("step", "steps", "tokens", "loss", "tokens_per_s", "seconds_left"))
             progress({"stage": "training", **empty, **facts})
 
@@ -74,9 +76,13 @@ def train(request: TrainRequest, progress: Report | None = None) -> TrainResult:
         with quiet():
             if request.threads:
                 torch.set_num_threads(request.threads)
-            data = _data(request, report)
-            request = with_defaults(request, data.train_tokens, torch.cuda.is_available())
-            return _train(request, data, started, report)
+            processes.connect()
+            with processes.main_first():
+                data = _data(request, report)
+            request = with_defaults(request, data.train_tokens, torch.cuda.is_available(), processes.count())
+            result = _train(request, data, started, report)
+            processes.disconnect()
+            return result
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"training into {request.output} stopped: {error}", hint="free some space; the same command goes on"
@@ -115,33 +121,62 @@ def _data(request: TrainRequest, report: Report) -> TokenData:
 
 def _train(request: TrainRequest, data: TokenData, started: float, report: Report) -> TrainResult:
     work = request.output.parent / f".{request.output.name}.training"
-    plan, record = _open_work(work, request, data)
+    with processes.main_first():
+        plan, record = _open_work(work, request, data)
     trained_before = read_config(request.start_from)[1].get("trained_tokens", 0) if request.start_from else 0
     if plan.seconds is not None:
         plan.seconds -= time.monotonic() - started  # reading the text costs time too
     while True:
         try:
-            model, watch, steps = _run(request, data, work, plan, record, report)
+            model, watch, steps = _run(request, data, work, plan, record, report, started)
             break
         except torch.OutOfMemoryError as error:
-            if request.micro_batch == 1 or request.micro_batch is None:
-                raise TrainingError(
-                    "one sequence does not fit the memory of the GPU", hint="use a shorter --context"
-                ) from error
-            request = smaller_micro_batch(request)
-            torch.cuda.empty_cache()
-            report({"note": f"out of GPU memory: going on with micro-batches of {request.micro_batch}"})
+            request = _halved(request, error)
+        gc.collect()  # the failed step's tensors hang on the error, which is gone only here
+        torch.cuda.empty_cache()
+        report({"note": f"out of GPU memory: going on with micro-batches of {request.micro_batch}"})
     tokens = steps * (request.tokens_per_batch or 0)
+    model.config.trained_tokens = int(trained_before) + tokens
+    result = _finish(request, data, model, watch, tokens, started, report) if processes.is_main() else None
+    result = processes.agree(result)
+    assert result is not None
+    if processes.is_main():
+        shutil.rmtree(work)
+    return result
+
+
+def _halved(request: TrainRequest, error: torch.OutOfMemoryError) -> TrainRequest:
+    """Return the request with half the micro-batch; refuse where the processes could not agree on that, or at 1."""
+    if request.micro_batch == 1 or request.micro_batch is None:
+        raise TrainingError(
+            "one sequence does not fit the memory of the GPU", hint="use a shorter --context"
+        ) from error
+    smaller = smaller_micro_batch(request, processes.count())
+    if processes.count() > 1:
+        raise TrainingError(
+            f"micro-batches of {request.micro_batch} do not fit the memory of a GPU",
+            hint=f"the same command with --micro-batch {smaller.micro_batch} goes on",
+        ) from error
+    return smaller
+
+
+def _finish(
+    request: TrainRequest,
+    data: TokenData,
+    model: MerinoForCausalLM,
+    watch: Watch,
+    tokens: int,
+    started: float,
+    report: Report,
+) -> TrainResult:
+    """Score the held-out tokens and write the checkpoint."""
     evaluation = evaluate_tokens(
         model,
         data.validation()[: max(LEAST_VALIDATION, int(VALIDATION_SHARE * tokens))],
         request.context_length,
         progress=lambda share: report({"stage": "validation", "step": round(100 * share), "steps": 100}),
     )
-    model.config.trained_tokens = int(trained_before) + tokens
-    result = write_checkpoint(request, data, model, watch, evaluation, tokens, started)
-    shutil.rmtree(work)
-    return result
+    return write_checkpoint(request, data, model, watch, evaluation, tokens, started)
 
 
 def _open_work(work: Path, request: TrainRequest, data: TokenData) -> tuple[Plan, dict[str, Any]]:
@@ -149,7 +184,7 @@ def _open_work(work: Path, request: TrainRequest, data: TokenData) -> tuple[Plan
     record = {**request.to_json(), "tokens_digest": data.digest}
     record["start_from"] = sha256_file(request.start_from / WEIGHTS) if request.start_from else None
     used, steps = 0.0, _steps(request, data)
-    if not request.resume and work.exists():
+    if not request.resume and work.exists() and processes.is_main():
         shutil.rmtree(work)
     if (work / PLAN).exists():
         old = read_json(work / PLAN, "training plan")
@@ -161,7 +196,7 @@ def _open_work(work: Path, request: TrainRequest, data: TokenData) -> tuple[Plan
             )
         if request.seconds is not None:
             used, steps = old.get("seconds_used", 0.0), old.get("steps")
-    else:
+    elif processes.is_main():
         write_json(work / PLAN, {"request": record, "steps": steps, "seconds_used": 0.0})
     return Plan(steps, request.seconds, request.warmup, request.schedule, used, RESERVE), record
 
@@ -176,19 +211,29 @@ def _steps(request: TrainRequest, data: TokenData) -> int | None:
 
 
 def _run(
-    request: TrainRequest, data: TokenData, work: Path, plan: Plan, record: dict[str, Any], report: Report
+    request: TrainRequest,
+    data: TokenData,
+    work: Path,
+    plan: Plan,
+    record: dict[str, Any],
+    report: Report,
+    started: float,
 ) -> tuple[MerinoForCausalLM, Watch, int]:
     """Train to the end of the plan, from the last complete save where there is one."""
     assert request.tokens_per_batch and request.learning_rate
     model = _model(request)
-    optimizer = make_optimizer(model, request.learning_rate, request.weight_decay)
     watch: Watch
 
     def keep(plan: Plan) -> None:
-        write_json(work / PLAN, {"request": record, "steps": plan.steps, "seconds_used": watch.elapsed()})
+        if processes.is_main():
+            write_json(work / PLAN, {"request": record, "steps": plan.steps, "seconds_used": watch.elapsed()})
 
     log_steps = max(1, min(10, (plan.steps or ENDLESS) // 20)) if request.seconds is None else 10
-    watch = Watch(plan, request.tokens_per_batch, request.save_seconds, report, log_steps, keep)
+    writer = _writer(request, work)
+    watch = Watch(
+        plan, request.tokens_per_batch, request.save_seconds, report, log_steps, keep, request.flops_per_token,
+        writer, started,
+    )  # fmt: skip
     sequences = request.tokens_per_batch // request.context_length
     windows = (plan.steps or ENDLESS) * sequences
     trainer = OrderedTrainer(
@@ -197,12 +242,43 @@ def _run(
         train_dataset=PackedTokens(data.train(), request.context_length, request.seed, windows),
         data_collator=stack,
         callbacks=[watch],
-        optimizers=(optimizer, LambdaLR(optimizer, lambda step: plan.factor(step))),
     )
+    rate, decay = request.learning_rate, request.weight_decay
+    trainer.make = functools.partial(make_optimizer, learning_rate=rate, weight_decay=decay)
+    trainer.factor = plan.factor
     trainer.remove_callback(PrinterCallback)
-    save = last_save(work)
+    with processes.main_first():
+        save = last_save(work)
     trainer.train(resume_from_checkpoint=str(save) if save else None)
-    return model, watch, trainer.state.global_step
+    if writer is not None:
+        writer.close()
+    return _whole(trainer, model), watch, trainer.state.global_step
+
+
+def _whole(trainer: OrderedTrainer, model: MerinoForCausalLM) -> MerinoForCausalLM:
+    """Return the trained model with all its weights, in the main process at least."""
+    if trainer.is_fsdp_enabled:
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        model = MerinoForCausalLM(model.config)
+        if processes.is_main():
+            model.load_state_dict(weights)
+    model.plain_parts()
+    return model
+
+
+def _writer(request: TrainRequest, work: Path) -> Any:
+    """Open TensorBoard's log in the main process; a training that goes on continues it."""
+    if request.log_folder is None or not processes.is_main():
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainingError(
+            "logs for TensorBoard need the package 'tensorboard'", hint="pip install 'merino-edge[train]'"
+        ) from error
+    save = last_save(work)
+    purge = int(save.name.rpartition("-")[2]) + 1 if save else None
+    return SummaryWriter(str(request.log_folder), purge_step=purge)  # type: ignore[no-untyped-call]
 
 
 def _model(request: TrainRequest) -> MerinoForCausalLM:
@@ -217,6 +293,8 @@ def _model(request: TrainRequest) -> MerinoForCausalLM:
         )
     if torch.cuda.is_available():
         model.to(torch.device("cuda"))  # type: ignore[arg-type]  # transformers types its wrapper wrongly
+    if request.compile:
+        model.compile_parts()
     return model
 
 
@@ -224,17 +302,16 @@ def _arguments(request: TrainRequest, work: Path, steps: int, sequences: int) ->
     """Return the Trainer's settings: what `Watch` decides is switched off here."""
     assert request.micro_batch
     cuda = torch.cuda.is_available()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     return TrainingArguments(
         output_dir=str(work),
         max_steps=steps,
         per_device_train_batch_size=request.micro_batch,
-        gradient_accumulation_steps=max(1, sequences // (request.micro_batch * processes)),
+        gradient_accumulation_steps=max(1, sequences // (request.micro_batch * processes.count())),
         seed=request.seed,
         bf16=cuda and torch.cuda.is_bf16_supported(),
-        torch_compile=request.compile,
         max_grad_norm=1.0,
         use_cpu=not cuda,
+        ddp_backend=None if cuda or processes.count() == 1 else "gloo",
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
         logging_strategy="no",

@@ -1,0 +1,134 @@
+"""The rows of the poster's table, as trainings: what each model is, and what it costs.
+
+A row is a plain dictionary, so that a plan is a file of JSON lines which a machine without this
+project's search can train from. `shape` is the architecture whose FLOPs the row is counted by: for a
+baseline the decoder of its widths, depth, FFN and vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from merino_edge.architecture import Architecture, Block
+from merino_edge.files import read_json
+from merino_edge.search.cost import count_flops
+from merino_edge.search.engine import SearchRequest, search
+from merino_edge.search.scores import ScoreOptions
+from merino_edge.search.space import load_space
+from merino_edge.units import Limit
+
+Row = dict[str, Any]
+
+PRESET_FILES = Path(__file__).parents[2] / "merino_edge" / "search" / "presets"
+
+VOCAB_SIZE = 50_257
+SMALL_VOCAB_SIZE = 8_192
+PRESETS = ("merino-52m", "merino-61m", "merino-64m")
+UNIFORM_DEPTHS = {"merino-52m": 3, "merino-61m": 6, "merino-64m": 9}  # of width 768, ratio 4: within 2 % of the FLOPs
+CHOOSERS = ("parameters", "parameters-per-depth")
+SMALL_FLOPS = (50.0e9, 51.8e9)  # of a plain decoder of six layers, width 512
+TOKENS = 28_000_000
+SMALL_TOKENS = 8_000_000
+SEEDS = (0, 1, 2)
+
+NO_DROPOUT = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "opt": {"dropout": 0.0}}
+
+
+def plain(width: int, depth: int, vocab_size: int, embedding_width: int | None = None) -> Architecture:
+    """Return a decoder without sharing: every layer its own, FFN of four times the width."""
+    return Architecture(tuple(Block(width, 4, 1) for _ in range(depth)), embedding_width or width, vocab_size)
+
+
+def unshared(architecture: Architecture) -> Architecture:
+    """Return the same layers, each with weights of its own."""
+    blocks = tuple(Block(b.width, b.ffn_ratio, 1) for b in architecture.blocks for _ in range(b.depth))
+    return Architecture(blocks, architecture.embedding_width, architecture.vocab_size, architecture.head_dim)
+
+
+def _gpt2(layers: int, positions: int) -> Row:
+    sizes = {"n_embd": 768, "n_layer": layers, "n_head": 12, "n_inner": 3072, "n_positions": positions}
+    return {"model_type": "gpt2", "vocab_size": 50_257, **sizes, **NO_DROPOUT["gpt2"]}
+
+
+def _opt(width: int, layers: int, heads: int, table: int, norm_first: bool) -> Row:
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": 4 * width}
+    more = {"word_embed_proj_dim": table, "do_layer_norm_before": norm_first, "max_position_embeddings": 2048}
+    return {"model_type": "opt", "vocab_size": 50_272, **sizes, **more, **NO_DROPOUT["opt"]}
+
+
+def _pythia(width: int, layers: int, heads: int) -> Row:
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return {"model_type": "gpt_neox", "vocab_size": 50_304, "intermediate_size": 4 * width, **sizes}
+
+
+BASELINES: dict[str, tuple[Row, Architecture]] = {
+    "pythia-70m": (_pythia(512, 6, 8), plain(512, 6, 50_304)),
+    "gpt2-124m": (_gpt2(12, 1024), plain(768, 12, 50_257)),
+    "opt-125m": (_opt(768, 12, 12, 768, True), plain(768, 12, 50_272)),
+    "pythia-162m": (_pythia(768, 12, 12), plain(768, 12, 50_304)),
+    "cerebras-111m": (_gpt2(10, 2048), plain(768, 10, 50_257)),
+    "opt-350m": (_opt(1024, 24, 16, 512, False), plain(1024, 24, 50_272, embedding_width=512)),
+}
+
+
+def choose(vocab_size: int, low: float, high: float, score: str) -> Architecture:
+    """Return what a score chooses in the poster's space within a range of FLOPs."""
+    limits = {"flops": Limit(high, low)}
+    return search(
+        SearchRequest(load_space("poster", vocab_size), score=ScoreOptions(name=score), limits=limits)
+    ).winner.architecture
+
+
+def _row(name: str, group: str, shape: Architecture, model: Row | None = None, **more: Any) -> Row:
+    row = {
+        "id": name,
+        "group": group,
+        "model": {"transformers": model} if model else {"architecture": shape.to_json()},
+        "shape": shape.to_json(),
+        "describe": shape.describe(),
+        "flops": count_flops(shape),
+        "flops_with_head": count_flops(shape, head=True),
+        "data": "gpt2",
+        "tokens": TOKENS,
+        "seeds": [0],
+    }
+    return {**row, **more}
+
+
+def poster_rows() -> list[Row]:
+    """Return the rows of the table, those that matter most first."""
+    files = {name: read_json(PRESET_FILES / f"{name}.json") for name in PRESETS}
+    found = {name: Architecture.from_json(file["architecture"]) for name, file in files.items()}
+    rows = [_row(name, "preset", a) for name, a in found.items()]
+    rows += [_row(f"uniform of {name}", "uniform", plain(768, UNIFORM_DEPTHS[name], VOCAB_SIZE)) for name in PRESETS]
+    rows += [_row(f"unshared {name}", "twin", unshared(a)) for name, a in found.items()]
+    seen: dict[str, Row] = {}
+    for name in PRESETS:
+        flops = count_flops(plain(768, UNIFORM_DEPTHS[name], VOCAB_SIZE))
+        for score in CHOOSERS:
+            chosen = choose(VOCAB_SIZE, 0.97 * flops, 1.005 * flops, score)
+            row = _row(f"{score} at {name}", "choice", chosen)
+            if chosen.digest in seen:
+                seen[chosen.digest]["also"] = [*seen[chosen.digest].get("also", []), row["id"]]
+            else:
+                seen[chosen.digest] = row
+    rows += list(seen.values())
+    order = ("pythia-70m", "gpt2-124m", "opt-125m", "pythia-162m", "cerebras-111m", "opt-350m")
+    return rows + [_row(name, "baseline", BASELINES[name][1], BASELINES[name][0]) for name in order]
+
+
+def small_rows() -> list[Row]:
+    """Return the models of the seed study: equal FLOPs, a vocabulary for boards, three seeds each."""
+    models = {
+        f"small {score}": choose(SMALL_VOCAB_SIZE, *SMALL_FLOPS, score) for score in (*CHOOSERS, "entropy-poster")
+    }
+    models["small uniform"] = plain(512, 6, SMALL_VOCAB_SIZE)
+    more = {"data": "bpe8192", "tokens": SMALL_TOKENS, "seeds": list(SEEDS)}
+    rows, seen = [], set()
+    for name, architecture in models.items():
+        if architecture.digest not in seen:
+            seen.add(architecture.digest)
+            same = [other for other, a in models.items() if other != name and a.digest == architecture.digest]
+            rows.append(_row(name, "small", architecture, also=same, **more))
+    return rows
