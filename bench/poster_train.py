@@ -44,10 +44,8 @@ def write_plan(folder: Path) -> None:
     tokenizer = load_tokenizer("gpt2", VOCAB_SIZE)
     tokenizer.save(str(folder / "gpt2.json"))
     data = Path(os.environ["MERINO_EDGE_DATA"])
-    texts = {
-        "wikitext2": lzma.open(data / "wikitext2" / "wiki.test.raw.xz", "rt", encoding="utf-8").read(),
-        "ptb": lzma.open(data / "ptb" / "ptb.test.txt.xz", "rt", encoding="utf-8").read(),
-    }
+    files = {"wikitext2": data / "wikitext2" / "wiki.test.raw.xz", "ptb": data / "ptb" / "ptb.test.txt.xz"}
+    texts = {name: lzma.decompress(file.read_bytes()).decode() for name, file in files.items()}
     for name, text in texts.items():
         np.save(folder / f"{name}.npy", np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.uint16))
     counts = {

@@ -50,7 +50,7 @@ def memory_bytes() -> int:
 
 
 def disk_bytes(parameters: int) -> int:
-    """Return what a training needs on the disk: two saves of float32 weights with AdamW's moments, and the checkpoint."""
+    """Return what a training needs on the disk: two saves of weights and AdamW's moments, and the checkpoint."""
     return 4 * parameters * (2 * 3 + 1)
 
 
