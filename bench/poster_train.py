@@ -119,7 +119,7 @@ def run_row(row: dict[str, Any], options: argparse.Namespace, deadline: float) -
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.recompile_limit = 64
     gpu = torch.cuda.is_available()
-    tokens = options.row_tokens or row["tokens"]
+    tokens = min(options.row_tokens or row["tokens"], row["tokens"])
     lock = options.train / "turn"
     began = time.monotonic()
     trainer = RowTrainer(row, load_texts(options.train, row["data"]), "cuda" if gpu else "cpu", gpu)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -31,16 +32,21 @@ from merino_edge.units import format_count
 )
 @click.option("--resume/--no-resume", default=True, help="Go on with an interrupted training.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
-@click.option("--compile", is_flag=True, help="Use torch.compile.")
+@click.option("--compile/--no-compile", default=None, help="Use torch.compile (default: on a GPU).")
+@click.option("--tensorboard", is_flag=True, help="Write loss, speed and MFU for TensorBoard into the run.")
 @json_option
 def command(as_json: bool, subject: str | None, **flags: Any) -> None:
     """Train the run's architecture on text; an interrupted training goes on where it was.
 
     Without --data: WikiText-2 in $MERINO_EDGE_DATA where that is set, else the English text in Python's own library.
+    Several GPUs: torchrun --nproc-per-node N -m merino_edge.cli train [RUN]; or accelerate launch, for FSDP.
     """
     from merino_edge.flows.train import TrainOptions, train
 
-    document = train(subject, TrainOptions(**flags), progress=terminal_progress())
+    others = os.environ.get("RANK", "0") != "0"  # of several processes the first one speaks
+    document = train(subject, TrainOptions(**flags), progress=terminal_progress(quiet=others))
+    if others:
+        return
     if as_json:
         print_json(document)
         return
@@ -51,9 +57,15 @@ def command(as_json: bool, subject: str | None, **flags: Any) -> None:
                 "trained",
                 f"{format_count(document['tokens'])} tokens, {document['steps']} steps, {document['seconds']:.0f} s",
             ),
-            ("speed", f"{document['tokens_per_s']:,.0f} tokens/s"),
+            ("speed", f"{document['tokens_per_s']:,.0f} tokens/s" + _of_peak(document)),
             ("loss", f"training {document['train_loss']:.4f}, held-out text {document['validation_loss']:.4f}"),
             ("perplexity", f"{document['perplexity']:.2f} ({document['bits_per_byte']:.3f} bits per byte)"),
         ]
     )
     click.echo(f"next: merino-edge export {document['run']}", err=True)
+
+
+def _of_peak(document: dict[str, Any]) -> str:
+    if document["mfu"] is None:
+        return ""
+    return f"; {document['steady_tokens_per_s']:,.0f} once compiled, MFU {100 * document['mfu']:.1f} %"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from merino_edge.flows.conditions import run_conditions
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.progress import SILENT, Progress, Task
 from merino_edge.search.cost import count_flops
+from merino_edge.units import format_bytes
 
 if TYPE_CHECKING:
     from merino_edge.training.request import TrainRequest
@@ -37,7 +39,8 @@ class TrainOptions:
         seed: Of weights, order and split.
         resume: Go on with an interrupted training.
         threads: Of the CPU.
-        compile: Use torch.compile.
+        compile: Use torch.compile; None does where there is a GPU.
+        tensorboard: Write the run's `tensorboard/`.
     """
 
     data: tuple[str, ...] = ()
@@ -54,7 +57,8 @@ class TrainOptions:
     seed: int = 0
     resume: bool = True
     threads: int | None = None
-    compile: bool = False
+    compile: bool | None = None
+    tensorboard: bool = False
 
 
 def train(subject_name: str | None, options: TrainOptions, progress: Progress = SILENT) -> dict[str, Any]:
@@ -73,9 +77,8 @@ def train(subject_name: str | None, options: TrainOptions, progress: Progress = 
             hint="pip install 'merino-edge[train]'",
         ) from error
     request = _request(subject, options)
-    note_budget(subject, options, progress)
     with progress.task("training", 1.0) as task:
-        result = run_training(request, _Reporter(task, progress))
+        result = run_training(request, _Reporter(task, progress, subject))
     return {
         "run": run.name,
         "checkpoint": str(result.checkpoint),
@@ -87,6 +90,10 @@ def train(subject_name: str | None, options: TrainOptions, progress: Progress = 
         "bits_per_byte": result.bits_per_byte,
         "tokens_per_s": result.tokens_per_s,
         "seconds": result.seconds,
+        "startup_seconds": result.startup_seconds,
+        "steady_tokens_per_s": result.steady_tokens_per_s,
+        "mfu": result.mfu,
+        "memory_bytes": result.memory_bytes,
         "parameters": subject.architecture.unique_parameters,
         "architecture": subject.architecture.to_json(),
         "curve": [dict(point) for point in result.curve],
@@ -123,17 +130,18 @@ def _request(subject: Subject, options: TrainOptions) -> TrainRequest:
         flops_per_token=count_flops(subject.architecture, tokens=context, head=True) / context,
         threads=options.threads,
         compile=options.compile,
+        log_folder=subject.require_run().folder / "tensorboard" if options.tensorboard else None,
     )
 
 
-def note_budget(subject: Subject, options: TrainOptions, progress: Progress) -> None:
+def note_budget(subject: Subject, tokens: int, progress: Progress) -> None:
     """Point out a budget far from the one that the search was told."""
     conditions = run_conditions(subject.run)
-    if conditions is None or options.tokens is None:
+    if conditions is None:
         return
     told = conditions.train_tokens
-    if not told / 3 <= options.tokens <= told * 3:
-        progress.note(f"the search was told {told:,} training tokens, this training has {options.tokens:,}")
+    if not told / 3 <= tokens <= told * 3:
+        progress.note(f"the search was told {told:,} training tokens, this training has {tokens:,}")
 
 
 def _checkpoint_of(name: str) -> Path:
@@ -151,8 +159,8 @@ def _checkpoint_of(name: str) -> Path:
 class _Reporter:
     """Turns what training tells into one bar with a line of text."""
 
-    def __init__(self, task: Task, progress: Progress) -> None:
-        self._task, self._progress, self._told = task, progress, False
+    def __init__(self, task: Task, progress: Progress, subject: Subject) -> None:
+        self._task, self._progress, self._subject, self._told = task, progress, subject, False
 
     def __call__(self, facts: Mapping[str, Any]) -> None:
         if facts.get("note"):
@@ -165,9 +173,21 @@ class _Reporter:
         )
         if facts.get("loss") is not None:
             text += f" step {step}, loss {facts['loss']:.3f}, {facts['tokens_per_s']:,.0f} tokens/s"
+            text += f", MFU {100 * facts['mfu']:.0f} %" if facts.get("mfu") else ""
         self._task.update(min(1.0, done), text)
         if not self._told and step is not None and step >= 20 and facts["stage"] == "training":
             self._told = True
-            self._progress.note(
-                f"{facts['tokens_per_s']:,.0f} tokens/s, about {facts['seconds_left']:.0f} s left for {steps} steps"
-            )
+            self._tell(facts)
+
+    def _tell(self, facts: Mapping[str, Any]) -> None:
+        """Say once how long it will take, and what it takes of memory and disk."""
+        folder = self._subject.require_run().folder
+        needed, free = 28 * self._subject.architecture.unique_parameters, shutil.disk_usage(folder).free
+        self._progress.note(
+            f"{facts['tokens_per_s']:,.0f} tokens/s, about {facts['seconds_left']:.0f} s left for {facts['steps']} "
+            f"steps; memory {format_bytes(facts['memory_bytes'])}; disk up to {format_bytes(needed)} of "
+            f"{format_bytes(free)} free"
+        )
+        if needed > free:
+            self._progress.note("the disk may not hold the saves: free some space, the training goes on meanwhile")
+        note_budget(self._subject, facts["steps"] * facts["tokens"] // max(1, facts["step"]), self._progress)

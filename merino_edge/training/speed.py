@@ -1,4 +1,4 @@
-"""How well a training uses its machine: the share of the GPU's peak, memory, disk.
+"""How well a training uses its machine: the share of the GPU's peak, and the memory taken.
 
 Model FLOPs utilisation (MFU, Chowdhery et al. 2022, arXiv 2204.02311): the FLOPs that the model needs
 for the tokens of a second, 3 forward passes for one step, over what the hardware could do at most.
@@ -7,8 +7,6 @@ for the tokens of a second, 3 forward passes for one step, over what the hardwar
 from __future__ import annotations
 
 import os
-import shutil
-from pathlib import Path
 
 import psutil
 import torch
@@ -47,13 +45,3 @@ def memory_bytes() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_reserved())
     return int(psutil.Process(os.getpid()).memory_info().rss)
-
-
-def disk_bytes(parameters: int) -> int:
-    """Return what a training needs on the disk: two saves of weights and AdamW's moments, and the checkpoint."""
-    return 4 * parameters * (2 * 3 + 1)
-
-
-def free_bytes(folder: Path) -> int:
-    """Return what is free where the checkpoint will lie."""
-    return shutil.disk_usage(folder).free
