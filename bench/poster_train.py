@@ -3,7 +3,8 @@
     bench/poster_train.py --plan .poster                     the rows into .poster/rows.jsonl, the test texts beside
     bench/poster_train.py --tokens .poster CORPUS            text into token files (GPT-2's BPE, and one of 8,192)
     bench/poster_train.py --train .poster --out rows.jsonl [--rows NAME,NAME]     on a machine with a GPU
-    bench/poster_train.py --collect rows.jsonl --device "NVIDIA H100"             into bench/results/poster_train.json
+    bench/poster_train.py --loop merino-61m .poster/gpt2 --out loop.jsonl         MFU of the package's own loop
+    bench/poster_train.py --collect rows.jsonl --loops loop.jsonl --device "NVIDIA H100"   into bench/results/
 
 Several rows are in flight: one trains, the others compile or are judged meanwhile. A result is written
 as soon as a row ends; the same command goes on with the rows that are not in the results.
@@ -195,17 +196,61 @@ def train(options: argparse.Namespace) -> None:
         process.join()
 
 
-def collect(paths: list[Path], device: str, versions: str) -> None:
-    """Write what was brought back into the recorded results."""
+def time_loop(preset: str, data: str, tokens: int, out: Path) -> None:
+    """Train a preset by the package's own loop, as the command does, and note how well it uses the GPU."""
+    began = time.monotonic()
+    import tempfile
+
+    from poster.rows import PRESET_FILES
+
+    from merino_edge.architecture import Architecture
+    from merino_edge.files import read_json
+    from merino_edge.search.cost import count_flops
+    from merino_edge.training.train import TrainRequest
+    from merino_edge.training.train import train as run_training
+
+    architecture = Architecture.from_json(read_json(PRESET_FILES / f"{preset}.json")["architecture"])
+    with tempfile.TemporaryDirectory() as folder:
+        request = TrainRequest(
+            architecture, Path(folder) / "checkpoint", data=(data,), context_length=1024, tokens=tokens,
+            tokens_per_batch=131_072, flops_per_token=count_flops(architecture, head=True) / 1024,
+        )  # fmt: skip
+        imported = time.monotonic() - began
+        result = run_training(request)
+    names = ("steps", "tokens", "validation_loss", "steady_tokens_per_s", "mfu", "startup_seconds", "seconds")
+    facts = {name: getattr(result, name) for name in (*names, "memory_bytes")}
+    append(out, {"what": f"{preset}, {tokens / 1e6:.0f} M tokens", "import_seconds": imported, **facts})
+
+
+def collect(paths: list[Path], loops: list[Path], device: str, versions: str, corpus: str) -> None:
+    """Write what was brought back into the recorded results; a row trained twice shows how well it repeats."""
     from poster import trainer
     from record import write_result
 
     records = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
-    rows = [record for record in records if "judged" in record]
-    have = {row["id"] for row in rows}
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    repeats = []
+    for record in records:
+        if "judged" not in record:
+            continue
+        key = record["id"], record["seed"]
+        if key in rows:
+            losses = [r["judged"]["validation"]["loss"] for r in (rows[key], record)]
+            repeats.append({"id": record["id"], "seed": record["seed"], "validation_losses": losses})
+        else:
+            rows[key] = {name: value for name, value in record.items() if name not in ("shape", "wall_s")}
+    have = {name for name, _ in rows}
     missing = {r["id"]: r.get("skipped") or r.get("failed") for r in records if r["id"] not in have}
-    recipe = {"text": trainer.__doc__, "learning_rates": trainer.RATES, "sweep_tokens": trainer.SWEEP_TOKENS}
-    document = {"device": device, "versions_there": versions, "recipe": recipe, "rows": rows, "missing": missing}
+    document = {
+        "device": device,
+        "versions_there": versions,
+        "corpus": corpus,
+        "recipe": {"text": trainer.__doc__, "rates": trainer.RATES, "sweep_tokens": trainer.SWEEP_TOKENS},
+        "training_loop": [json.loads(line) for path in loops for line in path.read_text(encoding="utf-8").splitlines()],
+        "rows": list(rows.values()),
+        "repeats": repeats,
+        "missing": missing,
+    }
     print(write_result("poster_train", document))
 
 
@@ -219,11 +264,15 @@ def main() -> None:
     parser.add_argument("--train", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("rows.jsonl"))
     parser.add_argument("--rows", default="", help="names of rows, in the order to take them")
+    parser.add_argument("--loop", nargs=2, metavar=("PRESET", "TOKENS"))
+    parser.add_argument("--loop-tokens", type=int, default=24_000_000)
     parser.add_argument("--row-tokens", type=int, help="train every row on so many instead of the plan's")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3600, help="start nothing that would end later")
     parser.add_argument("--collect", type=Path, nargs="+", metavar="RESULTS.jsonl")
+    parser.add_argument("--loops", type=Path, nargs="*", default=[], help="results of the package's own training loop")
     parser.add_argument("--device", default="")
+    parser.add_argument("--corpus-name", default="")
     parser.add_argument("--versions", default="")
     options = parser.parse_args()
     if options.plan:
@@ -232,8 +281,10 @@ def main() -> None:
         write_tokens(options.tokens, options.corpus, options.kinds.split(","))
     elif options.train:
         train(options)
+    elif options.loop:
+        time_loop(*options.loop, options.loop_tokens, options.out)
     elif options.collect:
-        collect(options.collect, options.device, options.versions)
+        collect(options.collect, options.loops, options.device, options.versions, options.corpus_name)
     else:
         parser.error("give one of --plan, --tokens, --train, --collect")
 

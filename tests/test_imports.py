@@ -40,7 +40,10 @@ THIRD_PARTY = {
     "agent": {"ai_edge_litert", "numpy", "onnxruntime", "tflite_runtime"},  # in its child alone: see AGENT_CHILD
     "device_profiles": set(),
     "search": {"numpy", "scipy"},
-    "training": {"accelerate", "datasets", "numpy", "safetensors", "tokenizers", "torch", "transformers", "zstandard"},
+    "training": {
+        "accelerate", "datasets", "lm_eval", "numpy", "psutil", "safetensors", "tokenizers", "torch", "transformers",
+        "zstandard",
+    },  # fmt: skip
     "exporters": {"ai_edge_litert", "ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "scipy", "tflite_runtime"},
     "device": {"cryptography", "numpy", "paramiko", "psutil"},
     "flows": {"numpy", "psutil", "starlette", "tokenizers", "uvicorn"},

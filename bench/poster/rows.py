@@ -28,7 +28,7 @@ PRESETS = ("merino-52m", "merino-61m", "merino-64m")
 UNIFORM_DEPTHS = {"merino-52m": 3, "merino-61m": 6, "merino-64m": 9}  # of width 768, ratio 4: within 2 % of the FLOPs
 CHOOSERS = ("parameters", "parameters-per-depth")
 SMALL_FLOPS = (50.0e9, 51.8e9)  # of a plain decoder of six layers, width 512
-TOKENS = 28_000_000
+TOKENS = 20_000_000
 SMALL_TOKENS = 8_000_000
 SEEDS = (0, 1, 2)
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "search": "Find the best architecture for a device under limits.",
     "show": "Print an architecture: blocks, parameters, FLOPs, entropy, memory.",
     "train": "Train the found architecture on your text.",
+    "evaluate": "Score a trained model: perplexity, zero-shot tasks, exported files.",
     "export": "Write the model as ONNX or TFLite, quantized, shared weights shared.",
     "deploy": "Put the model onto the device, check it there, switch to it.",
     "generate": "Generate text with the deployed model.",
