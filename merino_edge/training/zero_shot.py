@@ -9,13 +9,16 @@ bytes (`accuracy_norm`). What guessing would score is computed from the document
 from __future__ import annotations
 
 import json
+import logging
 import lzma
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -208,24 +211,37 @@ def run_tasks(
         UsageError: lm-eval is missing, or knows no such task.
     """
     try:
-        from lm_eval import simple_evaluate
+        from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
+        from lm_eval.tasks import TaskManager, get_task_dict
     except ImportError as error:
         raise UsageError("zero-shot tasks need lm-eval", hint="pip install 'merino-edge[eval]'") from error
     files = [Path(name) for name in names if name.endswith((".yaml", ".yml"))]
-    manager = TaskManager(include_path=[str(f.parent) for f in files] or None)
     scores = []
-    language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    with _silenced():
+        manager = TaskManager(include_path=[str(f.parent) for f in files] or None)
+        language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     for name in names:
         docs = TASKS[name]()[:limit] if name in TASKS else None
         task = _config(name, docs) if docs is not None else _foreign(name, manager)
-        found = simple_evaluate(
-            language_model, tasks=[task], limit=limit, task_manager=manager, log_samples=False, bootstrap_iters=1
-        )
+        with _silenced():
+            tasks = get_task_dict([task], manager)
+            found = evaluate(language_model, tasks, limit=limit, log_samples=False, bootstrap_iters=1)
         for label, result in found["results"].items():
             scores.append(_score(name if docs else label, result, found["n-samples"][label]["effective"], docs))
     return scores
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep lm-eval's bars and remarks off the terminal; errors still come."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _foreign(name: str, manager: Any) -> str:

@@ -1,0 +1,92 @@
+"""Perplexity of texts: what transformers itself computes, counted by token, word and byte."""
+
+from __future__ import annotations
+
+import lzma
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from merino_edge.errors import DataError, UsageError
+from merino_edge.training.data import train_tokenizer
+from merino_edge.training.standard_texts import open_hub, read_texts, score_text
+
+TEXT = " the cat sat on the mat \n the dog sat on the cat \n" * 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hub") / "small"
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=270, n_embd=16, n_layer=2, n_head=2, n_positions=256))
+    model.save_pretrained(path)
+    PreTrainedTokenizerFast(tokenizer_object=train_tokenizer([TEXT], 270)).save_pretrained(path)
+    return path
+
+
+def test_perplexity_is_the_one_of_transformers(folder: Path) -> None:
+    opened = open_hub(str(folder))
+    ids = torch.tensor([opened.encode(TEXT)])
+    assert 2 < ids.shape[1] < 256
+    with torch.no_grad():
+        loss = float(opened.model(ids, labels=ids).loss)
+    row = score_text(opened, "cats", TEXT, 256, 256).to_json()
+    assert row["loss"] == pytest.approx(loss, rel=1e-5)
+    assert row["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+    nats = row["loss"] * row["tokens"]
+    assert row["words"] == len(TEXT.split()) + 8
+    assert row["word_perplexity"] == pytest.approx(math.exp(nats / row["words"]), rel=1e-6)
+    assert row["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(TEXT.encode()), rel=1e-6)
+
+
+def test_strided_windows_are_those_of_the_usual_recipe(folder: Path) -> None:
+    opened = open_hub(str(folder))
+    ids = torch.tensor([opened.encode(TEXT)])
+    total, scored, context, stride = 0.0, 1, 32, 16
+    for begin in range(0, ids.shape[1], stride):
+        end = min(begin + context + 1, ids.shape[1])
+        labels = ids[:, begin:end].clone()
+        labels[:, : scored - begin] = -100
+        if (new := end - scored) > 0:
+            with torch.no_grad():
+                total += new * float(opened.model(ids[:, begin:end], labels=labels).loss)
+        scored = end
+        if end == ids.shape[1]:
+            break
+    row = score_text(opened, "cats", TEXT, context, stride).to_json()
+    assert row["loss"] * row["tokens"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_shortened_text_is_counted_as_short_as_it_is(folder: Path) -> None:
+    opened = open_hub(str(folder))
+    row = score_text(opened, "cats", TEXT, 32, 32, max_tokens=20).to_json()
+    assert row["tokens"] == 19
+    assert row["bytes"] < len(TEXT.encode()) / 2
+
+
+def test_standard_texts_come_from_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ptb").mkdir()
+    (tmp_path / "ptb" / "ptb.test.txt.xz").write_bytes(lzma.compress(b" no it was n't \n"))
+    monkeypatch.setenv("MERINO_EDGE_DATA", str(tmp_path))
+    assert read_texts(()) == {"ptb": " no it was n't \n"}
+    with pytest.raises(DataError, match="wikitext2"):
+        read_texts(("wikitext2",))
+    monkeypatch.delenv("MERINO_EDGE_DATA")
+    assert read_texts(()) == {}
+    with pytest.raises(DataError, match="MERINO_EDGE_DATA"):
+        read_texts(("ptb",))
+
+
+def test_unknown_model_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot open"):
+        open_hub(str(tmp_path / "nothing"))
+
+
+def test_scores_need_two_tokens(folder: Path) -> None:
+    with pytest.raises(DataError):
+        score_text(open_hub(str(folder)), "empty", "", 32, 32)
+    assert np.isfinite(score_text(open_hub(str(folder)), "two", "cat sat", 32, 32).evaluation.loss)

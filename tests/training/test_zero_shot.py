@@ -1,0 +1,95 @@
+"""Zero-shot tasks: read from files, asked through lm-eval, beside what guessing scores."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from merino_edge.architecture import Architecture, Block
+from merino_edge.errors import DataError, UsageError
+from merino_edge.training import zero_shot
+from merino_edge.training.data import train_tokenizer
+from merino_edge.training.model import MerinoConfig, MerinoForCausalLM
+from merino_edge.training.zero_shot import TaskScore, average, guessing, run_tasks
+
+CB = [{"premise": "It rains.", "hypothesis": "It is wet", "label": label} for label in ("entailment", "neutral") * 3]
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "eval"
+    folder.mkdir()
+    files = {
+        "CB.val.jsonl.xz": "".join(json.dumps(doc) + "\n" for doc in CB[:5]),
+        "winogrande.jsonl.xz": json.dumps({"context_options": ["He", "She"], "continuation": "ran.", "gold": 1}) + "\n",
+        "lambada_openai.jsonl.xz": json.dumps({"context": "to be or not to", "continuation": "be"}) + "\n",
+        "hellaswag_val_full.txt.xz": "Walking: A man walks. he\n2\nsits.\nflies.\nruns on.\nsings.\n",
+        "logiqa_test.txt.xz": "\nb\nA passage.\nWhat follows?\nA.One\nB.Two\nC.Three\nD.Four\n",
+    }
+    for name, text in files.items():
+        (folder / name).write_bytes(lzma.compress(text.encode()))
+    monkeypatch.setenv("MERINO_EDGE_DATA", str(tmp_path))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model() -> tuple[MerinoForCausalLM, PreTrainedTokenizerFast]:
+    torch.manual_seed(0)
+    architecture = Architecture((Block(16, 2, 1),), 16, 270, head_dim=8)
+    made = MerinoForCausalLM(MerinoConfig(architecture=architecture.to_json(), max_position_embeddings=64)).eval()
+    tokenizer = train_tokenizer(["to be or not to be, that is the question: whether it rains"], 270)
+    return made, PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+def test_documents_are_read_as_they_are_written(data: Path) -> None:
+    assert zero_shot.TASKS["hellaswag"]()[0]["choices"][2] == "runs on."
+    assert zero_shot.TASKS["hellaswag"]()[0]["gold"] == 2
+    logiqa = zero_shot.TASKS["logiqa"]()[0]
+    assert (logiqa["gold"], logiqa["choices"]) == (1, ["One", "Two", "Three", "Four"])
+
+
+def test_guessing_is_counted_from_the_documents(data: Path) -> None:
+    assert guessing(zero_shot.TASKS["cb"]()) == (pytest.approx(1 / 3), 3 / 5)
+    assert guessing(zero_shot.TASKS["winogrande"]()) == (0.5, 1.0)
+    assert guessing(zero_shot.TASKS["lambada"]()) == (0.0, 0.0)
+
+
+def test_accuracy_is_that_of_the_likeliest_choice(data: Path, model: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lm_eval")
+    scores = {score.task: score for score in run_tasks(*model, ["cb", "winogrande", "lambada"])}
+    right = 0
+    for doc in zero_shot.TASKS["cb"]():
+        context = model[1](doc["context"])["input_ids"]
+        summed = []
+        for choice in doc["choices"]:
+            ids = torch.tensor([context + model[1](" " + choice)["input_ids"]])
+            log_p = model[0](ids[:, :-1]).logits.log_softmax(-1)[0]
+            summed.append(sum(float(log_p[t - 1, ids[0, t]]) for t in range(len(context), ids.shape[1])))
+        right += summed.index(max(summed)) == doc["gold"]
+    assert scores["cb"].accuracy == pytest.approx(right / 5)
+    assert (scores["cb"].documents, scores["winogrande"].documents, scores["lambada"].documents) == (5, 1, 1)
+    assert capfd.readouterr().out == ""
+
+
+def test_average_carries_its_error() -> None:
+    scores = [TaskScore("a", 10, 0.5, 0.3, None, 0.25, 0.5), TaskScore("b", 10, 0.7, 0.4, None, 0.5, 0.6)]
+    found = average(scores)
+    assert (found["accuracy"], found["stderr"], found["chance"]) == (pytest.approx(0.6), pytest.approx(0.25), 0.375)
+
+
+def test_unknown_task_offers_the_nearest(data: Path, model: Any) -> None:
+    pytest.importorskip("lm_eval")
+    with pytest.raises(UsageError, match="hellaswag"):
+        run_tasks(*model, ["helaswag"])
+
+
+def test_missing_files_name_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MERINO_EDGE_DATA", raising=False)
+    with pytest.raises(DataError, match="MERINO_EDGE_DATA"):
+        zero_shot.TASKS["cb"]()
