@@ -11,6 +11,7 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?=
 TORCH_INDEX ?=
 TESTS ?=
+CHECKPOINT ?=
 BENCH ?=
 CPU ?= cortex-a72
 ICOUNT ?=
@@ -23,7 +24,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Not measurements of this machine: the demo, the recorder, the page, the trainings on a GPU, the emulated boards, and
 # what needs others' tools.
-NOT_BENCHES := demo record figures proxy_study arm peers tflite_conformance other_tools
+NOT_BENCHES := demo demo_model record figures poster_train proxy_study arm peers tflite_conformance other_tools
 
 PACKAGES := merino_edge exporters device_profiles
 SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
@@ -33,7 +34,7 @@ SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
 OLD_RUNTIMES := ai-edge-litert==1.4.0 ai-edge-litert==2.1.6 tflite-runtime==2.14.0 \
     onnxruntime==1.19.2 onnxruntime==1.23.2
 
-.PHONY: help demo test test-board test-faults check bench peers other-tools board board-down setup clean purge old-runtimes system-packages FORCE
+.PHONY: help demo demo-model test test-board test-faults check bench peers other-tools board board-down setup clean purge old-runtimes system-packages FORCE
 
 help: ## Show this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -50,6 +51,9 @@ help: ## Show this list
 
 demo: $(VENV)/.package ## Run the whole job here: profile, search, train, export, deploy, measure (10 minutes at most)
 	@$(BIN)/python bench/demo.py
+
+demo-model: $(VENV)/.package ## Train the demo model from the corpus in MERINO_EDGE_DATA and pack it with its card (CHECKPOINT=FOLDER packs one)
+	@$(BIN)/python bench/demo_model.py $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)')
 
 test: $(VENV)/.package ## Run the tests against the installed package
 	@$(BIN)/pytest $(TESTS)

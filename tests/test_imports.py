@@ -41,9 +41,9 @@ THIRD_PARTY = {
     "device_profiles": set(),
     "search": {"numpy", "scipy"},
     "training": {
-        "accelerate", "datasets", "lm_eval", "numpy", "psutil", "safetensors", "tokenizers", "torch", "transformers",
-        "zstandard",
-    },  # fmt: skip
+        *("accelerate", "datasets", "lm_eval", "numpy", "psutil", "safetensors", "tokenizers", "torch"),
+        *("transformers", "zstandard"),
+    },
     "exporters": {"ai_edge_litert", "ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "scipy", "tflite_runtime"},
     "device": {"cryptography", "numpy", "paramiko", "psutil"},
     "flows": {"numpy", "psutil", "starlette", "tokenizers", "uvicorn"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -24,6 +25,8 @@ from merino_edge.units import format_bytes
 @click.option("--release", type=click.IntRange(1), default=None, help="Release to roll back to.")
 @click.option("--list", "listing", is_flag=True, help="List the releases on the device.")
 @click.option("--keep", type=click.IntRange(1), default=None, help="First remove all but the newest N releases.")
+@click.option("--bundle", metavar="PATH|URL", help="Deploy this bundle instead of a run's: folder, archive or URL.")
+@click.option("--sha256", metavar="HEX", help="Digest that the bundle's archive must have; a URL needs it.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 @json_option
 def command(
@@ -35,6 +38,8 @@ def command(
     rollback: bool,
     release: int | None,
     keep: int | None,
+    bundle: str | None,
+    sha256: str | None,
     **flags: Any,
 ) -> None:
     """Put the model onto the device, verify it there, and switch to it.
@@ -44,6 +49,7 @@ def command(
     from merino_edge.errors import UsageError
     from merino_edge.flows import deploy as flow
     from merino_edge.flows import fleet
+    from merino_edge.flows.fetch import fetched
 
     progress, ask = terminal_progress(), ask_person()
     dry_run = bool(flags.pop("dry_run"))
@@ -54,6 +60,11 @@ def command(
     if listing and (rollback or keep or dry_run):
         raise UsageError("--list changes nothing and goes with --device alone")
 
+    if bundle is not None and (subject or rollback or listing):
+        raise UsageError("--bundle stands in the place of a run", hint="leave out the run, --rollback and --list")
+    if sha256 is not None and bundle is None:
+        raise UsageError("--sha256 goes with --bundle")
+
     def one(device: str | None, ask: Any, progress: Any) -> dict[str, Any]:
         if listing:
             return fleet.list_releases(device, ask, progress)
@@ -63,12 +74,15 @@ def command(
         return work(subject, device, flags["format_name"], flags["recipe"], keep, ask, progress)
 
     names = fleet.all_devices() if everywhere else list(devices)
-    if len(names) > 1:
-        document = fleet.on_each(names, one, ask, progress)
-        shown = document["deployments"]
-    else:
-        document = one(names[0] if names else None, ask, progress)
-        shown = [document]
+    with ExitStack() as stack:
+        if bundle is not None:
+            subject = str(stack.enter_context(fetched(bundle, sha256, progress)))
+        if len(names) > 1:
+            document = fleet.on_each(names, one, ask, progress)
+            shown = document["deployments"]
+        else:
+            document = one(names[0] if names else None, ask, progress)
+            shown = [document]
     if as_json:
         print_json(document)
         return
