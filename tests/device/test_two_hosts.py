@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from merino_edge.device.registry import DeviceEntry, Registry
 from merino_edge.errors import DeviceError, MerinoEdgeError
 from merino_edge.flows.devices import add_device, remove_device
 
-HERE, BOARD, PORT = "192.0.2.1", "192.0.2.2", 2222  # addresses that no network uses (RFC 5737)
+HERE, BOARD, PORT = "203.0.113.9", "203.0.113.10", 2222  # addresses that no network uses (RFC 5737)
 
 
 def cannot() -> str | None:
@@ -42,11 +43,19 @@ class Board:
 
     def __init__(self, folder: Path) -> None:
         self.name, self.cable = f"merino-{os.getpid()}", f"mre{os.getpid() % 100000}"
+        self._sshd: subprocess.Popen[bytes] | None = None
         self.home = folder / "home"
         self.home.mkdir()
         self.key = make_key(folder / "host")
         self.authorized = folder / "authorized"
         self.authorized.touch()
+        try:
+            self._start(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, folder: Path) -> None:
         ip("netns", "add", self.name)
         ip("link", "add", self.cable, "type", "veth", "peer", "name", "eth0", "netns", self.name)
         ip("address", "add", f"{HERE}/30", "dev", self.cable)
@@ -66,6 +75,11 @@ class Board:
         command = ["ip", "netns", "exec", self.name, SSHD, "-D", "-e", "-f", str(config)]
         with open(folder / "log", "wb") as log:
             self._sshd = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
+        for _ in range(400):
+            with contextlib.suppress(OSError), socket.create_connection((BOARD, PORT), timeout=1):
+                return
+            time.sleep(0.05)
+        raise RuntimeError((folder / "log").read_text())
 
     def pull_the_cable(self) -> None:
         ip("link", "set", self.cable, "down")
@@ -74,8 +88,9 @@ class Board:
         ip("link", "set", self.cable, "up")
 
     def close(self) -> None:
-        self._sshd.terminate()
-        self._sshd.wait(10)
+        if self._sshd is not None:
+            self._sshd.terminate()
+            self._sshd.wait(10)
         with contextlib.suppress(subprocess.CalledProcessError):
             ip("link", "del", self.cable)
         ip("netns", "del", self.name)

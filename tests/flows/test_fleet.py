@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from merino_edge.cli.main import main
@@ -51,6 +53,11 @@ def command(fakes: dict[str, FakeDevice], tmp_path: Path, capsys: pytest.Capture
     return run
 
 
+def check(document: dict[str, Any], name: str) -> None:
+    text = resources.files("merino_edge.cli").joinpath("schemas", f"{name}.json").read_text(encoding="utf-8")
+    jsonschema.validate(document, json.loads(text))
+
+
 RECIPE = ("--format", "onnx", "--recipe", "fp32")
 
 
@@ -60,6 +67,7 @@ def test_two_devices_get_the_same_release(command: Command, fakes: dict[str, Fak
     assert [d["device"] for d in document["deployments"]] == ["one", "two"]
     assert len({d["sha256"] for d in document["deployments"]}) == 1
     assert fakes["three"].current() is None
+    check(document, "deployments")
 
 
 def test_all_devices_and_one_that_is_gone_end_with_six(command: Command, fakes: dict[str, FakeDevice]) -> None:
@@ -93,6 +101,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(command: Command, fa
     assert (document["export_first"], document["bytes_sent"]) == (False, document["bytes_total"])
     code, document, _ = command("deploy", "-d", "one", *RECIPE, "--dry-run", "--keep", "1")
     assert (document["release"], document["previous"], document["bytes_sent"]) == (2, 1, 0)
+    check(document, "deploy")
 
 
 def test_releases_are_listed_and_a_rollback_is_foretold(command: Command) -> None:
@@ -100,6 +109,7 @@ def test_releases_are_listed_and_a_rollback_is_foretold(command: Command) -> Non
         command("deploy", "-d", "one", *RECIPE)
     code, document, _ = command("deploy", "-d", "one", "--list")
     assert (code, document["current"]) == (0, 2)
+    check(document, "releases")
     assert [(r["release"], r["current"], r["recipe"]) for r in document["releases"]] == [
         (1, False, "fp32"),
         (2, True, "fp32"),
