@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from merino_edge.agent.frames import FrameError, parse_object
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FOLDERS = ("objects", "releases", "runtimes", "stage")
 SPARE_BYTES = 8 << 20  # left free, so that journal and logs can always be written
+FLUSH_AHEAD_BYTES = 8 << 20  # of an upload, before the disk is told to begin
 _CHUNK = 1 << 20
 
 
@@ -116,6 +118,9 @@ class Part:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
+        self._flusher: threading.Thread | None = None
+        self._unflushed = 0
+        self._flush_error: OSError | None = None
         self.hash = hashlib.sha256()
         while True:
             chunk = stream.read(_CHUNK)
@@ -128,10 +133,30 @@ class Part:
         self._stream.write(chunk)
         self._stream.flush()
         self.hash.update(chunk)
+        self._unflushed += len(chunk)
+        if self._unflushed >= FLUSH_AHEAD_BYTES and (self._flusher is None or not self._flusher.is_alive()):
+            self._unflushed = 0
+            self._flusher = threading.Thread(target=self._flush_ahead, daemon=True)
+            self._flusher.start()
+
+    def _flush_ahead(self) -> None:
+        """Let the disk work while more bytes come, so that it has little left to do at the end."""
+        try:
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            self._flush_error = error  # the kernel tells it once only
+
+    def settle(self) -> None:
+        """Wait for what is being flushed; the file may be closed afterwards."""
+        if self._flusher is not None:
+            self._flusher.join()
 
     def flush(self) -> None:
         """Make them survive a power cut."""
+        self.settle()
         os.fsync(self._stream.fileno())
+        if self._flush_error is not None:
+            raise self._flush_error
 
 
 class Store:
@@ -204,7 +229,11 @@ class Store:
         handle = os.open(str(part), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         with os.fdopen(handle, "r+b") as stream:
             stream.truncate(offset)
-            yield Part(stream)
+            opened = Part(stream)
+            try:
+                yield opened
+            finally:
+                opened.settle()
 
     def finish_part(self, digest: str, part: Part) -> None:
         """Make an upload an object, flushed; a wrong one is removed."""

@@ -8,6 +8,7 @@ it does not know what they say.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -24,6 +25,7 @@ from merino_edge.errors import DeviceError
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
+PIPE_BYTES = 1 << 20
 STDERR_TAIL_BYTES = 16 * 1024
 SEND_LIMIT_S = 30.0  # a peer that takes not one byte for so long is gone
 CLOSE_LIMIT_S = 3.0
@@ -110,6 +112,9 @@ class LocalChannel:
         assert self._child.stdin and self._child.stdout and self._child.stderr
         self._stdin, self._stdout, self._stderr = self._child.stdin, self._child.stdout, self._child.stderr
         os.set_blocking(self._stdin.fileno(), False)
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # fewer turns for a large upload
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self._stdin.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._tail = bytearray()
         self._drain = threading.Thread(target=self._drain_stderr, name="stderr", daemon=True)
         self._drain.start()
