@@ -22,9 +22,9 @@ SYSTEM_PACKAGES := openssh-client openssh-server strace iproute2 \
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Not measurements of this machine: the demo, the recorder, the page, the trainings on a GPU, the emulated boards, and
-# what needs others' tools.
-NOT_BENCHES := demo demo_model record figures poster_train proxy_study arm peers tflite_conformance other_tools
+# Not measurements of this machine, or with a target of their own: the demo, the recorder, the page, the fault
+# campaigns, the trainings on a GPU, the emulated boards, and what needs others' tools.
+NOT_BENCHES := demo demo_model record figures faults poster_train proxy_study arm peers tflite_conformance other_tools
 
 PACKAGES := merino_edge exporters device_profiles
 SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)

@@ -331,6 +331,35 @@ def demo_model(r: dict[str, Any]) -> list[Row]:
     ]
 
 
+def faults(r: dict[str, Any]) -> list[Row]:
+    """What was broken on purpose, and what broke of it."""
+    words = {
+        "kills": "kill -9 at system calls of install, upgrade, rollback, collection, twice in a row as well",
+        "kill-ends": "kill -9 of the host, the agent and sshd at random bytes of a deployment",
+        "power": "power cuts that lose what was not flushed",
+        "errors": "EIO, ENOSPC, EDQUOT, EROFS and EMFILE at any call",
+        "network": "networks that close, reset, stall, trickle or garble at any byte",
+        "host-keys": "host keys judged beside `ssh`, under three policies",
+        "fuzz": "fuzzed frames",
+        "attacks": "attacks of a hostile device by hand",
+        "boards": "fake boards whose sensors disturb a run, or do not",
+        "lock": "kills among twenty contenders for one lock",
+    }
+    found = [(text, r["campaigns"][name]) for name, text in words.items() if name in r["campaigns"]]
+    return [(text, f"{c['hits']:,} hit, {c['failures']} got through") for text, c in found]
+
+
+def upload(r: dict[str, Any]) -> list[Row]:
+    """Uploads beside scp."""
+    return [
+        (
+            f"a file of {row['megabytes']} MiB to the agent over the same sshd, of `scp`'s speed: paramiko; `ssh`",
+            f"{row['of_scp']['paramiko']:.2f}; {row['of_scp']['openssh']:.2f}",
+        )
+        for row in r["sizes"]
+    ]
+
+
 SCRIPTS = {  # where the name is another
     "proxy_stats": "proxy_study.py --stats bench/results/proxy_study.csv",
     "export_sizes_tflite": "export_sizes.py tflite",
@@ -349,6 +378,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "export_sizes_tflite": lambda r: export_sizes(r, " as TFLite"),
     "peers": peers,
     "quantization": quantization,
+    "faults": faults,
+    "upload": upload,
     "ring": ring,
     "poster_train": poster_train,
     "demo_model": demo_model,
