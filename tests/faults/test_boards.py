@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable
@@ -12,6 +13,11 @@ from campaign import Campaign
 
 from merino_edge.agent import conditions, watch
 from merino_edge.agent.facts import Machine
+from merino_edge.device.client import TestSpec, open_device
+from merino_edge.device.registry import local_entry
+from merino_edge.errors import MeasurementError
+from merino_edge.exporters.to_onnx import export
+from merino_edge.testing import tiny_architecture, write_bundle
 
 PROMISED = 60
 
@@ -239,6 +245,49 @@ def test_energy_is_the_integral_of_what_the_sensor_says(
     meter._read()
     truth = 1e3 * sum(0.1 * (a + b) / 2 for (_, a), (_, b) in itertools.pairwise(steps))
     assert meter.energy_mj() == pytest.approx(truth, rel=1e-6)
+
+
+PI5: dict[str, str] = {
+    **PI4,
+    "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
+    "commands/vcgencmd_pmic_read_adc": " VDD_CORE_A current(7)=3.00000000A\n VDD_CORE_V volt(15)=1.00000000V\n",
+}
+
+
+def test_a_whole_agent_waits_for_a_hot_board_and_measures_its_energy(
+    scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_bundle(tmp_path / "bundle", export, tiny_architecture())
+    write(scratch, PI5, {HEAT: "84000"})
+    monkeypatch.setenv("MERINO_EDGE_MACHINE", str(scratch))
+    said: list[str] = []
+
+    def note(text: str) -> None:
+        said.append(text)
+        write(scratch, PI5, {HEAT: "50000"})
+
+    with open_device(dataclasses.replace(local_entry(), root=str(tmp_path / "root"))) as device:
+        device.on_note = note
+        (found,) = device.measure(bundle, [TestSpec("tg", 16)], budget_s=0.2)
+    assert said
+    assert said[0].startswith("the board is too hot (at 84 C): waiting for it to cool, at most")
+    assert found.conditions["cooled_for_s"] > 0
+    assert found.energy_mj is not None
+    slowest_s = 100.0  # on a loaded machine; 3 W for that long
+    assert 0 < found.energy_mj < 3 * 1e3 * slowest_s
+
+
+def test_a_model_that_does_not_fit_the_free_memory_is_never_loaded(
+    scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_bundle(tmp_path / "bundle", export, tiny_architecture())
+    write(scratch, PI5, {MEMORY: "MemTotal:  3884000 kB\nMemAvailable:  20000 kB\n"})
+    monkeypatch.setenv("MERINO_EDGE_MACHINE", str(scratch))
+    with (
+        open_device(dataclasses.replace(local_entry(), root=str(tmp_path / "root"))) as device,
+        pytest.raises(MeasurementError, match="19 MiB are free on the device"),
+    ):
+        device.measure(bundle, [TestSpec("tg", 16)], budget_s=0.2)
 
 
 def test_a_board_without_a_sensor_gives_no_energy_and_says_why(scratch: Path) -> None:

@@ -224,7 +224,7 @@ def test_a_network_that_breaks_anywhere_costs_time_and_nothing_else(scratch: Pat
     campaign = Campaign("network", PROMISED)
     server = Server(scratch / "sshd")
     client.allow(server)
-    sessions = plan(campaign, campaign.portion(PROMISED + 60, least=len(KINDS)))
+    sessions = plan(campaign, campaign.portion(PROMISED + 110, least=len(KINDS)))
     todo = list(reversed(sessions))
     lock = threading.Lock()
 
