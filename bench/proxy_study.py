@@ -125,7 +125,7 @@ def main() -> None:
             print(json.dumps(figures, indent=1))
         else:
             show(figures)
-        if arguments.stats == TABLE:
+        if arguments.stats.resolve() == TABLE.resolve():
             write_result("proxy_stats", figures)
 
 

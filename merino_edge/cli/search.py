@@ -118,6 +118,7 @@ def _print(document: dict[str, Any]) -> None:
     for label, key, measured_key, fmt in (
         *((test, f"{test}_ms", f"{test}_ms", format_ms) for test in tests),
         ("memory", "memory_bytes", "peak_memory_bytes", format_bytes),
+        ("energy", "energy_mj", "energy_mj", lambda mj: f"{mj:.3g} mJ a token"),
     ):
         if predicted.get(key) is None:
             continue

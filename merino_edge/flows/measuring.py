@@ -243,12 +243,14 @@ class Known:
         passes_ms: By test name, the percentile asked for of the newest passes, each a process of its own.
         memory_bytes: Peak of the measuring process at the context asked for; None where not measured.
         runtime_bytes: Of that, what the empty runtime needs.
+        energy_mj: Of a generated token, where the device has a sensor.
     """
 
     architecture: Architecture
     passes_ms: dict[str, tuple[float, ...]]
     memory_bytes: int | None
     runtime_bytes: int | None
+    energy_mj: float | None = None
 
     @property
     def ms(self) -> dict[str, float]:
@@ -311,5 +313,6 @@ def gather(records: Iterable[Measurement], key: Mapping[str, Any], conditions: C
         same_context = record.context_length == conditions.context_length
         memory = record.peak_memory_bytes if same_context else old.memory_bytes
         runtime = record.peak_memory_bytes - record.model_memory_bytes if same_context else old.runtime_bytes
-        known[digest] = Known(old.architecture, {**old.passes_ms, test: newest}, memory, runtime)
+        energy = record.energy_mj if test == "tg" and record.energy_mj is not None else old.energy_mj
+        known[digest] = Known(old.architecture, {**old.passes_ms, test: newest}, memory, runtime, energy)
     return known

@@ -190,7 +190,13 @@ def fit_known(
         context_length=conditions.context_length,
         runtime_bytes=runtime,
     )
-    return RecipeProfile(conditions, key, latency, memory, len(known), seconds, cache_bytes)
+    spent = [LatencySample(k.architecture, k.energy_mj) for k in known.values() if k.energy_mj is not None]
+    energy = None  # of a token: power times time, so the same costs at rates of their own
+    if len(spent) >= MIN_MODELS:
+        energy = fit_latency(
+            spent, test="tg", depth=conditions.depth, recipe=conditions.recipe, cache_bytes=cache_bytes
+        )
+    return RecipeProfile(conditions, key, latency, memory, len(known), seconds, cache_bytes, energy=energy)
 
 
 def document(profile: Profile, options: ProfileOptions) -> dict[str, Any]:
@@ -210,6 +216,7 @@ def document(profile: Profile, options: ProfileOptions) -> dict[str, Any]:
         "latency_model": tg.accuracy,
         "latency_models": {test: model.accuracy for test, model in recipe.latency.items()},
         "memory_model": getattr(recipe.memory, "accuracy", None),
+        "energy_model": recipe.energy.accuracy if recipe.energy else None,
         "reach": _reach(recipe, options),
     }
 

@@ -19,7 +19,7 @@ from merino_edge.flows.conditions import TESTS, Conditions
 from merino_edge.search.latency import LatencyModel, MemoryModel, estimate_latency, estimate_memory
 
 _KEYS = ("device", "estimate", "facts", "recipes")
-_RECIPE_KEYS = ("conditions", "key", "latency", "memory", "models", "seconds", "valid", "cache_bytes")
+_RECIPE_KEYS = ("conditions", "key", "latency", "memory", "models", "seconds", "valid", "cache_bytes", "energy")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class RecipeProfile:
         seconds: Time it took.
         cache_bytes: Last-level cache that the features assume.
         valid: False where the device was too disturbed for the numbers to be used.
+        energy: Model of a generated token's energy, mJ instead of ms; None where no sensor told.
     """
 
     conditions: Conditions
@@ -45,6 +46,7 @@ class RecipeProfile:
     seconds: float
     cache_bytes: int
     valid: bool = True
+    energy: LatencyModel | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -57,6 +59,7 @@ class RecipeProfile:
             "seconds": self.seconds,
             "cache_bytes": self.cache_bytes,
             "valid": self.valid,
+            "energy": self.energy.to_json() if self.energy else None,
         }
 
     @classmethod
@@ -78,6 +81,7 @@ class RecipeProfile:
                 seconds=float(value["seconds"]),
                 cache_bytes=int(value["cache_bytes"]),
                 valid=bool(value["valid"]),
+                energy=LatencyModel.from_json(value["energy"], f"{where}, energy") if value.get("energy") else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidFileError(f"{where}: not a profile: {error}") from error

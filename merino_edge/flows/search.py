@@ -59,7 +59,7 @@ def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any
     space = _exportable(space, options.conditions.recipe, progress)
     if state.profile.estimate and any(limit in options.limits for limit in DEVICE_LIMITS):
         progress.note(f"{name} was never profiled: every latency and memory below is an estimate (merino-edge profile)")
-    _refuse_energy(options, name)
+    _refuse_energy(options, state)
     outcome = first = _first_search(space, options, state, progress)
     rounds: list[dict[str, Any]] = []
     measured: dict[str, Any] | None = None
@@ -145,10 +145,14 @@ def _open_state(name: str, options: SearchOptions) -> State:
     return state
 
 
-def _refuse_energy(options: SearchOptions, name: str) -> None:
-    if "energy_mj" in options.limits:
-        reason = board_of(name).sensors.energy_reason or "its energy was not profiled"
-        raise UsageError(f"--energy cannot be held on {name}: {reason}", hint="leave --energy out")
+def _refuse_energy(options: SearchOptions, state: State) -> None:
+    """Refuse a limit on energy where nothing tells it: no sensor, or no profile that read one."""
+    if "energy_mj" in options.limits and state.recipe.energy is None:
+        reason = board_of(state.device).sensors.energy_reason
+        hint = "leave --energy out" if reason else f"leave --energy out, or: merino-edge profile {state.device}"
+        raise UsageError(
+            f"--energy cannot be held on {state.device}: {reason or 'its energy was not profiled'}", hint=hint
+        )
 
 
 def _must_verify(options: SearchOptions, name: str) -> bool:

@@ -133,12 +133,13 @@ def _scaled(latency: Mapping[str, LatencyModel], known: Collection[Known]) -> di
 def make_request(space: Space, options: SearchOptions, state: State, band: bool = True) -> SearchRequest:
     """Put together what is searched for; without the band the limits apply to the plain predictions."""
     latency, memory = with_prompt(state.recipe.latency, options.conditions), state.recipe.memory
+    energy = state.recipe.energy
     if not band:
         latency = {test: replace(model, band=0.0) for test, model in latency.items()}
         memory = replace(memory, band=0.0)
+        energy = replace(energy, band=0.0) if energy else None
     measured = {
-        digest: Measured(k.architecture, ms=k.typical_ms, memory_bytes=k.memory_bytes)
-        for digest, k in state.known.items()
+        digest: Measured(k.architecture, k.typical_ms, k.memory_bytes, k.energy_mj) for digest, k in state.known.items()
     }
     return SearchRequest(
         space=space,
@@ -147,6 +148,7 @@ def make_request(space: Space, options: SearchOptions, state: State, band: bool 
         latency=latency,
         latency_of=options.conditions.latency_of,
         memory=memory,
+        energy=energy,
         recipe=options.conditions.recipe,
         context_length=options.conditions.context_length,
         mode=options.mode,
@@ -248,6 +250,7 @@ def _next_candidate(space: Space, options: SearchOptions, state: State, outcome:
     values = {
         "latency_ms": measured.get(f"{options.conditions.latency_of}_ms"),
         "memory_bytes": measured["peak_memory_bytes"],
+        "energy_mj": measured["energy_mj"],
     }
     binding = [c["name"] for c in outcome.constraints if c["binding"] and c["name"] in values]
     if not any((values[name] or 0) < SLACK * options.limits[name].upper for name in binding):
@@ -304,6 +307,7 @@ def measured_json(known: Known | None) -> dict[str, Any] | None:
         **{f"{test}_ms": ms for test, ms in known.typical_ms.items()},
         "ttft_ms": latency_of(known.typical_ms, "ttft"),
         "peak_memory_bytes": known.memory_bytes,
+        "energy_mj": known.energy_mj,
     }
 
 
@@ -318,7 +322,7 @@ def _round(candidate: Candidate, known: Known | None, options: SearchOptions) ->
 
 def _meets(options: SearchOptions, known: Known) -> bool:
     told = latency_of(known.typical_ms, options.conditions.latency_of)
-    values = {"latency_ms": told, "memory_bytes": known.memory_bytes}
+    values = {"latency_ms": told, "memory_bytes": known.memory_bytes, "energy_mj": known.energy_mj}
     return all(v is None or n not in options.limits or options.limits[n].admits(v) for n, v in values.items())
 
 

@@ -115,4 +115,7 @@ def _predictions(problem: Problem) -> dict[str, Column]:
     if request.memory is not None:
         columns["memory_bytes"] = raised(1.0, request.memory)
         columns["memory_bytes_upper"] = raised(1.0 + request.memory.band, request.memory)
+    if request.energy is not None:
+        columns["energy_mj"] = raised(1.0, request.energy)
+        columns["energy_mj_upper"] = upper([request.energy])
     return columns

@@ -240,4 +240,6 @@ def _range(name: str, limit: Limit) -> str:
 def _quantity(name: str, value: float) -> str:
     if name.endswith("_ms"):
         return format_ms(value)
+    if name.endswith("_mj"):
+        return f"{value:.4g} mJ"
     return format_bytes(value) if name.endswith("_bytes") else format_count(value)

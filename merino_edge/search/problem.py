@@ -38,11 +38,13 @@ class Measured:
         architecture: Which one.
         ms: Median of each test measured.
         memory_bytes: Peak, runtime included, or None.
+        energy_mj: Of a generated token, or None.
     """
 
     architecture: Architecture
     ms: Mapping[str, float]
     memory_bytes: float | None = None
+    energy_mj: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class SearchRequest:
         latency: Latency models by test.
         latency_of: The test that `latency_ms` means; `ttft` is `pp128` and one token.
         memory: Model of the peak memory.
+        energy: Model of a generated token's energy, its unit mJ instead of ms.
         recipe: How weights are stored.
         context_length: Positions the cache must hold.
         mode: `exact`, `dp`, `evolution`, or `auto`: exact up to 10^8 architectures, then dp or evolution by the score.
@@ -71,6 +74,7 @@ class SearchRequest:
     latency: Mapping[str, LatencyModel] = field(default_factory=dict)
     latency_of: str = "tg"
     memory: MemoryModel | None = None
+    energy: LatencyModel | None = None
     recipe: str = "dynamic_wi8_afp32"
     context_length: int = 1024
     mode: str = "auto"
@@ -184,6 +188,8 @@ def _columns(request: SearchRequest) -> dict[str, Column]:
         columns["latency_ms"] = upper([request.latency[test] for test in tests])
     if request.memory is not None:
         columns["memory_bytes"] = upper([request.memory])
+    if request.energy is not None:
+        columns["energy_mj"] = upper([request.energy])
     return columns
 
 
@@ -226,6 +232,8 @@ def _overrides(request: SearchRequest) -> dict[int, dict[str, float]]:
             values["latency_ms"] = sum(measured.ms[test] for test in tests)
         if measured.memory_bytes is not None:
             values["memory_bytes"] = measured.memory_bytes
+        if measured.energy_mj is not None:
+            values["energy_mj"] = measured.energy_mj
         for member in class_members(request.space, index):
             overrides.setdefault(member, {}).update(values)
     return overrides
