@@ -93,8 +93,6 @@ def _print(document: dict[str, Any]) -> None:
     from merino_edge.architecture import Architecture
     from merino_edge.flows.search import describe_check, limit_lines
 
-    predicted, measured = document["predicted"], document["measured"] or {}
-    word = "estimate" if document["estimate"] else "predicted"
     pairs = [
         ("found", Architecture.from_json(document["architecture"]).describe()),
         (
@@ -112,22 +110,9 @@ def _print(document: dict[str, Any]) -> None:
             f"{format_count(document['parameters'])} unique, {format_count(document['executed_parameters'])} executed",
         ),
         ("FLOPs", f"{format_count(document['flops'])} (with head {format_count(document['flops_with_head'])})"),
-        ("file", format_bytes(predicted["file_bytes"])),
+        ("file", format_bytes(document["predicted"]["file_bytes"])),
     ]
-    tests = dict.fromkeys(("tg", "pp128", document["conditions"]["latency_of"]))
-    for label, key, measured_key, fmt in (
-        *((test, f"{test}_ms", f"{test}_ms", format_ms) for test in tests),
-        ("memory", "memory_bytes", "peak_memory_bytes", format_bytes),
-        ("energy", "energy_mj", "energy_mj", lambda mj: f"{mj:.3g} mJ a token"),
-    ):
-        if predicted.get(key) is None:
-            continue
-        text = f"{word} {fmt(predicted[key])}"
-        if measured.get(measured_key) is not None:
-            text = f"measured {fmt(measured[measured_key])} ({text})"
-        elif predicted.get(f"{key}_upper"):
-            text += f", interval {interval(predicted[key], predicted[f'{key}_upper'], fmt)}"
-        pairs.append((label, text))
+    pairs += _device_pairs(document)
     if document["outside_domain"]:
         share = 100 * document["outside_domain"] / document["evaluated"]
         pairs.append(("domain", f"gamma reaches 1 in {document['outside_domain']:,} of them ({share:.2g} %): scored 0"))
@@ -154,3 +139,25 @@ def _print(document: dict[str, Any]) -> None:
     for check in document["prediction_checks"]:
         click.echo(f"prediction of {describe_check(check)}")
     click.echo(f"run: {document['run']}   next: merino-edge train {document['run']}", err=True)
+
+
+def _device_pairs(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what is predicted and measured of latency, memory and energy."""
+    predicted, measured = document["predicted"], document["measured"] or {}
+    word = "estimate" if document["estimate"] else "predicted"
+    pairs = []
+    tests = dict.fromkeys(("tg", "pp128", document["conditions"]["latency_of"]))
+    for label, key, measured_key, fmt in (
+        *((test, f"{test}_ms", f"{test}_ms", format_ms) for test in tests),
+        ("memory", "memory_bytes", "peak_memory_bytes", format_bytes),
+        ("energy", "energy_mj", "energy_mj", lambda mj: f"{mj:.3g} mJ a token"),
+    ):
+        if predicted.get(key) is None:
+            continue
+        text = f"{word} {fmt(predicted[key])}"
+        if measured.get(measured_key) is not None:
+            text = f"measured {fmt(measured[measured_key])} ({text})"
+        elif predicted.get(f"{key}_upper"):
+            text += f", interval {interval(predicted[key], predicted[f'{key}_upper'], fmt)}"
+        pairs.append((label, text))
+    return pairs

@@ -203,13 +203,13 @@ class FileSize(Storage):
 
     def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
         """The tensors of blocks, and nodes."""
-        tensors: Array = super().blocks(width, ffn_width, depth)
-        return tensors + self.GRAPH_BLOCK + self.GRAPH_LAYER * depth
+        size: Array = super().blocks(width, ffn_width, depth) + self.GRAPH_BLOCK + self.GRAPH_LAYER * depth
+        return size
 
     def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
         """The tensors of the ends, and what every graph has."""
-        tensors: Array = super().ends(last_width, embedding_width, vocab_size)
-        return tensors + self.GRAPH
+        size: Array = super().ends(last_width, embedding_width, vocab_size) + self.GRAPH
+        return size
 
 
 @dataclass(frozen=True)

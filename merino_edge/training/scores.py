@@ -17,7 +17,7 @@ is a sum over blocks, so no search by them is exact. They are found by the entry
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from merino_edge.architecture import Architecture
-from merino_edge.training.model import MerinoConfig, MerinoForCausalLM, next_token_loss
+from merino_edge.training.model import MerinoBlock, MerinoConfig, MerinoForCausalLM, next_token_loss
 
 SEQUENCES = 8
 TOKENS = 32  # of each, where there is a backward pass
@@ -70,13 +70,19 @@ def network_score(name: str, architecture: Architecture, seed: int = 0) -> float
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         cut = replace(architecture, vocab_size=min(architecture.vocab_size, TABLE_ROWS))
-        model = MerinoForCausalLM(MerinoConfig(architecture=cut.to_json()))  # type: ignore[arg-type]
-        return _FUNCTIONS[name](model.eval(), architecture)
+        model = MerinoForCausalLM(MerinoConfig(architecture=cut.to_json()))
+        model.train(False)
+        return _FUNCTIONS[name](model, architecture)
 
 
 def _draw(model: MerinoForCausalLM, tokens: int) -> Tensor:
     """Draw `(SEQUENCES, tokens)` token ids."""
     return torch.randint(model.config.merino.vocab_size, (SEQUENCES, tokens))
+
+
+def _blocks(model: MerinoForCausalLM) -> list[MerinoBlock]:
+    """Return the blocks, in the order of execution."""
+    return [block for block in model.blocks if isinstance(block, MerinoBlock)]
 
 
 def _matrices(model: MerinoForCausalLM) -> list[nn.Parameter]:
@@ -96,7 +102,7 @@ def _synflow(model: MerinoForCausalLM, architecture: Architecture) -> float:
         for p in matrices:
             p.abs_()
     x, scale = torch.ones(1, model.embedding.embedding_dim), 0.0  # (1, E)
-    for block in model.blocks:
+    for block in _blocks(model):
         x = x if block.projection is None else block.projection(x)
         for _ in range(block.depth):
             x = x + block.output(block.value(x))
@@ -128,7 +134,9 @@ def _snip(model: MerinoForCausalLM, architecture: Architecture) -> float:
 
 
 @contextmanager
-def _watched(modules: list[nn.Module], hook: Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]) -> Iterator[None]:
+def _watched(
+    modules: Sequence[nn.Module], hook: Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+) -> Iterator[None]:
     """Call `hook(module, inputs, output)` at every execution of some modules."""
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
@@ -151,7 +159,7 @@ def _ntk_condition(model: MerinoForCausalLM, architecture: Architecture) -> floa
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         use = [inputs[0].detach()]  # (B, T, in), then (B, T, out) of the gradient
         uses.setdefault(module, []).append(use)
-        output.register_hook(use.append)
+        output.register_hook(use.append)  # type: ignore[no-untyped-call]
 
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     with _watched(linears, record):
@@ -187,7 +195,7 @@ def _linear_regions(model: MerinoForCausalLM, architecture: Architecture) -> flo
         changes += int((on[1:] != on[:-1]).sum())
 
     handle = model.embedding.register_forward_hook(line)
-    with _watched([block.ffn_in for block in model.blocks], count):
+    with _watched([block.ffn_in for block in _blocks(model)], count):
         model(_draw(model, LINE_TOKENS)[:2])
     handle.remove()
     return 1.0 + changes
@@ -209,7 +217,7 @@ def _w_pca(model: MerinoForCausalLM, architecture: Architecture) -> float:
         variances = torch.linalg.eigvalsh(square).flip(0).clamp(min=0)
         components += int((variances.cumsum(0) < EXPLAINED * variances.sum()).sum()) + 1
 
-    with _watched([block.ffn_out for block in model.blocks], count):
+    with _watched([block.ffn_out for block in _blocks(model)], count):
         model(_draw(model, STATE_TOKENS))
     return float(architecture.unique_parameters * components)
 
