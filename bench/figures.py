@@ -127,11 +127,12 @@ def presets(r: dict[str, Any]) -> list[Row]:
     result = []
     for name, found in r.items():
         winner, moves = found["winner"], found["moves"]
+        blocks = winner["architecture"].replace(" | ", " / ")  # a bar would end the cell
         same = sum(other["architecture"] == winner["architecture"] for other in moves.values())
         hits = found["seeds"].get(winner["architecture"], 0)
         result.append(
             (
-                f"`{name}` (ours for the poster's budget, not the authors' network): {winner['architecture']}; unique "
+                f"`{name}` (ours for the poster's budget, not the authors' network): {blocks}; unique "
                 f"parameters; FLOPs; the same under so many of {len(moves)} other weights and scores, and of "
                 f"{sum(found['seeds'].values())} evolutionary seeds",
                 f"{winner['parameters'] / 1e6:.1f} M; {winner['flops'] / 1e9:.0f} G; {same}; {hits}",
