@@ -255,7 +255,7 @@ def test_a_range_above_all_that_can_be_reached_says_the_most() -> None:
         ({"latency_ms": Limit(5.0)}, {"latency": {}}, "no latency model for 'tg'"),
         ({"memory_bytes": Limit(5.0)}, {"memory": None}, "no memory model"),
         ({"latency": Limit(5.0)}, {}, "unknown limit 'latency'"),
-        ({}, {"mode": "dp"}, "unknown mode 'dp'"),
+        ({}, {"mode": "dynamic"}, "unknown mode 'dynamic'"),
         ({}, {"recipe": "int3"}, "unknown recipe 'int3'"),
     ],
 )
