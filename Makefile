@@ -83,7 +83,7 @@ bench: $(VENV)/.package ## Reproduce the README's figures into bench/results/ (a
 	@$(BIN)/python bench/proxy_study.py --stats bench/results/proxy_study.csv > build/proxy_study.txt
 	@$(BIN)/python bench/figures.py
 
-peers: $(VENV)/.package ## Measure beside other tools and rewrite docs/peers.md (first time an hour and 6 GB, then 20 minutes)
+peers: $(VENV)/.package ## Measure beside other tools and rewrite docs/peers.md (first time an hour and 9 GB, then 20 minutes)
 	@$(BIN)/python bench/peers.py --setup
 	@$(BIN)/python bench/peers.py
 

@@ -1,6 +1,6 @@
 """Speed and memory beside what a user would take instead, interleaved in one run on this machine.
 
-    .venv/bin/python bench/peers.py --setup     # once: environments and files of the peers, in .peers/ (an hour, 6 GB)
+    .venv/bin/python bench/peers.py --setup     # once: environments and files of the peers, in .peers/ (an hour, 9 GB)
     .venv/bin/python bench/peers.py             # measures whatever is there, records it and writes docs/peers.md
     .venv/bin/python bench/peers.py --rounds 2 --only A60    # a short look; records nothing
 
