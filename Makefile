@@ -62,7 +62,7 @@ test-faults: $(VENV)/.package ## Run the fault campaigns whole: kills, power cut
 	@FAULT_SHARE=$(or $(FAULT_SHARE),1) FAULT_SEED=$(or $(FAULT_SEED),1) FAULT_RECORDS=$(abspath build/faults) \
 	    $(BIN)/pytest tests/faults --durations=0
 
-test-board: $(VENV)/.package ## Boot emulated aarch64 boards and go round the ring on them over SSH (8 minutes or so)
+test-board: $(VENV)/.package ## Boot emulated aarch64 boards and go round the ring on them over SSH (minutes each)
 	@BOARD_CPUS='$(or $(CPUS),cortex-a72 cortex-a76)' $(BIN)/pytest tests/board $(TESTS)
 
 board: $(VENV)/.package ## Build and boot an emulated aarch64 board, and say how to reach it
