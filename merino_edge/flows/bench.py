@@ -67,6 +67,8 @@ def bench(
     failures: list[str] = []
     with opened(entry, ask) as device:
         facts = device.facts()
+        if facts.get("emulated"):
+            progress.note(f"{name} is emulated ({facts['emulated']}): it computes rightly, its times are no board's")
         version = runtime_version(facts)
         device.sustained, device.on_note = options.sustained, progress.note
         bundles = [subject.bundle] if subject.bundle is not None else _bundles(subject, options, version, progress)
