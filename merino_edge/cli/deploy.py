@@ -111,6 +111,10 @@ def _print(document: dict[str, Any], rollback: bool) -> None:
 
 
 def _print_list(document: dict[str, Any]) -> None:
+    if not document["releases"]:
+        click.echo(f"nothing is deployed on {document['device']}")
+        click.echo(f"next: merino-edge deploy --device {document['device']}", err=True)
+        return
     rows = [
         [
             f"{r['release']}" + (" *" if r["current"] else ""),
