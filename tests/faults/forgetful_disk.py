@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,14 @@ def reason_not_to() -> str | None:
         return "mounting a FUSE file system takes Linux and root"
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "there is no /dev/fuse here"
-    return None
+    with tempfile.TemporaryDirectory() as folder:
+        device = os.open("/dev/fuse", os.O_RDWR)
+        options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
+        refused = ctypes.CDLL(None).mount(b"try", folder.encode(), b"fuse", 6, options)
+        if not refused:
+            ctypes.CDLL(None).umount2(folder.encode(), DETACH)
+        os.close(device)
+    return "this container lets nobody mount a file system" if refused else None
 
 
 needs_fuse = pytest.mark.skipif(reason_not_to() is not None, reason=str(reason_not_to()))
