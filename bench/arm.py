@@ -112,7 +112,8 @@ def export_all(folder: Path, wanted: Iterable[tuple[str, str, str]]) -> list[Cas
             print(f"{name}: not written: {error.message}")
             shutil.rmtree(place)
             continue
-        manifest = {"format": format_name, "runtime": result.runtime, "files": [{"name": n} for n in result.files]}
+        written = {"format": format_name, "runtime": result.runtime, "form": result.form, "recipe": recipe}
+        manifest = {**written, "files": [{"name": n} for n in result.files]}
         (place / "manifest.json").write_text(json.dumps(manifest))
         reference = None
         if format_name == "onnx":

@@ -13,6 +13,7 @@ written for GPU providers. What a version carries was found by running every pai
 from __future__ import annotations
 
 import re
+
 from merino_edge.architecture import Architecture
 from merino_edge.errors import UsageError, did_you_mean
 from merino_edge.exporters.decoder import Decoder

@@ -83,7 +83,7 @@ def folder_of(version: str) -> str:
 def child(program: str, argument: object) -> object:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(argument)], capture_output=True, text=True, env=environment
+        [sys.executable, "-P", "-c", program, json.dumps(argument)], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

@@ -115,3 +115,29 @@ def test_sharing_survives_the_runtime(recipe: str, form: str, tmp_path: Path) ->
     bound = (1.02 + sums if block else 1.05) * unique + runtime
     assert deep <= bound
     assert peak <= 1.05 * max(deep, bound)
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "dynamic_wi8_afp32", "weight_only_wi4_b128_afp32"])
+def test_writing_60_million_parameters_takes_little_memory(recipe: str, tmp_path: Path) -> None:
+    program = """
+import resource, sys, time
+from pathlib import Path
+from merino_edge.architecture import Architecture, Block
+from merino_edge.exporters.forms import find_form
+from merino_edge.exporters.recipes import find_recipe
+from merino_edge.exporters.to_onnx import write_files
+from merino_edge.reference import random_tensors
+blocks = tuple(Block(*shape) for shape in ((512, 4, 3), (640, 4, 3), (768, 5, 4), (1024, 5, 4)))
+architecture = Architecture(blocks, 512, 50257)
+tensors = random_tensors(architecture, 0)
+recipe = find_recipe(sys.argv[2], architecture)
+start = time.process_time()
+write_files(architecture, tensors, Path(sys.argv[1]), recipe, find_form(recipe, "standard", architecture))
+assert not {"torch", "onnxruntime.training"} & set(sys.modules)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.process_time() - start)
+"""
+    child = [sys.executable, "-P", "-c", program, str(tmp_path), recipe]
+    peak, seconds = map(float, subprocess.run(child, capture_output=True, text=True, check=True).stdout.split())
+    print(f"{recipe}: {seconds:.1f} s of processor time, {peak / 1e6:.0f} MB at most, weights in float32 among them")
+    assert peak <= 1.5e9
+    assert seconds <= 20  # five on an idle machine; processor time, for a test cannot know who else computes
