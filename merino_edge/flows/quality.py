@@ -173,7 +173,11 @@ def compare_quality(
             raise ExportError(f"the exported file cannot be scored: {error.message}", hint=error.hint) from error
         return not_measured(error.message)
     count, differences = len(token_ids) - 1, after - before
-    change = math.expm1(differences.sum() / count)
+    change = math.expm1(min(differences.sum() / count, 700.0))
+    if not math.isfinite(change):
+        raise ExportError(
+            f"{manifest.recipe}: held-out text has no likelihood in this file", hint="export with --recipe fp32"
+        )
     allowed = limit_of(manifest.recipe) if limit is None else limit
     quality = {
         "measured": True,
