@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from merino_edge.bundle import Bundle
 from merino_edge.errors import MerinoEdgeError, UsageError
-from merino_edge.flows.bench import read_validation
 from merino_edge.flows.devices import Ask, find_entry, opened
 from merino_edge.flows.export import exported_bundles
+from merino_edge.flows.quality import read_validation
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.progress import SILENT, Progress
 
