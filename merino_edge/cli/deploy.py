@@ -60,10 +60,7 @@ def command(
     if listing and (rollback or keep or dry_run):
         raise UsageError("--list changes nothing and goes with --device alone")
 
-    if bundle is not None and (subject or rollback or listing):
-        raise UsageError("--bundle stands in the place of a run", hint="leave out the run, --rollback and --list")
-    if sha256 is not None and bundle is None:
-        raise UsageError("--sha256 goes with --bundle")
+    _check_bundle(bundle, sha256, subject is not None or rollback or listing)
 
     def one(device: str | None, ask: Any, progress: Any) -> dict[str, Any]:
         if listing:
@@ -92,6 +89,16 @@ def command(
         click.echo("next: merino-edge train", err=True)
     elif not dry_run and not listing:
         click.echo('next: merino-edge generate "Once upon a time"', err=True)
+
+
+def _check_bundle(bundle: str | None, sha256: str | None, others: bool) -> None:
+    """Refuse what does not go together with `--bundle`."""
+    from merino_edge.errors import UsageError
+
+    if bundle is not None and others:
+        raise UsageError("--bundle stands in the place of a run", hint="leave out the run, --rollback and --list")
+    if sha256 is not None and bundle is None:
+        raise UsageError("--sha256 goes with --bundle")
 
 
 def _print(document: dict[str, Any], rollback: bool) -> None:
