@@ -39,7 +39,7 @@ def command(as_json: bool, subject: str | None, **flags: Any) -> None:
     """Train the run's architecture on text; an interrupted training goes on where it was.
 
     Without --data: WikiText-2 in $MERINO_EDGE_DATA where that is set, else the English text in Python's own library.
-    Several GPUs: torchrun --nproc-per-node N -m merino_edge.cli train [RUN]; or accelerate launch, for FSDP.
+    Several processes: torchrun --nproc-per-node N -m merino_edge.cli train [RUN].
     """
     from merino_edge.flows.train import TrainOptions, train
 
