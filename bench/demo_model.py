@@ -135,7 +135,7 @@ def main() -> None:
     """Train or take the checkpoint, export, score, pack, describe."""
     parser = argparse.ArgumentParser(description="make the demo model")
     parser.add_argument("--checkpoint", type=Path, help="trained elsewhere by the same command")
-    parser.add_argument("--scored-tokens", default="16K", help="of each test text, for the card")
+    parser.add_argument("--scored-tokens", default="4K", help="of each test text, for the card")
     options = parser.parse_args()
     if not os.environ.get("MERINO_EDGE_DATA"):
         sys.exit("make demo-model needs MERINO_EDGE_DATA, the folder of corpus/, wikitext2/ and ptb/")

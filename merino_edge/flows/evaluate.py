@@ -88,7 +88,7 @@ def _open(subject_name: str | None, options: EvaluateOptions) -> tuple[Subject |
                 f"--model must be hf:NAME, not '{options.model}'", hint="--model hf:gpt2; a run needs none"
             )
         return None, open_hub(options.model.removeprefix(HUB)), options.model
-    subject = resolve_subject(subject_name, make_run=False)
+    subject = resolve_subject(subject_name, make_run=options.exports)  # exports lie in a run
     if subject.checkpoint is None:
         raise UsageError(
             f"{subject.name} has no trained weights", hint=f"train it first: merino-edge train {subject.name}"

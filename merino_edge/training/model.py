@@ -346,8 +346,11 @@ def head_loss(x: Tensor, table: Tensor, labels: Tensor) -> Tensor:
         labels: `(B, T)`.
     """
     spare = -len(table) % 64 if x.is_cuda else 0
-    if not spare:
-        return next_token_loss(F.linear(x, table), labels)
+    return padded_head_loss(x, table, labels, spare) if spare else next_token_loss(F.linear(x, table), labels)
+
+
+def padded_head_loss(x: Tensor, table: Tensor, labels: Tensor, spare: int) -> Tensor:
+    """See `head_loss`; `spare` rows are added to the table, and masked."""
     logits = F.linear(x, F.pad(table, (0, 0, 0, spare)))  # (B, T, V + spare)
     real = torch.arange(logits.shape[-1], device=x.device) < len(table)
     return next_token_loss(torch.where(real, logits.float(), -torch.inf), labels)
