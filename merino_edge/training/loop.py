@@ -304,7 +304,9 @@ class OrderedTrainer(Trainer):
         assert isinstance(self.train_dataset, PackedTokens)
         return SequentialSampler(self.train_dataset)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **_: Any
+    ) -> Any:
         """Ask for the loss alone: logits of a whole batch are larger than the model."""
         outputs = model(**inputs, loss_only=True)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -312,13 +314,15 @@ class OrderedTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer late enough for parameters that FSDP has cut up."""
         if self.optimizer is None:
-            self.optimizer = self.make(self.model if model is None else model)
+            target: Any = self.model if model is None else model
+            self.optimizer = self.make(target)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """Let the plan set the learning rate."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.factor)
+            chosen: Any = optimizer or self.optimizer
+            self.lr_scheduler = LambdaLR(chosen, self.factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 

@@ -255,7 +255,7 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
 
         The steps are as fast and begin sooner; `plain_parts` undoes it.
         """
-        layer = torch.compile(MerinoBlock.layer, dynamic=False)
+        layer: Any = torch.compile(MerinoBlock.layer, dynamic=False)
         for block in self.blocks:
             block.layer = partial(layer, block)  # type: ignore[assignment]
         self.head_loss = torch.compile(head_loss, dynamic=False)

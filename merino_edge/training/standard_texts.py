@@ -78,7 +78,7 @@ def open_checkpoint(folder: Path) -> Opened:
         model.to(torch.device("cuda"))  # type: ignore[arg-type]  # transformers types its wrapper wrongly
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     words = read_json(folder / "tokenizer_config.json")
-    wrapped = PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, eos_token=words.get("eos_token"), pad_token=words.get("pad_token")
     )
     context = model.config.max_position_embeddings
@@ -91,14 +91,14 @@ def open_hub(name: str) -> Opened:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
         raise UsageError(f"cannot open hf:{name}: {line}", hint="is the name right, and is there a network?") from error
     model.train(False)
     if torch.cuda.is_available():
         model.to(torch.device("cuda"))
-    context = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", 1024)
+    context: Any = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", 1024)
 
     def encode(text: str) -> Sequence[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

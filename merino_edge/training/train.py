@@ -278,7 +278,7 @@ def _writer(request: TrainRequest, work: Path) -> Any:
         ) from error
     save = last_save(work)
     purge = int(save.name.rpartition("-")[2]) + 1 if save else None
-    return SummaryWriter(str(request.log_folder), purge_step=purge)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(request.log_folder), purge_step=purge)
 
 
 def _model(request: TrainRequest) -> MerinoForCausalLM:
