@@ -100,7 +100,7 @@ def test_search_ends_with_what_the_board_measured(found: dict[str, Any]) -> None
 
 def test_deployed_model_is_the_trained_one_and_sent_once(desk: Desk, deployed: dict[str, Any]) -> None:
     assert deployed["trained"]
-    assert deployed["bundle"] == "onnx-dynamic_wi8_afp32"
+    assert deployed["bundle"].startswith("onnx-dynamic_wi8_afp32")
     again = desk.type("deploy", "ring")
     assert again["bytes_sent"] == 0
     assert again["previous"] == deployed["release"]
