@@ -42,9 +42,10 @@ EXTRAS = {
 HOT_C = 75.0
 _COOL = "let it cool, or give it a fan"
 _RUNTIME_CHECK = """\
-import json
-from merino_edge.agent.worker import check_runtime
-print(json.dumps(check_runtime()["runtime_version"]))
+import json, sys
+from merino_edge.agent.runtime_check import check_runtime
+found = check_runtime(sys.argv[1])
+print(json.dumps(f"{found['runtime']} {found['runtime_version']}"))
 """
 
 
@@ -107,7 +108,9 @@ def check_host() -> Iterator[Finding]:
     version = ".".join(str(part) for part in sys.version_info[:3])
     yield Finding("host", "python", OK, version)
     yield from _packages()
-    yield _runtime()
+    yield _runtime("onnxruntime")
+    if _installed("ai-edge-litert"):
+        yield _runtime("ai-edge-litert")
     for what, folder in (("data folder", data_home()), ("runs folder", runs_root())):
         yield _folder(what, folder)
     yield _configuration()
@@ -143,14 +146,14 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _runtime() -> Finding:
-    """Import onnxruntime and hold its products against numpy's, in a process of its own: it may crash."""
-    done = subprocess.run([sys.executable, "-c", _RUNTIME_CHECK], capture_output=True, text=True, timeout=60)
+def _runtime(package: str) -> Finding:
+    """Import a runtime and hold its products against numpy's, in a process of its own: it may crash."""
+    done = subprocess.run([sys.executable, "-c", _RUNTIME_CHECK, package], capture_output=True, text=True, timeout=60)
     if done.returncode == 0:
-        return Finding("host", "onnxruntime", OK, f"{json.loads(done.stdout.splitlines()[-1])}, computes rightly")
+        return Finding("host", package, OK, f"{json.loads(done.stdout.splitlines()[-1])} computes rightly")
     last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-    mend = "pip install --force-reinstall onnxruntime numpy"
-    return Finding("host", "onnxruntime", PROBLEM, f"does not work: {last}", mend)
+    mend = f"pip install --force-reinstall {package} numpy"
+    return Finding("host", package, PROBLEM, f"does not work: {last}", mend)
 
 
 def _folder(what: str, folder: Path) -> Finding:
