@@ -16,6 +16,7 @@ import pytest
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.exporters.forms import carries
+from merino_edge.exporters.quantizers import quantize_model
 from merino_edge.exporters.recipes import RECIPES
 from merino_edge.exporters.to_onnx import export
 from merino_edge.exporting import ExportOptions
@@ -109,7 +110,8 @@ def test_a_runtime_computes_every_file_that_it_is_said_to_carry_and_opens_no_old
     assert isinstance(found, dict)
     tensors = random_tensors(MODEL, 0, scale=0.05)
     for recipe in RECIPES_HERE:
-        expected = forward(MODEL, {name: recipe.rounded(tensor) for name, tensor in tensors.items()}, ids)
+        quantized, _ = quantize_model(MODEL, tensors, recipe, ExportOptions())
+        expected = forward(MODEL, {name: recipe.rounded(tensor) for name, tensor in quantized.items()}, ids)
         expected = np.concatenate([expected, expected[PIECES[0] : PIECES[1]]])
         for form in recipe.forms:
             rows = found[f"{recipe.name}-{form}"]
