@@ -62,8 +62,8 @@ The exported file against its checkpoint, on {held_out:,} held-out tokens: perpl
 
 ## Limits
 
-It has read less than a tenth of what models of its size are usually given, from old novels and an
-encyclopedia: it states falsehoods fluently, repeats itself, and carries the prejudices of that text.
+It is small and has read little, old novels and an encyclopedia: it states falsehoods fluently, repeats
+itself, and carries the prejudices of that text.
 Nothing in it was made safe. It is for trying a board, not for any use where its words matter.
 """
 
