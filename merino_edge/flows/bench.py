@@ -139,8 +139,11 @@ def _measure(
 def _tell_changes(name: str, bundle: Bundle, record: Measurement, progress: Progress) -> None:
     """Say where the device is no longer what it was profiled as: what `search` predicts for it is out of date."""
     made = read_profile(name)
-    recipe = made.recipes.get(bundle.label) if made else None
-    if recipe is not None:
+    fields = ("format", "recipe", "form")
+    meant = {name: getattr(bundle.manifest, name) for name in fields}
+    for recipe in made.recipes.values() if made else ():
+        if {name: recipe.key.get(name) for name in fields} != meant:
+            continue
         changed = what_changed({**recipe.key, "threads": record.key.threads}, shared_key(record))
         if changed:
             progress.note(f"{name} is not what it was profiled as: {changed}; next: merino-edge profile {name}")
