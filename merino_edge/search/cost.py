@@ -257,7 +257,7 @@ def matrix_bytes(recipe: str) -> MatrixSize:
 
 def recipe_block(recipe: str) -> int:
     """Return how many input values share a scale under a recipe, and must divide every matrix's width; else 1."""
-    match = re.fullmatch(r"weight_only_wi\d+_b(\d+)_afp32", recipe)
+    match = re.fullmatch(r"(?:weight_only|dynamic)_wi\d+_b(\d+)_afp32", recipe)
     return int(match[1]) if match else 1
 
 
