@@ -30,10 +30,13 @@ class Child:
         python: Its interpreter.
         path: Folder of unzipped wheels that it imports first, or None.
         lock: Descriptor of the held lock: it stays held as long as the child lives, whatever becomes of us.
+        cache: Where a runtime keeps what it likes (onnxruntime: an id and a database), instead of in ~/.cache.
     """
 
-    def __init__(self, python: str, path: str | None, lock: int) -> None:
+    def __init__(self, python: str, path: str | None, lock: int, cache: str | None = None) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        if cache is not None:
+            environment["XDG_CACHE_HOME"] = cache
         argv = [python, sys.argv[0], "--worker"] + (["--path", path] if path else [])
         try:
             self._process = subprocess.Popen(

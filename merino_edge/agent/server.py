@@ -110,6 +110,7 @@ class Agent:
         self.store = Store(root)
         self.releases = Releases(self.store)
         self.runtimes = Runtimes(self.store)
+        self._cache = str(self.runtimes.folder / "cache")
         self.machine = facts.Machine.here()
         self.wire: Wire | None = None
         self._request = 0
@@ -288,7 +289,7 @@ class Agent:
 
             def check(python: str, path: str | None) -> dict[str, object]:
                 package = str(request.get("package", "onnxruntime"))
-                return self._ask_child(Child(python, path, lock), {"op": "check", "runtime": package})
+                return self._ask_child(Child(python, path, lock, self._cache), {"op": "check", "runtime": package})
 
             record = self.runtimes.add(request["name"], folder, check)
             self.runtimes.forget_wheels(wheels)
@@ -301,7 +302,7 @@ class Agent:
     def _ask(self, lock: int, runtime: str, asked: dict[str, object]) -> dict[str, object]:
         """Ask a fresh child of a runtime; the kept one, which holds memory, ends first."""
         self.kill_child()
-        return self._ask_child(Child(*self.runtimes.get(runtime), lock), asked)
+        return self._ask_child(Child(*self.runtimes.get(runtime), lock, self._cache), asked)
 
     def _ask_child(self, child: Child, asked: dict[str, object]) -> dict[str, object]:
         self._child, self._child_key = child, ()
@@ -359,7 +360,7 @@ class Agent:
             key = (number, threads)
             if self._child is None or self._child_key != key:
                 self.kill_child()
-                self._child = Child(*self.runtimes.get(manifest["runtime"]), lock)
+                self._child = Child(*self.runtimes.get(manifest["runtime"]), lock, self._cache)
                 folder = str(self.releases.path(number))
                 opened: dict[str, object] = {"op": "open", "folder": folder, "threads": threads}
                 self._keep({**opened, "context_length": context})

@@ -82,7 +82,7 @@ def test_qmp_passes_over_events_and_gives_the_answer(tmp_path: Path) -> None:
         assert qmp.ask("query-status") == {"status": "running"}
         with pytest.raises(QmpError, match="no such command"):
             qmp.ask("nonsense")
-        with pytest.raises(QmpError, match="hung up"):
+        with pytest.raises(QmpError, match=r"hung up|does not answer"):
             qmp.ask("query-status")
 
 

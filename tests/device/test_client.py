@@ -244,3 +244,15 @@ def test_fake_device_speaks_the_same_protocol(fp32: Bundle) -> None:
     assert first == again
     assert first[0].samples_ns[1] < first[1].samples_ns[1]
     assert list(fake.generate([1], GREEDY)) == list(fake.generate([1], GREEDY))
+
+
+def test_what_a_runtime_keeps_for_itself_stays_in_the_devices_folder(
+    fp32: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with open_device(dataclasses.replace(local_entry(), root=str(tmp_path / "root"))) as device:
+        device.measure(fp32, [TestSpec("tg", 2, 4)], 1, 64, 0.1)
+    assert list(home.iterdir()) == []
