@@ -140,7 +140,8 @@ def run_there(board: emulator.Board, folder: Path, runtime: str, repeats: int) -
         ssh = ["ssh", "-F", str(board.ssh_config), emulator.HOST]
         numpy_folder = "numpy-1" if runtime.startswith("tflite") else "numpy-2"
         path = f"$W/agent.pyz:/opt/runtimes/{numpy_folder}:/opt/runtimes/{runtime}"
-        inner = f"cd $W && PYTHONHASHSEED=0 PYTHONPATH={path} setarch -R python3 run_bundles.py . {repeats} 1>&2"
+        own = f"XDG_CACHE_HOME=$(mktemp -d) PYTHONHASHSEED=0 PYTHONPATH={path}"
+        inner = f"cd $W && {own} setarch -R python3 run_bundles.py . {repeats} 1>&2"
         script = f"W=$HOME/conformance; rm -rf $W; mkdir $W; tar -C $W -xf -; {inner}"
         script += " && tar -C $W -cf - $(ls -d */*.npy) result.json; code=$?; rm -rf $W; exit $code"
         packed = subprocess.run(["tar", "-C", str(bundle), "-cf", "-", "."], check=True, capture_output=True).stdout

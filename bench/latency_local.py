@@ -39,11 +39,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--held-out", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--seconds-a-model", type=float, default=SECONDS_A_MODEL, help="of the held-out ones")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_DATA_HOME"] = folder
-        result = {recipe: one_recipe(recipe, asked, Path(folder)) for recipe in RECIPES}
-    arguments = {"seconds": asked.seconds, "seed": asked.seed, "vocab_size": VOCAB}
+        result = {recipe: one_recipe(recipe, asked, Path(folder)) for recipe in asked.recipes}
+    arguments = {name: getattr(asked, name) for name in ("seconds", "seed", "seconds_a_model")} | {"vocab_size": VOCAB}
     print(write_result("latency_local", {**arguments, "recipes": result}))
 
 
@@ -58,7 +60,7 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
     log = folder / f"held-out-{recipe}.jsonl"
     with opened(find_entry("local")) as device, SILENT.task("", 1.0) as task:
         passes = measure_in_passes(
-            device, device.facts(), architectures, conditions, SECONDS_A_MODEL * len(architectures), log, [], task
+            device, device.facts(), architectures, conditions, asked.seconds_a_model * len(architectures), log, [], task
         )
     count = len(TESTS) * len(architectures)
     both = gather(passes, models.key, conditions)
