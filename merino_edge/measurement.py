@@ -31,7 +31,7 @@ class MeasurementKey:
         format: `onnx`, `tflite`.
         recipe: `fp32`, `dynamic_wi8_afp32`, ...
         form: How the graph is written (`standard`, `fast`, `legacy`).
-        exporter_version: Raised with every change of the emitted graphs.
+        exporter_version: Raised with every change of the emitted graphs, or of how sessions run them.
         architecture_digest: `Architecture.digest`.
         test: `tg`, `pp128`, `full1024`, ...
         depth: Tokens in the cache before the test begins.

@@ -154,6 +154,7 @@ def of_torch(model: str) -> list[Contender]:
 
     found = [
         peer("torch.onnx fp32", "graph", "dynamo.onnx", 4.0),
+        peer("torch.onnx fp32, prompt by 256", "graph_chunked", "dynamo.onnx", 4.0),
         peer("torch.onnx + quantize_dynamic", "graph", "quantized.onnx", None, "int8"),
         peer("torch.onnx + quant_pre_process + quantize_dynamic", "graph", "preprocessed-quantized.onnx", 1.0, "int8"),
         peer("torch eager", "torch", "checkpoint", 4.0),

@@ -34,5 +34,11 @@ class Engine:
         self._session.truncate(self._kept)
 
     def feed(self, ids: list[int], want: list[int]) -> Any:
-        """Append tokens, return `(len(want), V)`."""
-        return np.asarray(self._session.feed(ids, want))
+        """Append tokens as generation does, in the session's chunks; return `(len(want), V)`."""
+        rows, start = [], 0
+        for chunk in self._session.chunks(ids):
+            wanted = [at - start for at in want if start <= at < start + len(chunk)]
+            logits = self._session.feed(chunk, wanted or [len(chunk) - 1])
+            rows += [np.array(logits)] if wanted else []
+            start += len(chunk)
+        return np.concatenate(rows)

@@ -1,7 +1,7 @@
 """The timing code: one copy, for every device and every runtime.
 
     tg    ms per generated token: one token at a time, 64 of them after `depth` tokens of context
-    pp    ms to read one prompt of N tokens, after `depth` tokens (0: an empty cache)
+    pp    ms to read one prompt of N tokens, in the chunks of generation, after `depth` tokens (0: an empty cache)
     full  as pp, with the logits of all positions (one training-like forward)
 
 A pass is repeated until the median's 95 % interval is within 1 % of it, or the budget is spent.
@@ -24,7 +24,7 @@ import numpy as np
 
 from merino_edge.agent.conditions import QUEUED_LIMIT
 from merino_edge.agent.errors import AgentError
-from merino_edge.agent.session import PREFILL_CHUNK, Session
+from merino_edge.agent.session import Session
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -162,7 +162,7 @@ class Timer:
             self.session.truncate(length)
         while self.session.length < length:
             self.check()
-            count = min(PREFILL_CHUNK, length - self.session.length)
+            count = min(self.session.prefill_chunk, length - self.session.length)
             self.session.feed(self.tokens(count), [count - 1])
 
     def run(self, test: str, tokens: int, depth: int) -> Timed:
@@ -209,11 +209,11 @@ class Timer:
         return samples
 
     def _read(self, count: int, all_positions: bool) -> list[int]:
-        """Feed one prompt and return its time."""
+        """Feed one prompt as generation does, in the session's chunks, and return its time."""
         prompt = self.tokens(count)
-        want = range(count) if all_positions else [count - 1]
         begin = time.perf_counter_ns()
-        self.session.feed(prompt, want)
+        for chunk in self.session.chunks(prompt):
+            self.session.feed(chunk, range(len(chunk)) if all_positions else [len(chunk) - 1])
         return [time.perf_counter_ns() - begin]
 
 
@@ -235,12 +235,12 @@ def negative_log_likelihood(
     for start in range(0, len(inputs), context_length):
         session.truncate(0)
         window = inputs[start : start + context_length]
-        for at in range(0, len(window), PREFILL_CHUNK):
-            chunk = window[at : at + PREFILL_CHUNK]
+        at = start
+        for chunk in session.chunks(window):
             logits = session.feed(chunk, range(len(chunk)))  # (T, V)
             top = logits.max(axis=1, keepdims=True)
             mass = np.log(np.exp((logits - top).astype(np.float64)).sum(axis=1))
-            wanted = targets[start + at : start + at + len(chunk)]
+            wanted, at = targets[at : at + len(chunk)], at + len(chunk)
             chosen = (logits - top)[np.arange(len(chunk)), wanted]
             total += float((mass - chosen).sum())
             count += len(chunk)

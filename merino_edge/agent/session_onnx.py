@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from merino_edge.agent.session import Tokens
 
 CACHE_STEP = 256  # positions by which the cache grows
+PREFILL_CHUNK = 256  # at 1,024 at once, a prompt of 1,024 costs 1.2 (fp32) to 1.6 times (int8) the processor time
 _CACHE_NAME = re.compile(r"past\.(\d+)\.(key|value)")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -76,6 +77,8 @@ class OnnxSession(Session):
         graph: The model file; its external data lies beside it.
         threads: For the runtime's operators.
     """
+
+    prefill_chunk = PREFILL_CHUNK
 
     def __init__(self, graph: Path, threads: int) -> None:
         self._runtime: Any = open_runtime(graph, threads)

@@ -15,7 +15,7 @@ import numpy as np
 
 from merino_edge.agent.errors import AgentError
 from merino_edge.agent.session import Session
-from merino_edge.agent.session_onnx import CACHE_STEP, open_runtime
+from merino_edge.agent.session_onnx import CACHE_STEP, PREFILL_CHUNK, open_runtime
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,6 +35,8 @@ class UnrolledSession(Session):
         threads: For the runtime's operators on the CPU.
         on_gpu: Use a GPU where the runtime has one.
     """
+
+    prefill_chunk = PREFILL_CHUNK
 
     def __init__(self, graph: Path, threads: int, on_gpu: bool = False) -> None:
         import onnxruntime  # only here, so that an agent without a runtime can still answer
