@@ -1,10 +1,12 @@
-"""What each recipe and quantizer costs in perplexity, on a model trained on WikiText-2 for the purpose.
+"""What each recipe and quantizer costs in perplexity, on a trained model.
 
-Trains a block-shared model of 2.4 M parameters (two widths, vocabulary 2,048) for `--train-time`, or
-takes the checkpoint of an earlier run of this script, then exports every recipe with every quantizer
-as `merino-edge export` does and records the perplexity of each file on held-out text.
+Takes a checkpoint (the recorded run: what `make demo-model` trains), or trains a block-shared model
+of 2.4 M parameters (two widths, vocabulary 2,048) for `--train-time` where none lies there, then
+exports every recipe with every quantizer as `merino-edge export` does and records the perplexity of
+each file on held-out text.
 
-    MERINO_EDGE_DATA=... .venv/bin/python bench/quantization.py [--train-time 600] [--checkpoint FOLDER]
+    .venv/bin/python bench/quantization.py --checkpoint FOLDER
+    MERINO_EDGE_DATA=... .venv/bin/python bench/quantization.py [--train-time 600]
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 from record import write_result
 
 from merino_edge.architecture import Architecture, Block
+from merino_edge.checkpoint import read_config
 from merino_edge.exporters.quantizers import QUANTIZERS
 from merino_edge.exporters.recipes import RECIPES
 from merino_edge.files import read_json
@@ -67,19 +70,20 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="record nothing")
     options = parser.parse_args()
     checkpoint = trained(options.checkpoint, options.train_time)
+    architecture, _ = read_config(checkpoint)
     training = read_json(checkpoint / "training.json")
     print(f"trained on {training['result']['tokens']:,} tokens in {training['result']['seconds']:.0f} s")
     rows = []
     with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
         os.environ["MERINO_EDGE_RUNS"] = scratch
         run = create_run("quantization", "local")
-        run.set_architecture(ARCHITECTURE)
-        subject = Subject("quantization", ARCHITECTURE, checkpoint, run)
+        run.set_architecture(architecture)
+        subject = Subject("quantization", architecture, checkpoint, run)
         for recipe in RECIPES.values():
             for quantizer in QUANTIZERS if recipe.bits == 4 else ("rtn",):
                 rows.append(measure(subject, recipe.name, quantizer))
     facts = {key: training["result"][key] for key in ("tokens", "steps", "seconds", "perplexity")}
-    result = {"model": ARCHITECTURE.to_json(), "trained": {"source": training["data"]["source"], **facts}, "rows": rows}
+    result = {"model": architecture.to_json(), "trained": {"source": training["data"]["source"], **facts}, "rows": rows}
     if not options.dry_run:
         print(f"recorded in {write_result('quantization', result)}")
 

@@ -53,9 +53,21 @@ def test_pp_times_whole_prompts_from_an_empty_cache_at_least_five_times() -> Non
     assert set(session.calls) == {(0, 96, 1)}
 
 
+def test_pp_reads_a_long_prompt_in_the_chunks_of_generation() -> None:
+    session, samples, _ = run("pp", 300, 0)
+    pieces = [(0, 128, 1), (128, 128, 1), (256, 44, 1)]
+    assert session.calls == pieces * 6
+    assert len(samples) == 5
+    generating = Recorder()
+    generating.prefill(list(range(300)))
+    assert generating.calls == pieces
+
+
 def test_full_wants_the_logits_of_all_positions() -> None:
     session, _, _ = run("full", 32, 0)
     assert set(session.calls) == {(0, 32, 32)}
+    session, _, _ = run("full", 130, 0)
+    assert set(session.calls) == {(0, 128, 128), (128, 2, 2)}
 
 
 def test_samples_are_bounded_however_long_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
