@@ -27,6 +27,7 @@ from merino_edge.device.client import (
     PushResult,
     TestResult,
     TestSpec,
+    TextCheck,
 )
 from merino_edge.errors import DeployError, InvalidFileError
 from merino_edge.exporting import Exporter, ExportOptions
@@ -247,8 +248,15 @@ class FakeDevice:
             progress(sent, sent)
         return PushResult(bytes_sent=sent, bytes_total=sum(sizes.values()))
 
-    def install(self, bundle: Bundle, progress: Progress | None = None) -> InstallResult:
-        """See `Device.install`."""
+    def install(
+        self,
+        bundle: Bundle,
+        progress: Progress | None = None,
+        text: TextCheck | None = None,
+        standalone: bool = False,
+    ) -> InstallResult:
+        """See `Device.install`; a fake device has no `run.py`."""
+        del text, standalone
         pushed = self.push(bundle, progress)
         digest, previous = sha256_file(bundle.folder / "manifest.json"), self._current
         number = len(self._releases) + 1

@@ -48,6 +48,7 @@ RUNTIMES = {
     "onnxruntime": Runtime(("1.32.0", "1.28.0", "1.24.4", "1.23.2", "1.22.1", "1.20.1", "1.19.2"), ("numpy",)),
     "ai-edge-litert": Runtime(("2.3.0", "1.4.0"), ("numpy",), dependencies=True),
     "tflite-runtime": Runtime(("2.14.0",), ("numpy<2",)),
+    "tokenizers": Runtime(("0.23.3", "0.22.2", "0.21.4", "0.20.3"), ()),  # for a release's own run.py
 }
 
 

@@ -24,6 +24,11 @@ It is pushed as one zipapp and talks frames over stdin and stdout. In the order 
     measure.py     the timing code, the only copy
     conditions.py  temperature, clocks, load, throttling, and whether a measurement counts
     sampling.py    from logits to the next token
+    text.py        from token ids to text
+    run.py         what each release carries: finds this program, and lets it generate with no host
+    run_command.py its command line
+    standalone.py  text from the deployed model with no host
+    line_server.py the same on a UNIX socket, and the systemd unit that starts it
 """
 
 PROTOCOL = 1

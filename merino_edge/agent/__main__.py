@@ -1,4 +1,7 @@
-"""`python3 agent-<sha256>.pyz --root DIR`: the agent; with `--worker [--path DIR]` its measuring child."""
+"""`python3 agent-<sha256>.pyz --root DIR`: the agent; with `--worker [--path DIR ...]` its measuring child.
+
+With `--standalone RELEASE INVOKED ...` it does what a release's own `run.py` was asked for.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,16 @@ from pathlib import Path
 
 def main() -> int:
     """Parse the call and run the one or the other."""
+    os.umask(0o077)
+    if sys.argv[1:2] == ["--standalone"]:
+        from merino_edge.agent import run_command
+
+        return run_command.main(Path(sys.argv[2]), sys.argv[3], sys.argv[4:])
     parser = argparse.ArgumentParser(prog="agent")
     parser.add_argument("--root", type=Path, help="the agent's folder")
     parser.add_argument("--worker", action="store_true", help="be the measuring child")
-    parser.add_argument("--path", help="folder of wheels to import first")
+    parser.add_argument("--path", action="append", default=[], help="folder of wheels to import first; may be repeated")
     arguments = parser.parse_args()
-    os.umask(0o077)
     if arguments.worker:
         return _work(arguments.path)
     if arguments.root is None:
@@ -23,9 +30,8 @@ def main() -> int:
     return _serve(arguments.root.expanduser())
 
 
-def _work(path: str | None) -> int:
-    if path:
-        sys.path.insert(0, path)
+def _work(paths: list[str]) -> int:
+    sys.path[:0] = paths
     try:
         from merino_edge.agent import worker
     except ImportError as error:  # numpy is missing or broken: answer the first request with that

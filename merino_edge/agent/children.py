@@ -31,13 +31,18 @@ class Child:
         path: Folder of unzipped wheels that it imports first, or None.
         lock: Descriptor of the held lock: it stays held as long as the child lives, whatever becomes of us.
         cache: Where a runtime keeps what it likes (onnxruntime: an id and a database), instead of in ~/.cache.
+        beside: A further folder of unzipped wheels.
     """
 
-    def __init__(self, python: str, path: str | None, lock: int, cache: str | None = None) -> None:
+    def __init__(
+        self, python: str, path: str | None, lock: int, cache: str | None = None, beside: str | None = None
+    ) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         if cache is not None:
             environment["XDG_CACHE_HOME"] = cache
-        argv = [python, sys.argv[0], "--worker"] + (["--path", path] if path else [])
+        argv = [python, sys.argv[0], "--worker"]
+        for folder in (path, beside):
+            argv += ["--path", folder] if folder else []
         try:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, pass_fds=(lock,), env=environment

@@ -6,11 +6,16 @@ An installation goes
 
 and may be cut between any two steps: before the rename of the folder the next start undoes it,
 after it (the trial was passed) the next start finishes it. `current` always names a whole release.
+
+Each release carries `run.py`, which needs no host. It finds the agent's program and the runtimes that
+`release.json` names; collection never removes either.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pkgutil
 import shutil
 import time
 from pathlib import Path
@@ -18,10 +23,20 @@ from typing import Callable, Iterable
 
 from merino_edge.agent.errors import AgentError
 from merino_edge.agent.frames import FrameError, parse_object
-from merino_edge.agent.store import Store, check_digest, read_json, sha256_file, sync_folder, whole_number, write_json
+from merino_edge.agent.store import (
+    Store,
+    check_digest,
+    read_json,
+    sha256_file,
+    sync_folder,
+    whole_number,
+    write_file,
+    write_json,
+)
 
 MANIFEST = "manifest.json"
 RELEASE = "release.json"
+RUN = "run.py"
 
 
 def manifest_files(manifest: dict[str, object]) -> list[tuple[str, str, int]]:
@@ -33,7 +48,7 @@ def manifest_files(manifest: dict[str, object]) -> list[tuple[str, str, int]]:
     for entry in files:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise AgentError("request", "the manifest's files are no list of names, digests and sizes")
-        if entry["name"] in (MANIFEST, RELEASE):
+        if entry["name"] in (MANIFEST, RELEASE, RUN):
             raise AgentError("request", f"a bundle's file cannot be called {entry['name']}")
         result.append((entry["name"], check_digest(entry.get("sha256")), whole_number(entry.get("bytes"), "bytes")))
     return result
@@ -112,7 +127,12 @@ class Releases:
         return folder
 
     def install(
-        self, manifest_digest: str, runtime: str, trial: Callable[[Path], dict[str, object]]
+        self,
+        manifest_digest: str,
+        runtime: str,
+        trial: Callable[[Path], dict[str, object]],
+        agent: str | None = None,
+        tokenizers: str | None = None,
     ) -> dict[str, object]:
         """Install a pushed bundle and switch to it; call it under the lock.
 
@@ -120,6 +140,8 @@ class Releases:
             manifest_digest: The object that is its manifest; all others must be here.
             runtime: The runtime it is to run with.
             trial: Opens the laid-out folder, runs it, raises where it answers wrongly.
+            agent: Digest of the agent's program, for the release's own `run.py`.
+            tokenizers: The runtime that `run.py` tokenizes with; None where it cannot.
         """
         self.recover()
         manifest, files = self._checked_files(manifest_digest)
@@ -129,13 +151,18 @@ class Releases:
         temporary = self.folder / f"{number}.tmp"
         try:
             self.store.lay_out(temporary, files)
-            note = {
+            run = pkgutil.get_data("merino_edge.agent", RUN) or b""
+            write_file(temporary / RUN, run)
+            note: dict[str, object] = {
                 "release": number,
                 "runtime": runtime,
                 "manifest_sha256": manifest_digest,
                 "installed_at": time.time(),
                 "format": manifest.get("format"),
                 "recipe": manifest.get("recipe"),
+                "agent": agent,
+                "tokenizers": tokenizers,
+                "run_sha256": hashlib.sha256(run).hexdigest(),
             }
             note["trial"] = trial(temporary)
             write_json(temporary / RELEASE, note)
@@ -159,8 +186,12 @@ class Releases:
     def verify(self, number: int) -> None:
         """Raise where a release's files are not those its manifest names."""
         folder = self.path(number)
-        if sha256_file(folder / MANIFEST) != read_json(folder / RELEASE).get("manifest_sha256"):
+        note = read_json(folder / RELEASE)
+        if sha256_file(folder / MANIFEST) != note.get("manifest_sha256"):
             raise AgentError("corrupt", f"the manifest of release {number} was damaged", "deploy again")
+        run = folder / RUN  # a release of an earlier agent has none
+        if "run_sha256" in note and not (run.is_file() and sha256_file(run) == note["run_sha256"]):
+            raise AgentError("corrupt", f"{RUN} of release {number} was damaged on the disk", "deploy again")
         for name, digest, size in manifest_files(read_json(folder / MANIFEST)):
             path = folder / name
             if not path.is_file() or path.stat().st_size != size or sha256_file(path) != digest:

@@ -48,7 +48,8 @@ def check_runtime(package: str) -> dict[str, object]:
     """Import a runtime and hold its float and int8 products against numpy's.
 
     Args:
-        package: `onnxruntime`, or `ai-edge-litert` or `tflite-runtime`, of which the one installed is taken.
+        package: `onnxruntime`, or `ai-edge-litert` or `tflite-runtime`, of which the one installed is taken; or
+            `tokenizers`, which a release's own `run.py` needs beside one of them.
 
     Returns:
         `runtime` (the package that was found), `runtime_version`, `numpy`.
@@ -64,6 +65,8 @@ def check_runtime(package: str) -> dict[str, object]:
         name, version, good = _check_onnxruntime()
     elif package in ("ai-edge-litert", "tflite-runtime"):
         name, version, good = _check_tflite(package)
+    elif package == "tokenizers":
+        name, version, good = _check_tokenizers()
     else:
         raise AgentError("request", f"this agent knows no runtime {package!r}")
     if not good:
@@ -102,6 +105,41 @@ def _check_onnxruntime() -> tuple[str, str, bool]:
     whole = np.abs(i - quantized @ w.astype(np.int64)).max()
     good = np.allclose(y, a @ b, rtol=1e-4, atol=1e-4) and whole <= 127  # one step of rounding in a
     return "onnxruntime", str(onnxruntime.__version__), bool(good)
+
+
+def _check_tokenizers() -> tuple[str, str, bool]:
+    """Let a byte-level BPE of one merge encode and decode a text."""
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise AgentError("runtime", f"cannot import tokenizers: {error}", "let us push it") from error
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {word: number for number, word in enumerate([*letters, "Ġa"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [("Ġ", "a")]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    ids = tokenizer.encode("b a\u20ac").ids
+    expected = [vocabulary[word] for word in ("b", "Ġa", "\u00e2", "\u0124", "\u00ac")]
+    good = ids == expected and tokenizer.decode(ids) == "b a\u20ac"
+    return "tokenizers", str(tokenizers.__version__), good
+
+
+def check_tokenizer(path: str, text: str, token_ids: list[int]) -> None:
+    """Hold the tokenizer of a bundle against what the host makes of a text.
+
+    Raises:
+        AgentError: it cannot be loaded here, or cuts the text otherwise.
+    """
+    import tokenizers
+
+    try:
+        found = list(tokenizers.Tokenizer.from_file(path).encode(text).ids)
+    except Exception as error:
+        version = tokenizers.__version__
+        raise AgentError("runtime", f"tokenizers {version} cannot load the bundle's tokenizer: {error}") from error
+    if found != token_ids:
+        version = tokenizers.__version__
+        raise AgentError("smoke", f"tokenizers {version} on the device cuts text into other tokens than the host's")
 
 
 def _check_tflite(wanted: str) -> tuple[str, str, bool]:

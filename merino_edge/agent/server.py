@@ -33,6 +33,11 @@ DATA_WINDOW = 16  # data frames that a host may send ahead of their acknowledgem
 _MAX_QUEUED = 2 * DATA_WINDOW
 
 
+def own_digest() -> str | None:
+    """Return the SHA-256 of this very program, None where it is no file."""
+    return sha256_file(Path(sys.argv[0])) if os.path.isfile(sys.argv[0]) else None
+
+
 class Wire:
     """Frames to and from the host.
 
@@ -149,7 +154,7 @@ class Agent:
             0,
             {
                 "protocol": PROTOCOL,
-                "digest": sha256_file(Path(sys.argv[0])) if os.path.isfile(sys.argv[0]) else "",
+                "digest": own_digest() or "",
                 "pid": os.getpid(),
                 "root": str(self.store.root),
                 "python": ".".join(str(n) for n in sys.version_info[:3]),
@@ -244,13 +249,16 @@ class Agent:
 
     def _install(self, request: dict[str, Any]) -> dict[str, object]:
         digest, runtime = check_digest(request["manifest_sha256"]), str(request["runtime"])
+        tokenizers, text = request.get("tokenizers"), request.get("text")
         with self.store.lock("install") as lock:
 
             def trial(folder: Path) -> dict[str, object]:
                 asked: dict[str, object] = {"op": "trial", "folder": str(folder), "threads": self._threads(request)}
-                return self._ask(lock, runtime, asked)
+                if tokenizers is None:
+                    return self._ask(lock, runtime, asked)
+                return self._ask(lock, runtime, {**asked, "text": text}, self.runtimes.get(tokenizers)[1])
 
-            return self.releases.install(digest, runtime, trial)
+            return self.releases.install(digest, runtime, trial, own_digest(), tokenizers)
 
     def _list(self, request: dict[str, Any]) -> dict[str, object]:
         numbers = self.releases.numbers()
@@ -286,10 +294,12 @@ class Agent:
         wheels = [(str(w["name"]), check_digest(w["sha256"])) for w in request.get("wheels") or []]
         with self.store.lock("runtime") as lock:
             folder = self.runtimes.unzip(request["name"], wheels) if wheels else None
+            beside = self.runtimes.get(request["beside"])[1] if request.get("beside") else None
 
             def check(python: str, path: str | None) -> dict[str, object]:
                 package = str(request.get("package", "onnxruntime"))
-                return self._ask_child(Child(python, path, lock, self._cache), {"op": "check", "runtime": package})
+                child = Child(python, path, lock, self._cache, beside)
+                return self._ask_child(child, {"op": "check", "runtime": package})
 
             record = self.runtimes.add(request["name"], folder, check)
             self.runtimes.forget_wheels(wheels)
@@ -299,10 +309,10 @@ class Agent:
         threads = request.get("threads")
         return len(facts.performance_cores(self.machine)) if threads is None else whole_number(threads, "threads", 1)
 
-    def _ask(self, lock: int, runtime: str, asked: dict[str, object]) -> dict[str, object]:
+    def _ask(self, lock: int, runtime: str, asked: dict[str, object], beside: str | None = None) -> dict[str, object]:
         """Ask a fresh child of a runtime; the kept one, which holds memory, ends first."""
         self.kill_child()
-        return self._ask_child(Child(*self.runtimes.get(runtime), lock, self._cache), asked)
+        return self._ask_child(Child(*self.runtimes.get(runtime), lock, self._cache, beside), asked)
 
     def _ask_child(self, child: Child, asked: dict[str, object]) -> dict[str, object]:
         self._child, self._child_key = child, ()

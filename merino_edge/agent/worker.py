@@ -20,7 +20,7 @@ from merino_edge.agent import conditions, frames, measure, watch
 from merino_edge.agent.errors import AgentError
 from merino_edge.agent.facts import Machine, memory
 from merino_edge.agent.opening import open_session
-from merino_edge.agent.runtime_check import check_runtime
+from merino_edge.agent.runtime_check import check_runtime, check_tokenizer
 from merino_edge.agent.sampling import Sampler
 from merino_edge.agent.session import Session
 from merino_edge.agent.store import read_json
@@ -139,6 +139,9 @@ class Worker:
         if not np.isfinite(session.feed([int(np.argmax(logits))], [0])).all():
             raise AgentError("smoke", "the bundle cannot generate a token from its cache")
         session.close()
+        text = request.get("text")
+        if text is not None:
+            check_tokenizer(str(Path(str(request["folder"])) / "tokenizer.json"), str(text["text"]), text["token_ids"])
         return {"max_abs_diff": worst, "load_ns": load_ns, "provider": session.provider, **versions}
 
     def _measure(self, request: dict[str, Any]) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import click
@@ -25,6 +26,7 @@ from merino_edge.units import format_bytes
 @click.option("--release", type=click.IntRange(1), default=None, help="Release to roll back to.")
 @click.option("--list", "listing", is_flag=True, help="List the releases on the device.")
 @click.option("--keep", type=click.IntRange(1), default=None, help="First remove all but the newest N releases.")
+@click.option("--standalone", is_flag=True, help="Also send a tokenizer, so that run.py there needs no host.")
 @click.option("--bundle", metavar="PATH|URL", help="Deploy this bundle instead of a run's: folder, archive or URL.")
 @click.option("--sha256", metavar="HEX", help="Digest that the bundle's archive must have; a URL needs it.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
@@ -53,13 +55,10 @@ def command(
 
     progress, ask = terminal_progress(), ask_person()
     dry_run = bool(flags.pop("dry_run"))
-    if release is not None and not rollback:
-        raise UsageError("--release goes with --rollback")
+    standalone = bool(flags.pop("standalone"))
     if everywhere and devices:
         raise UsageError("--all names all devices; leave out --device")
-    if listing and (rollback or keep or dry_run):
-        raise UsageError("--list changes nothing and goes with --device alone")
-
+    _check_company(rollback, listing, release is not None, bool(keep or dry_run), standalone)
     _check_bundle(bundle, sha256, subject is not None or rollback or listing)
 
     def one(device: str | None, ask: Any, progress: Any) -> dict[str, Any]:
@@ -67,7 +66,7 @@ def command(
             return fleet.list_releases(device, ask, progress)
         if rollback:
             return (fleet.plan_rollback if dry_run else flow.rollback)(device, release, progress)
-        work = fleet.plan if dry_run else flow.deploy
+        work = fleet.plan if dry_run else partial(flow.deploy, standalone=standalone)
         return work(subject, device, flags["format_name"], flags["recipe"], keep, ask, progress)
 
     names = fleet.all_devices() if everywhere else list(devices)
@@ -89,6 +88,21 @@ def command(
         click.echo("next: merino-edge train", err=True)
     elif not dry_run and not listing:
         click.echo('next: merino-edge generate "Once upon a time"', err=True)
+        for each in shown:
+            if each.get("run_py"):
+                click.echo(f"on {each['device']} itself: python3 {each['run_py']} --help", err=True)
+
+
+def _check_company(rollback: bool, listing: bool, release: bool, changes: bool, standalone: bool) -> None:
+    """Refuse what does not go together."""
+    from merino_edge.errors import UsageError
+
+    if release and not rollback:
+        raise UsageError("--release goes with --rollback")
+    if listing and (rollback or changes):
+        raise UsageError("--list changes nothing and goes with --device alone")
+    if standalone and (rollback or listing):
+        raise UsageError("--standalone goes with a deployment", hint="leave out --rollback and --list")
 
 
 def _check_bundle(bundle: str | None, sha256: str | None, others: bool) -> None:

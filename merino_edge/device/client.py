@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from merino_edge.bundle import Bundle
 from merino_edge.device.agent_link import AgentLink
-from merino_edge.device.provision import RUNTIME, ensure_runtime, start_agent
+from merino_edge.device.provision import RUNTIME, ensure_runtime, ensure_tokenizers, start_agent
 from merino_edge.device.records import (
     GenerateOptions,
     InstallResult,
@@ -27,6 +27,7 @@ from merino_edge.device.records import (
     PushResult,
     TestResult,
     TestSpec,
+    TextCheck,
     clean_text,
     positive,
     read_facts,
@@ -49,6 +50,7 @@ __all__ = [
     "PushResult",
     "TestResult",
     "TestSpec",
+    "TextCheck",
     "open_device",
 ]
 
@@ -84,8 +86,22 @@ class Device(Protocol):
     def missing_bytes(self, bundle: Bundle) -> int:
         """Return how many bytes of a bundle would have to be sent."""
 
-    def install(self, bundle: Bundle, progress: Progress | None = None) -> InstallResult:
-        """Send, verify, try and switch to a bundle; until then the former one serves."""
+    def install(
+        self,
+        bundle: Bundle,
+        progress: Progress | None = None,
+        text: TextCheck | None = None,
+        standalone: bool = False,
+    ) -> InstallResult:
+        """Send, verify, try and switch to a bundle; until then the former one serves.
+
+        Args:
+            bundle: What is installed.
+            progress: Of what is sent.
+            text: What the bundle's tokenizer makes of a text; without it the release's `run.py` cannot tokenize.
+            standalone: Send a tokenizers wheel for `run.py` where the device has none; else one is only used
+                where it is there already.
+        """
 
     def current(self) -> dict[str, Any] | None:
         """Return the release in use (`release`, `runtime`, `manifest`, ...), None where there is none."""
@@ -224,9 +240,18 @@ class AgentDevice:
         """See `Device.missing_bytes`."""
         return missing_bytes(self._link, bundle)
 
-    def install(self, bundle: Bundle, progress: Progress | None = None) -> InstallResult:
+    def install(
+        self,
+        bundle: Bundle,
+        progress: Progress | None = None,
+        text: TextCheck | None = None,
+        standalone: bool = False,
+    ) -> InstallResult:
         """See `Device.install`."""
-        return install_bundle(self._link, bundle, self.runtime(package=bundle.manifest.runtime), progress)
+        runtime, tokenizers = self.runtime(package=bundle.manifest.runtime), None
+        if text is not None:
+            tokenizers = ensure_tokenizers(self._link, self._entry, runtime, standalone)
+        return install_bundle(self._link, bundle, runtime, progress, tokenizers, text)
 
     def current(self) -> dict[str, Any] | None:
         """See `Device.current`."""

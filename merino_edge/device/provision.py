@@ -44,6 +44,7 @@ _PROBE_ALL = (
 )
 RUNTIME = "onnxruntime"
 RUNTIMES = ("onnxruntime", "ai-edge-litert", "tflite-runtime")
+TOKENIZERS = "tokenizers"  # beside a runtime, for a release's own run.py
 STAND_INS = {"tflite-runtime": "ai-edge-litert"}  # what runs the files of another runtime, too
 
 
@@ -94,7 +95,7 @@ def _find_python(transport: Transport, interpreters: list[str], root: str, diges
     found = list(_probe_answers(done.stdout))
     good = [f for f in found if tuple(f["version"]) >= LOWEST_PYTHON]
     if good:
-        served = {wheels.python for wheels in locked_sets()}
+        served = {wheels.python for wheels in locked_sets() if wheels.runtime in RUNTIMES}
         return max(good, key=lambda f: (f["runtime"] is True, "{}.{}".format(*f["version"]) in served, f["version"]))
     versions = ", ".join(sorted({".".join(str(n) for n in f["version"]) for f in found}))
     raise DeviceError(
@@ -124,7 +125,11 @@ def _probe_answers(output: bytes) -> Iterator[dict[str, Any]]:
 
 
 def ensure_runtime(
-    link: AgentLink, entry: DeviceEntry, progress: Progress | None = None, package: str = RUNTIME
+    link: AgentLink,
+    entry: DeviceEntry,
+    progress: Progress | None = None,
+    package: str = RUNTIME,
+    beside: str | None = None,
 ) -> str:
     """Return the name of a checked runtime on the device, making one where there is none.
 
@@ -133,32 +138,51 @@ def ensure_runtime(
         entry: Which device.
         progress: Of what is sent.
         package: The runtime that a manifest names.
+        beside: The runtime that gives `tokenizers` its numpy.
 
     Raises:
         DeviceError: none can be had; the message says what to type.
     """
-    if package not in RUNTIMES:
+    if package not in (*RUNTIMES, TOKENIZERS):
         raise DeviceError(f"no device runs '{package}'; known runtimes: {', '.join(RUNTIMES)}")
     facts = link.ask("facts")
     runtimes = [r for r in facts.get("runtimes") or [] if isinstance(r, dict)]
     if entry.transport == "local":
         name = _local_name(package)
         if all(r.get("name") != name for r in runtimes):
-            link.ask("runtime", name=name, package=package)
+            link.ask("runtime", name=name, package=package, beside=beside)
         return name
     fitting = (package, STAND_INS.get(package))
+    python = next((r.get("python") for r in runtimes if r.get("name") == beside), None)
     usable = [r for r in runtimes if r.get("runtime") in fitting and r.get("python") and not _fault(r, facts)]
+    usable = [r for r in usable if beside is None or r.get("python") == python]
     if usable:
         return str(usable[-1]["name"])
     try:
-        found = link.ask("runtime", name="installed" if package == RUNTIME else f"installed-{package}", package=package)
+        name = "installed" if package == RUNTIME else f"installed-{package}"
+        found = link.ask("runtime", name=name, package=package, beside=beside)
         fault = _fault(found, facts)
         if fault is None:
             return clean_text(found.get("name"), 128)
         cause = DeviceError(f"its {package} {clean_text(found.get('runtime_version'), 30)} {fault}")
     except DeviceError as error:
         cause = error
-    return _push_wheels(link, facts, cause, progress, package)
+    return _push_wheels(link, facts, cause, progress, package, beside)
+
+
+def ensure_tokenizers(link: AgentLink, entry: DeviceEntry, beside: str, push: bool) -> str | None:
+    """Return the name of checked tokenizers on the device, None where there are none and none are to be sent.
+
+    Args:
+        link: To the device.
+        entry: Which device.
+        beside: The runtime that they are used with.
+        push: Make them where there are none.
+    """
+    there = [r for r in link.ask("facts").get("runtimes") or [] if isinstance(r, dict)]
+    if push or entry.transport == "local" or any(r.get("runtime") == TOKENIZERS for r in there):
+        return ensure_runtime(link, entry, None, TOKENIZERS, beside)
+    return None
 
 
 def _features(facts: Mapping[str, Any]) -> list[str]:
@@ -188,7 +212,12 @@ def _local_name(package: str) -> str:
 
 
 def _push_wheels(
-    link: AgentLink, facts: dict[str, Any], cause: DeviceError, progress: Progress | None, package: str
+    link: AgentLink,
+    facts: dict[str, Any],
+    cause: DeviceError,
+    progress: Progress | None,
+    package: str,
+    beside: str | None,
 ) -> str:
     """Push the wheels that fit, have them unzipped and checked; where they fail the check, the version before."""
     failures = []
@@ -206,7 +235,7 @@ def _push_wheels(
         named = [{"name": path.name, "sha256": sha} for sha, path in files.items()]
         name = f"{wheels.runtime}-{digest}"
         try:
-            found = link.ask("runtime", name=name, wheels=named, package=wheels.runtime)
+            found = link.ask("runtime", name=name, wheels=named, package=wheels.runtime, beside=beside)
         except DeviceError as error:
             failures.append(f"{wheels.runtime} {wheels.version}: {error.message}")
             continue

@@ -77,12 +77,25 @@ class PushResult:
 
 @dataclass(frozen=True)
 class InstallResult:
-    """A release: its number, the digest of its manifest, bytes sent for it, and the release before."""
+    """A release: its number, the digest of its manifest, bytes sent for it, and the release before.
+
+    Attributes:
+        run_py: Path on the device of the `run.py` of the release in use; None where it could not tokenize.
+    """
 
     release: int
     sha256: str
     bytes_sent: int
     previous: int | None
+    run_py: str | None = None
+
+
+@dataclass(frozen=True)
+class TextCheck:
+    """A text and what the host's tokenizer makes of it: the device's must agree before its `run.py` may use it."""
+
+    text: str
+    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from merino_edge.bundle import MANIFEST, Bundle, Piece
 from merino_edge.device.agent_link import AgentLink, AgentRefusal
-from merino_edge.device.records import InstallResult, Progress, PushResult, whole
+from merino_edge.device.records import InstallResult, Progress, PushResult, TextCheck, clean_text, whole
 from merino_edge.errors import DeployError, ProtocolError
 from merino_edge.files import sha256_file
 
@@ -106,14 +107,32 @@ def missing_bytes(link: AgentLink, bundle: Bundle) -> int:
     return sum(max(0, sizes[str(m["sha256"])] - whole(m, "offset")) for m in answer)
 
 
-def install_bundle(link: AgentLink, bundle: Bundle, runtime: str, progress: Progress | None = None) -> InstallResult:
+def install_bundle(
+    link: AgentLink,
+    bundle: Bundle,
+    runtime: str,
+    progress: Progress | None = None,
+    tokenizers: str | None = None,
+    text: TextCheck | None = None,
+) -> InstallResult:
     """Send, verify, try and switch; until the switch the former release serves.
+
+    Args:
+        link: The device.
+        bundle: What is installed.
+        runtime: Name of the runtime it runs with.
+        progress: Of what is sent.
+        tokenizers: Name of the runtime that the release's own `run.py` tokenizes with, None where it need not.
+        text: What those must make of a text.
 
     Raises:
         DeployError: the device refused it, with the reason; nothing was changed.
     """
     pushed, digest = push_bundle(link, bundle, progress)
-    answer = link.ask("install", manifest_sha256=digest, runtime=runtime)
+    asked: dict[str, Any] = {}
+    if tokenizers is not None and text is not None:
+        asked = {"tokenizers": tokenizers, "text": {"text": text.text, "token_ids": list(text.token_ids)}}
+    answer = link.ask("install", manifest_sha256=digest, runtime=runtime, **asked)
     if answer.get("sha256") != digest:
         raise ProtocolError("the device installed something else than it was given")
     previous = answer.get("previous")
@@ -122,4 +141,5 @@ def install_bundle(link: AgentLink, bundle: Bundle, runtime: str, progress: Prog
         sha256=digest,
         bytes_sent=pushed.bytes_sent,
         previous=None if previous is None else whole(answer, "previous", 1),
+        run_py=f"{clean_text(link.hello.get('root'), 300)}/current/run.py" if asked else None,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from merino_edge.bundle import TOKENIZER, Bundle, bundle_label
 from merino_edge.device.board import slow_here
-from merino_edge.device.client import Device
+from merino_edge.device.client import Device, InstallResult, TextCheck
 from merino_edge.device.registry import device_folder
 from merino_edge.errors import UsageError
 from merino_edge.files import sha256_file, write_atomic
@@ -22,6 +22,7 @@ from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.progress import SILENT, Progress
 
 _EXPORTING = threading.Lock()
+_SAMPLE = "Once upon a time, 12 naïve owners of a café said: “Où est-il?”\n\t你好 👋 <|endoftext|>"
 
 
 def known_facts(device: str) -> dict[str, Any] | None:
@@ -69,10 +70,12 @@ def deploy(
     keep: int | None = None,
     ask: Ask | None = None,
     progress: Progress = SILENT,
+    standalone: bool = False,
 ) -> dict[str, Any]:
     """Deploy a run, exporting first where the export is missing or older than the checkpoint.
 
     With `keep`, all but the newest so many releases are removed first; the current one always stays.
+    With `standalone`, the device gets a tokenizers wheel too, for the release's own `run.py`.
 
     Returns:
         The document of `merino-edge deploy --json`.
@@ -90,8 +93,11 @@ def deploy(
         if problem is not None:
             first = board_of(name).prefer[0].partition("/")[2]
             progress.note(f"{problem}; likely faster there: merino-edge deploy --recipe {first}")
+        text = text_check(bundle)
+        if standalone and text is None:
+            raise UsageError("without a tokenizer nothing can be generated there", hint="merino-edge train")
         freed = device.collect(keep) if keep is not None else 0
-        result = _install(device, bundle, progress)
+        result = _install(device, bundle, text, standalone, progress)
     keep_tokenizer(name, bundle)
     return {
         "device": name,
@@ -104,6 +110,7 @@ def deploy(
         "trained": bundle.manifest.trained,
         "bytes_freed": freed,
         "bytes_total": sum(f.bytes for f in bundle.manifest.files),
+        "run_py": result.run_py,
     }
 
 
@@ -125,10 +132,22 @@ def _bundle_for(
     return bundle
 
 
-def _install(device: Device, bundle: Bundle, progress: Progress) -> Any:
+def _install(
+    device: Device, bundle: Bundle, text: TextCheck | None, standalone: bool, progress: Progress
+) -> InstallResult:
     total = sum(f.bytes for f in bundle.manifest.files)
     with progress.task(f"deploying {bundle.label} to {device.name}", total) as task:
-        return device.install(bundle, lambda done, _: task.update(done))
+        return device.install(bundle, lambda done, _: task.update(done), text, standalone)
+
+
+def text_check(bundle: Bundle) -> TextCheck | None:
+    """Return what a bundle's tokenizer makes of a text, None where it has none."""
+    path = bundle.folder / TOKENIZER
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    return TextCheck(_SAMPLE, tuple(Tokenizer.from_file(str(path)).encode(_SAMPLE).ids))
 
 
 def rollback(device_name: str | None, release: int | None, progress: Progress = SILENT) -> dict[str, Any]:

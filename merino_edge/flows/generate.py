@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from merino_edge.agent.text import TextStream, end_of_text
 from merino_edge.bundle import TOKENIZER
 from merino_edge.device.client import Device, GenerateOptions
 from merino_edge.errors import UsageError
 from merino_edge.flows.deploy import tokenizer_store
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
 from merino_edge.progress import SILENT, Progress
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 class _Tokenizer(Protocol):
@@ -108,7 +107,7 @@ class DeployedModel:
                 "the deployed weights are random (trained: false)", hint="merino-edge train, then merino-edge deploy"
             )
         self.tokenizer = load_tokenizer(self.device, self.manifest)
-        self.end = self.tokenizer.token_to_id(END_OF_TEXT)
+        self.end = end_of_text(self.tokenizer)
 
     @property
     def context_length(self) -> int:
@@ -124,7 +123,7 @@ class DeployedModel:
         self.stats = {}
         options = _device_options(sampling, len(prompt_ids), self.context_length, self.end)
         with closing(self._device.generate(prompt_ids, options)) as ids:
-            yield from stop_at(pieces(self.tokenizer, ids), sampling.stop)
+            yield from texts(ids, TextStream(self.tokenizer, sampling.stop))
         self.stats = dict(self._device.last_generation or {})
 
 
@@ -187,37 +186,14 @@ def _device_options(sampling: Sampling, prompt_tokens: int, context_length: int,
     )
 
 
-def pieces(tokenizer: _Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Turn token ids into text as they come; half a character waits for its other half."""
-    seen: list[int] = []
-    shown = ""
+def texts(ids: Iterable[int], stream: TextStream) -> Iterator[str]:
+    """Turn token ids into text as they come, and stop at a stop string."""
     for token in ids:
-        seen.append(token)
-        text = tokenizer.decode(seen, skip_special_tokens=True)
-        if text.endswith("\ufffd"):
-            continue
-        if len(text) > len(shown):
-            yield text[len(shown) :]
-            shown = text
-    rest = tokenizer.decode(seen, skip_special_tokens=True)[len(shown) :] if seen else ""
+        piece = stream.push(token)
+        if piece:
+            yield piece
+        if stream.stopped:
+            return
+    rest = stream.end()
     if rest:
         yield rest
-
-
-def stop_at(parts: Iterable[str], stops: tuple[str, ...]) -> Iterator[str]:
-    """Pass text on until a stop string appears; what might become one is held back."""
-    stops = tuple(s for s in stops if s)
-    held = ""
-    for part in parts:
-        held += part
-        found = [held.index(s) for s in stops if s in held]
-        if found:
-            if held[: min(found)]:
-                yield held[: min(found)]
-            return
-        keep = max((n for s in stops for n in range(1, len(s)) if held.endswith(s[:n])), default=0)
-        if len(held) > keep:
-            yield held[: len(held) - keep]
-            held = held[len(held) - keep :]
-    if held:
-        yield held

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import emulator
 import pytest
 from board_desk import Desk
 
@@ -110,6 +111,17 @@ def test_generation_is_the_same_whenever_it_is_asked_for(desk: Desk, deployed: d
     words = ("generate", "The board", "--device", desk.name, "--max-tokens", "12", "--seed", "3")
     first, second = desk.type(*words), desk.type(*words)
     assert first["text"] == second["text"]
+
+
+def test_the_board_itself_generates_the_same_text_with_no_host(desk: Desk, deployed: dict[str, Any]) -> None:
+    run_py = "python3 ~/.local/share/merino-edge/current/run.py 'The board' --max-tokens 12 --seed 3"
+    with pytest.raises(emulator.BoardError, match="deploy --standalone"):
+        desk.board.ssh(run_py)
+    assert desk.type("deploy", "ring", "--standalone")["run_py"].endswith("/current/run.py")
+    text = desk.type("generate", "The board", "--device", desk.name, "--max-tokens", "12", "--seed", "3")["text"]
+    assert desk.board.ssh(run_py).rstrip("\n") == "The board" + text
+    unit = desk.board.ssh("python3 ~/.local/share/merino-edge/current/run.py --systemd")
+    assert "ExecStart=/usr/bin/python3" in unit
 
 
 def test_bench_measures_both_recipes_and_their_text(desk: Desk, deployed: dict[str, Any]) -> None:

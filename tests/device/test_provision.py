@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from merino_edge.device import provision
-from merino_edge.device.provision import ensure_runtime, start_agent
+from merino_edge.device.provision import ensure_runtime, ensure_tokenizers, start_agent
 from merino_edge.device.registry import DeviceEntry, local_entry
 from merino_edge.device.transport import Completed, LocalTransport
 from merino_edge.device.wheels import MAX_TRIES, WheelSet
@@ -150,6 +150,33 @@ def test_where_tflite_runtime_has_no_wheels_its_successor_is_sent(board: DeviceE
     link = Link(board_facts(version="3.12.1"), NONE, {"runtime": "ai-edge-litert", "runtime_version": "2.3.0"})
     ensure_runtime(link, board, package="tflite-runtime")  # type: ignore[arg-type]
     assert [wheels.runtime for wheels in sent] == ["ai-edge-litert"]
+
+
+RUNTIME = {"name": "installed", "runtime": "onnxruntime", "runtime_version": "1.28.0", "python": "/usr/bin/python3"}
+TOKENIZERS = {"runtime": "tokenizers", "runtime_version": "0.22.2"}
+
+
+def test_tokenizers_are_sent_when_asked_for_from_the_best_version_down_beside_their_runtime(
+    board: DeviceEntry, sent: list[WheelSet]
+) -> None:
+    link = Link({**board_facts("asimd"), "runtimes": [RUNTIME]}, NONE, ILLEGAL, TOKENIZERS)
+    assert ensure_tokenizers(link, board, "installed", push=False) is None  # type: ignore[arg-type]
+    assert sent == []
+    name = ensure_tokenizers(link, board, "installed", push=True)  # type: ignore[arg-type]
+    assert [(wheels.runtime, wheels.version) for wheels in sent] == [("tokenizers", "0.23.3"), ("tokenizers", "0.22.2")]
+    assert name == link.asked[-1]["name"]
+    assert {asked["beside"] for asked in link.asked} == {"installed"}
+
+
+def test_tokenizers_that_are_there_are_used_unasked_under_their_own_interpreter_alone(
+    board: DeviceEntry, sent: list[WheelSet]
+) -> None:
+    there = {"name": "tokenizers-1", **TOKENIZERS, "python": RUNTIME["python"]}
+    link = Link({**board_facts("asimd"), "runtimes": [RUNTIME, there]})
+    assert ensure_tokenizers(link, board, "installed", push=False) == "tokenizers-1"  # type: ignore[arg-type]
+    other = {**there, "python": "/usr/bin/python3.9"}
+    link = Link({**board_facts("asimd"), "runtimes": [RUNTIME, other]}, TOKENIZERS)
+    assert ensure_tokenizers(link, board, "installed", push=False) == "installed-tokenizers"  # type: ignore[arg-type]
 
 
 def test_without_an_index_the_sentence_says_what_to_type_on_the_device(

@@ -57,6 +57,15 @@ def test_every_set_of_the_lock_has_its_runtime_its_numpy_and_whole_digests(packa
         assert any(f"-{python}-" in name for name in each.wheels)
 
 
+def test_every_interpreter_that_has_a_runtime_has_one_tokenizers_wheel() -> None:
+    sets = [s for s in locked_sets() if s.runtime == "tokenizers"]
+    assert {(s.python, s.machine) for s in sets} >= {(s.python, s.machine) for s in locked_sets()}
+    for each in sets:
+        ((name, sha),) = each.wheels.items()
+        assert name.startswith(f"tokenizers-{each.version}-cp3")
+        assert len(bytes.fromhex(sha)) == 32
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
