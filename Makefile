@@ -17,8 +17,11 @@ CPU ?= cortex-a72
 ICOUNT ?=
 
 # Debian and Ubuntu names of what some tests use beside Python; nothing else needs them.
-SYSTEM_PACKAGES := openssh-client openssh-server strace iproute2 \
+SYSTEM_PACKAGES := openssh-client openssh-server strace iproute2 g++ g++-aarch64-linux-gnu \
     qemu-system-arm qemu-utils mmdebstrap e2fsprogs kmod cpio gzip device-tree-compiler
+
+# The Debian release whose libonnxruntime-dev has the headers: 1.21, which later libraries serve as well.
+HEADERS_SUITE ?= trixie
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +37,7 @@ SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
 OLD_RUNTIMES := ai-edge-litert==1.4.0 ai-edge-litert==2.1.6 tflite-runtime==2.14.0 \
     onnxruntime==1.19.2 onnxruntime==1.23.2
 
-.PHONY: help demo demo-model test test-board test-faults check bench peers other-tools board board-down setup clean purge old-runtimes system-packages FORCE
+.PHONY: help demo demo-model test test-board test-faults check bench peers other-tools board board-down setup clean purge old-runtimes onnxruntime-headers system-packages FORCE
 
 help: ## Show this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -105,6 +108,15 @@ old-runtimes: $(VENV)/.dependencies ## Fetch older runtimes that some tests run 
 	    if $(BIN)/pip install --quiet --disable-pip-version-check --no-input --no-warn-conflicts --only-binary=:all: --target $$folder.tmp \
 	        $$r "$$numpy"; then mv $$folder.tmp $$folder; \
 	    else rm -rf $$folder.tmp; echo "no wheels of $$r for this Python: its tests are skipped"; fi; done
+
+onnxruntime-headers: ## Fetch the headers of onnxruntime for the C++ example's test (Debian, Ubuntu; 100 KB in build/)
+	@command -v dpkg-deb apt-get > /dev/null || { echo 'no apt-get here: name the headers with ORT_INCLUDE=FOLDER'; exit 1; }
+	@place=$(abspath build)/headers.tmp; rm -rf $$place; mkdir -p $$place/lists/partial $$place/archives/partial; \
+	echo 'deb http://deb.debian.org/debian $(HEADERS_SUITE) main' > $$place/sources.list; cd $$place; \
+	own="-o Dir::Etc::sourcelist=$$place/sources.list -o Dir::Etc::sourceparts=- -o Dir::State::lists=$$place/lists \
+	    -o Dir::Cache=$$place -o APT::Sandbox::User="; \
+	apt-get -q $$own update && apt-get -q $$own download libonnxruntime-dev && dpkg-deb -x libonnxruntime-dev_*.deb tree && \
+	rm -rf ../onnxruntime-include && mv tree/usr/include/onnxruntime ../onnxruntime-include && rm -rf $$place
 
 system-packages: ## Install the system packages some tests use (Debian, Ubuntu; as root)
 	@missing=; for p in $(SYSTEM_PACKAGES); do \
