@@ -48,7 +48,7 @@ THIRD_PARTY = {
     },
     "exporters": {"ai_edge_litert", "ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "scipy", "tflite_runtime"},
     "device": {"cryptography", "numpy", "paramiko", "psutil"},
-    "flows": {"numpy", "psutil", "starlette", "tokenizers", "uvicorn"},
+    "flows": {"jinja2", "numpy", "psutil", "starlette", "tokenizers", "uvicorn"},
     "cli": {"click", "rich"},
     "api": set(),
     "testing": {"numpy"},

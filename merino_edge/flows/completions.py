@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,16 @@ from merino_edge.errors import UsageError, did_you_mean
 from merino_edge.flows.generate import Sampling
 
 MAX_STOPS = 4
-_KEYS = (
-    "model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "n", "best_of", "stream", "stream_options",
-    "stop", "seed", "echo", "logprobs", "suffix", "frequency_penalty", "presence_penalty", "logit_bias", "user",
+_BOTH = (
+    "model", "max_tokens", "temperature", "top_p", "top_k", "n", "stream", "stream_options", "stop", "seed", "logprobs",
+    "frequency_penalty", "presence_penalty", "logit_bias", "user",
 )  # fmt: skip
+_KEYS = (*_BOTH, "prompt", "best_of", "echo", "suffix")
+_CHAT_KEYS = (*_BOTH, "messages", "max_completion_tokens")
+_ROLES = ("system", "user", "assistant")
+_CHAT_TOKENS = 1 << 20  # to the end of the context, where nobody says how many
 _NEUTRAL: dict[str, tuple[Any, ...]] = {  # accepted where they ask for nothing
-    "n": (None, 1), "best_of": (None, 1), "logprobs": (None, 0), "suffix": (None, ""),
+    "n": (None, 1), "best_of": (None, 1), "logprobs": (None, 0, False), "suffix": (None, ""),
     "frequency_penalty": (None, 0), "presence_penalty": (None, 0), "logit_bias": (None, {}),
 }  # fmt: skip
 
@@ -46,6 +51,7 @@ class Completion:
         stream: Send the text as it comes.
         usage: At the end of a stream, count tokens.
         echo: Begin the answer with the prompt.
+        chat: The prompt is a conversation in its template, special tokens and all.
     """
 
     prompt: str | list[int]
@@ -53,6 +59,7 @@ class Completion:
     stream: bool
     usage: bool
     echo: bool
+    chat: bool = False
 
 
 def parse_completion(body: bytes, model: str) -> Completion:
@@ -61,6 +68,55 @@ def parse_completion(body: bytes, model: str) -> Completion:
     Raises:
         RequestError: 400 for what is wrong or not supported, 404 for another model.
     """
+    asked = _checked(body, model, _KEYS)
+    return Completion(
+        prompt=_prompt(asked.get("prompt", "")),
+        sampling=_sampling(asked),
+        stream=_flag(asked, "stream"),
+        usage=bool((asked.get("stream_options") or {}).get("include_usage")),
+        echo=_flag(asked, "echo"),
+    )
+
+
+def parse_chat(body: bytes, model: str, render: Callable[[list[dict[str, str]]], str]) -> Completion:
+    """Check the body of `POST /v1/chat/completions`.
+
+    Args:
+        body: The request's.
+        model: Name of the model there is.
+        render: Turns messages into a prompt.
+
+    Raises:
+        RequestError: as `parse_completion`.
+    """
+    asked = _checked(body, model, _CHAT_KEYS)
+    most = asked.pop("max_completion_tokens", None)
+    asked["max_tokens"] = next((n for n in (most, asked.get("max_tokens")) if n is not None), _CHAT_TOKENS)
+    messages = asked.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise RequestError(400, "'messages' must be a list of messages")
+    try:
+        prompt = render([_message(message) for message in messages])
+    except UsageError as error:
+        raise RequestError(400, error.message) from error
+    usage = bool((asked.get("stream_options") or {}).get("include_usage"))
+    return Completion(prompt, _sampling(asked), _flag(asked, "stream"), usage, echo=False, chat=True)
+
+
+def _message(message: Any) -> dict[str, str]:
+    """Return one message with its text in one piece."""
+    if not isinstance(message, dict) or message.get("role") not in _ROLES:
+        raise RequestError(400, f"a message needs a 'role' of {', '.join(_ROLES)}")
+    content = message.get("content")
+    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str):
+        raise RequestError(400, "the 'content' of a message must be text")
+    return {"role": str(message["role"]), "content": content}
+
+
+def _checked(body: bytes, model: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return the request, its keys and what it asks for nothing by checked."""
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -68,8 +124,8 @@ def parse_completion(body: bytes, model: str) -> Completion:
     if not isinstance(asked, dict):
         raise RequestError(400, "the body must be a JSON object")
     for key in asked:
-        if key not in _KEYS:
-            raise RequestError(400, f"unknown key '{key}'{did_you_mean(key, _KEYS)}")
+        if key not in keys:
+            raise RequestError(400, f"unknown key '{key}'{did_you_mean(key, keys)}")
     for key, neutral in _NEUTRAL.items():
         if asked.get(key) not in neutral:
             raise RequestError(400, f"'{key}' is not supported: leave it out")
@@ -78,13 +134,7 @@ def parse_completion(body: bytes, model: str) -> Completion:
     options = asked.get("stream_options") or {}
     if not isinstance(options, dict):
         raise RequestError(400, "'stream_options' must be an object")
-    return Completion(
-        prompt=_prompt(asked.get("prompt", "")),
-        sampling=_sampling(asked),
-        stream=_flag(asked, "stream"),
-        usage=bool(options.get("include_usage")),
-        echo=_flag(asked, "echo"),
-    )
+    return asked
 
 
 def _prompt(value: Any) -> str | list[int]:

@@ -13,6 +13,7 @@ from merino_edge.device.client import Device, InstallResult, TextCheck
 from merino_edge.device.registry import device_folder
 from merino_edge.errors import UsageError
 from merino_edge.files import sha256_file, write_atomic
+from merino_edge.flows.chat import find_template, keep_template
 from merino_edge.flows.conditions import DEFAULT_RECIPE
 from merino_edge.flows.devices import Ask, board_of, find_entry, is_unregistered_board, opened, select_device
 from merino_edge.flows.export import current_bundle
@@ -98,7 +99,7 @@ def deploy(
             raise UsageError("without a tokenizer nothing can be generated there", hint="merino-edge train")
         freed = device.collect(keep) if keep is not None else 0
         result = _install(device, bundle, text, standalone, progress)
-    keep_tokenizer(name, bundle)
+    keep_tokenizer(name, bundle, subject.checkpoint)
     return {
         "device": name,
         "run": subject.run.name if subject.run else None,
@@ -184,10 +185,17 @@ def tokenizer_store(device: str) -> Path:
     return device_folder(device) / "tokenizers"
 
 
-def keep_tokenizer(device: str, bundle: Bundle) -> None:
-    """Keep the tokenizer of a deployed bundle under its digest."""
+def template_file(device: str, digest: str) -> Path:
+    """Return where the chat template that goes with a tokenizer is kept."""
+    return tokenizer_store(device) / f"{digest}.chat"
+
+
+def keep_tokenizer(device: str, bundle: Bundle, checkpoint: Path | None = None) -> None:
+    """Keep the tokenizer of a deployed bundle under its digest, and the chat template of its checkpoint or bundle."""
     path = bundle.folder / TOKENIZER
     if path.is_file():
-        target = tokenizer_store(device) / f"{sha256_file(path)}.json"
+        digest = sha256_file(path)
+        target = tokenizer_store(device) / f"{digest}.json"
         if not target.exists():
             write_atomic(target, path.read_bytes())
+        keep_template(template_file(device, digest), find_template(checkpoint, bundle.folder))

@@ -12,13 +12,14 @@ from merino_edge.agent.text import TextStream, end_of_text
 from merino_edge.bundle import TOKENIZER
 from merino_edge.device.client import Device, GenerateOptions
 from merino_edge.errors import UsageError
-from merino_edge.flows.deploy import tokenizer_store
+from merino_edge.flows.chat import read_template
+from merino_edge.flows.deploy import template_file, tokenizer_store
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
 from merino_edge.progress import SILENT, Progress
 
 
 class _Tokenizer(Protocol):
-    def encode(self, text: str) -> Any: ...
+    def encode(self, sequence: str, *, add_special_tokens: bool = ...) -> Any: ...
 
     def decode(self, ids: list[int], skip_special_tokens: bool = ...) -> str: ...
 
@@ -61,16 +62,21 @@ def load_tokenizer(device: str, manifest: dict[str, Any]) -> _Tokenizer:
     """Load the tokenizer of a deployed release from the host's store."""
     from tokenizers import Tokenizer
 
-    digests = [f["sha256"] for f in manifest["files"] if f["name"] == TOKENIZER]
-    if not digests:
-        raise UsageError("what is deployed has no tokenizer", hint="train with: merino-edge train, then deploy again")
-    path: Path = tokenizer_store(device) / f"{digests[0]}.json"
+    path: Path = tokenizer_store(device) / f"{tokenizer_digest(manifest)}.json"
     if not path.is_file():
         raise UsageError(
             f"this host has no copy of the tokenizer of {device}'s release", hint="deploy from here: merino-edge deploy"
         )
     tokenizer: _Tokenizer = Tokenizer.from_file(str(path))
     return tokenizer
+
+
+def tokenizer_digest(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 of the tokenizer of a release."""
+    digests = [str(f["sha256"]) for f in manifest["files"] if f["name"] == TOKENIZER]
+    if not digests:
+        raise UsageError("what is deployed has no tokenizer", hint="train with: merino-edge train, then deploy again")
+    return digests[0]
 
 
 class DeployedModel:
@@ -81,6 +87,8 @@ class DeployedModel:
         release: Number of the release in use.
         manifest: Its manifest.
         tokenizer: Of this host's store.
+        chat: Its chat template, None where it has none.
+        ends: Tokens that end a text.
         stats: Of the last text: `tokens`, `seconds`, `load_ms`, `prefill_ms`.
     """
 
@@ -107,21 +115,24 @@ class DeployedModel:
                 "the deployed weights are random (trained: false)", hint="merino-edge train, then merino-edge deploy"
             )
         self.tokenizer = load_tokenizer(self.device, self.manifest)
+        self.chat = read_template(template_file(self.device, tokenizer_digest(self.manifest)))
         self.end = end_of_text(self.tokenizer)
+        said = self.tokenizer.token_to_id(self.chat.words.get("eos_token", "")) if self.chat else None
+        self.ends = tuple(sorted({token for token in (self.end, said) if token is not None}))
 
     @property
     def context_length(self) -> int:
         """Tokens of prompt and answer together."""
         return int(self.manifest["context_length"])
 
-    def encode(self, prompt: str) -> list[int]:
-        """Return the token ids of a prompt, at least one."""
-        return list(self.tokenizer.encode(prompt).ids) or [self.end or 0]
+    def encode(self, prompt: str, special: bool = True) -> list[int]:
+        """Return the token ids of a prompt, at least one; what a chat template wrote has its special tokens already."""
+        return list(self.tokenizer.encode(prompt, add_special_tokens=special).ids) or [self.end or 0]
 
     def stream(self, prompt_ids: list[int], sampling: Sampling) -> Generator[str, None, None]:
         """Yield the text after a prompt as it comes; closing the iterator stops the device."""
         self.stats = {}
-        options = _device_options(sampling, len(prompt_ids), self.context_length, self.end)
+        options = _device_options(sampling, len(prompt_ids), self.context_length, self.ends)
         with closing(self._device.generate(prompt_ids, options)) as ids:
             yield from texts(ids, TextStream(self.tokenizer, sampling.stop))
         self.stats = dict(self._device.last_generation or {})
@@ -170,7 +181,9 @@ def generate(
     }
 
 
-def _device_options(sampling: Sampling, prompt_tokens: int, context_length: int, end: int | None) -> GenerateOptions:
+def _device_options(
+    sampling: Sampling, prompt_tokens: int, context_length: int, ends: tuple[int, ...]
+) -> GenerateOptions:
     room = context_length - prompt_tokens
     if room < 1:
         raise UsageError(
@@ -182,7 +195,7 @@ def _device_options(sampling: Sampling, prompt_tokens: int, context_length: int,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         seed=sampling.seed,
-        stop_ids=() if end is None else (end,),
+        stop_ids=ends,
     )
 
 

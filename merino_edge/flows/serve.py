@@ -20,7 +20,7 @@ from typing import Any
 
 from merino_edge.device.client import Device
 from merino_edge.errors import DeviceError, MerinoEdgeError, UsageError
-from merino_edge.flows.completions import Completion, RequestError, parse_completion
+from merino_edge.flows.completions import Completion, RequestError, parse_chat, parse_completion
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
 from merino_edge.flows.generate import DeployedModel
 from merino_edge.progress import SILENT, Progress
@@ -109,7 +109,8 @@ class Worker:
             return
         self.model.refresh()
         asked = job.asked
-        ids = self.model.encode(asked.prompt) if isinstance(asked.prompt, str) else asked.prompt
+        prompt = asked.prompt
+        ids = self.model.encode(prompt, special=not asked.chat) if isinstance(prompt, str) else prompt
         if max(ids) >= self.model.manifest["architecture"]["vocab_size"] or min(ids) < 0:
             raise UsageError("the prompt holds token ids beyond the vocabulary")
         if asked.echo:
@@ -130,8 +131,8 @@ class Worker:
 def make_app(worker: Worker) -> Any:
     """Return the ASGI application.
 
-    Routes: `GET /v1/models`, `GET /v1/models/NAME`, `POST /v1/completions`, `POST /v1/chat/completions` (refused: a
-    model of this kind has no chat template), `GET /health`.
+    Routes: `GET /v1/models`, `GET /v1/models/NAME`, `POST /v1/completions`, `POST /v1/chat/completions` (where the
+    tokenizer has a chat template, else refused), `GET /health`.
     """
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -153,21 +154,24 @@ def make_app(worker: Worker) -> Any:
             raise RequestError(404, f"there is no such model; there is '{worker.name}'", code="model_not_found")
         return JSONResponse(entry)
 
-    async def chat(request: Request) -> Response:
-        raise RequestError(
-            404, f"the tokenizer of '{worker.name}' has no chat template: use /v1/completions", code="no_chat_template"
-        )
-
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok", "model": worker.name})
 
+    async def chat(request: Request) -> Response:
+        template = worker.model.chat
+        if template is None:
+            raise RequestError(
+                404,
+                f"the tokenizer of '{worker.name}' has no chat template: use /v1/completions",
+                code="no_chat_template",
+            )
+        body = await _body(request)
+        return await answer(request, await asyncio.to_thread(parse_chat, body, worker.name, template.render))
+
     async def completions(request: Request) -> Response:
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise RequestError(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
-        asked = parse_completion(body, worker.name)
+        return await answer(request, parse_completion(await _body(request), worker.name))
+
+    async def answer(request: Request, asked: Completion) -> Response:
         loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[str, Any]]()
         job = Job(asked, lambda kind, value: _hand_over(loop, events, kind, value))
         worker.submit(job)
@@ -185,20 +189,41 @@ def make_app(worker: Worker) -> Any:
     return Starlette(routes=routes, exception_handlers={RequestError: refused})
 
 
+async def _body(request: Any) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise RequestError(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
+    return body
+
+
 def _hand_over(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[tuple[str, Any]], kind: str, value: Any) -> None:
     with contextlib.suppress(RuntimeError):  # the server has stopped meanwhile
         loop.call_soon_threadsafe(events.put_nowait, (kind, value))
 
 
-def _document(worker: Worker, number: str, text: str, reason: str | None) -> dict[str, Any]:
-    choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": reason}
+def _document(worker: Worker, asked: Completion, number: str, text: str, reason: str | None) -> dict[str, Any]:
+    """Return one answer in OpenAI's form, or one piece of a stream."""
+    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": reason}
+    kind = "text_completion"
+    if not asked.chat:
+        choice["text"] = text
+    elif asked.stream:
+        kind, choice["delta"] = "chat.completion.chunk", {"role": "assistant", "content": text} if text else {}
+    else:
+        kind, choice["message"] = "chat.completion", {"role": "assistant", "content": text}
     return {
         "id": number,
-        "object": "text_completion",
+        "object": kind,
         "created": int(time.time()),
         "model": worker.name,
         "choices": [choice],
     }
+
+
+def _new_id(asked: Completion) -> str:
+    return f"{'chatcmpl' if asked.chat else 'cmpl'}-{secrets.token_hex(12)}"
 
 
 def _usage(counts: dict[str, Any]) -> dict[str, int]:
@@ -230,13 +255,13 @@ async def _whole(request: Any, worker: Worker, job: Job, events: asyncio.Queue[t
         elif kind == "failed":
             raise _failure(value)
         else:
-            document = _document(worker, f"cmpl-{secrets.token_hex(12)}", text, value["reason"])
+            document = _document(worker, job.asked, _new_id(job.asked), text, value["reason"])
             return {**document, "usage": _usage(value)}
 
 
 async def _server_sent(worker: Worker, job: Job, events: asyncio.Queue[tuple[str, Any]]) -> AsyncIterator[str]:
     """Yield the text as server-sent events; a client that goes away frees the device."""
-    number = f"cmpl-{secrets.token_hex(12)}"
+    number = _new_id(job.asked)
     try:
         while True:
             kind, value = await events.get()
@@ -244,11 +269,11 @@ async def _server_sent(worker: Worker, job: Job, events: asyncio.Queue[tuple[str
                 yield f"data: {json.dumps(_failure(value).document)}\n\n"
                 break
             if kind == "text":
-                yield f"data: {json.dumps(_document(worker, number, value, None))}\n\n"
+                yield f"data: {json.dumps(_document(worker, job.asked, number, value, None))}\n\n"
                 continue
-            yield f"data: {json.dumps(_document(worker, number, '', value['reason']))}\n\n"
+            yield f"data: {json.dumps(_document(worker, job.asked, number, '', value['reason']))}\n\n"
             if job.asked.usage:
-                last = {**_document(worker, number, "", None), "choices": [], "usage": _usage(value)}
+                last = {**_document(worker, job.asked, number, "", None), "choices": [], "usage": _usage(value)}
                 yield f"data: {json.dumps(last)}\n\n"
             break
         yield "data: [DONE]\n\n"

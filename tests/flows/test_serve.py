@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.client
+import json
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -18,6 +19,7 @@ from merino_edge.device.client import GenerateOptions
 from merino_edge.errors import DeviceError, UsageError
 from merino_edge.exporters.to_onnx import export
 from merino_edge.files import sha256_file
+from merino_edge.flows.chat import ChatTemplate, find_template, keep_template, read_template
 from merino_edge.flows.completions import RequestError, parse_completion
 from merino_edge.flows.deploy import tokenizer_store
 from merino_edge.flows.generate import DeployedModel
@@ -239,3 +241,101 @@ def test_a_taken_port_is_one_clear_line(talker: Talker, monkeypatch: pytest.Monk
     monkeypatch.setattr(devices, "open_device", lambda entry, ask=None: talker)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="cannot listen on"):
         serve("local", "127.0.0.1", taken.getsockname()[1], 1)
+
+
+# -- conversations, where the tokenizer has a template --
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('system comes first') }}"
+    "{% endif %}{{ m.content }} w9 {% endfor %}{% if add_generation_prompt %}w8{% endif %}"
+)
+
+
+@pytest.fixture
+def chatty(talker: Talker, tmp_path: Path) -> Talker:
+    """Give the talker's tokenizer a template, as a checkpoint folder holds it."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "eos_token": "Ġw7"}))
+    store = tokenizer_store("local")
+    (tokenizer,) = store.glob("*.json")
+    keep_template(tokenizer.with_suffix(".chat"), find_template(folder))
+    return talker
+
+
+def test_a_conversation_is_answered_in_the_tokenizers_template(chatty: Talker) -> None:
+    messages = [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2 w3"}]
+    with client(chatty) as api:
+        done = api.chat.completions.create(model="local-release-1", messages=messages, max_tokens=5, seed=3)
+        same = api.completions.create(model="local-release-1", prompt="w1 w9 w2 w3 w9 w8", max_tokens=5, seed=3)
+        pieces = list(
+            api.chat.completions.create(
+                model="local-release-1", messages=messages, max_tokens=5, seed=3, stream=True,
+                stream_options={"include_usage": True},
+            )
+        )  # fmt: skip
+    assert done.choices[0].message.role == "assistant"
+    assert done.choices[0].message.content == same.choices[0].text
+    assert done.choices[0].finish_reason == "length"
+    assert done.usage.prompt_tokens == 6
+    assert done.id.startswith("chatcmpl-")
+    told = [p.choices[0].delta.content or "" for p in pieces if p.choices]
+    assert "".join(told) == same.choices[0].text
+    assert pieces[-1].usage.completion_tokens == 5
+
+
+def test_a_conversation_ends_at_the_token_the_tokenizer_names(chatty: Talker) -> None:
+    assert 7 in DeployedModel("local", chatty).ends
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"messages": []}, "must be a list of messages"),
+        ({"messages": [{"role": "robot", "content": "w1"}]}, "needs a 'role'"),
+        ({"messages": [{"role": "user", "content": 3}]}, "must be text"),
+        ({"messages": [{"role": "user", "content": "w1"}, {"role": "system", "content": "w1"}]}, "system comes first"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "unknown key 'tools'"),
+    ],
+)
+def test_a_conversation_that_makes_no_sense_is_refused_by_name(
+    chatty: Talker, change: dict[str, Any], words: str
+) -> None:
+    asked = {"model": "local-release-1", "messages": [{"role": "user", "content": "w1"}], **change}
+    with client(chatty) as api, pytest.raises(openai.BadRequestError, match=words):
+        api.chat.completions.create(**asked)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{% for",
+        "{{ nothing.more }}",
+    ],
+)
+def test_a_template_reaches_nothing_outside_its_conversation(template: str) -> None:
+    with pytest.raises(UsageError, match="refuses this conversation"):
+        ChatTemplate(template, {}).render([{"role": "user", "content": "hello"}])
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"tokenizer_config.json": '{"eos_token": "</s>"}'}, None),
+        ({"tokenizer_config.json": '{"chat_template": "a", "eos_token": {"content": "</s>"}}'}, "a"),
+        ({"tokenizer_config.json": '{"chat_template": [{"name": "default", "template": "b"}]}'}, "b"),
+        ({"tokenizer_config.json": '{"chat_template": "a"}', "chat_template.jinja": "c"}, "c"),
+    ],
+)
+def test_a_template_is_found_as_hugging_face_writes_it(
+    files: dict[str, str], expected: str | None, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    found = find_template(None, tmp_path)
+    assert (found and found.text) == expected
+    keep_template(tmp_path / "kept", found)
+    assert read_template(tmp_path / "kept") == found

@@ -1,0 +1,109 @@
+"""A conversation as one prompt: the tokenizer's own chat template, in Jinja's sandbox.
+
+A template is kept beside the tokenizer of what was deployed, where its checkpoint or bundle has one:
+`chat_template.jinja`, or `chat_template` in `tokenizer_config.json`, as Hugging Face writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merino_edge.errors import InvalidFileError, UsageError
+from merino_edge.files import parse_json, read_json, read_text, write_json
+
+CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+MAX_TEMPLATE_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a tokenizer wants conversations written.
+
+    Attributes:
+        text: The Jinja template.
+        words: Its special tokens by name: `bos_token`, `eos_token`, ...
+    """
+
+    text: str
+    words: dict[str, str]
+
+    def render(self, messages: Sequence[dict[str, Any]]) -> str:
+        """Return the prompt of a conversation, up to where the assistant begins to speak.
+
+        Raises:
+            UsageError: the template refuses the conversation, or is none; or jinja2 is not installed.
+        """
+        try:
+            from jinja2 import TemplateError
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ImportError:
+            raise UsageError("a chat template needs jinja2", hint="pip install 'merino-edge[serve]'") from None
+
+        def refuse(message: str) -> str:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], autoescape=False
+        )
+        environment.globals["raise_exception"] = refuse
+        try:
+            template = environment.from_string(self.text)
+            return template.render(messages=list(messages), add_generation_prompt=True, **self.words)
+        except (TemplateError, TypeError, ValueError, LookupError, OverflowError, RecursionError) as error:
+            raise UsageError(f"the chat template refuses this conversation: {error}") from error
+
+
+def find_template(*folders: Path | None) -> ChatTemplate | None:
+    """Return the template of the first folder that has one.
+
+    Raises:
+        InvalidFileError: a file that should hold it cannot be read.
+    """
+    for folder in folders:
+        if folder is None:
+            continue
+        path = folder / CONFIG
+        config = parse_json(read_text(path, "tokenizer's settings"), str(path)) if path.is_file() else {}
+        text = _named(config.get("chat_template"))
+        if (folder / TEMPLATE).is_file():
+            text = read_text(folder / TEMPLATE, "chat template")
+        if text is None:
+            continue
+        if not isinstance(text, str) or len(text.encode()) > MAX_TEMPLATE_BYTES:
+            raise InvalidFileError(f"{folder}: its chat template is no text of at most {MAX_TEMPLATE_BYTES} bytes")
+        found = {name: _word(value) for name, value in config.items() if name.endswith("_token")}
+        return ChatTemplate(text, {name: word for name, word in found.items() if word is not None})
+    return None
+
+
+def _named(value: Any) -> Any:
+    """Return the template called default, where there are several."""
+    if isinstance(value, list):
+        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        return named.get("default")
+    return value
+
+
+def _word(value: Any) -> str | None:
+    """Return a special token, which may be written with its properties."""
+    word = value.get("content") if isinstance(value, dict) else value
+    return word if isinstance(word, str) else None
+
+
+def keep_template(path: Path, template: ChatTemplate | None) -> None:
+    """Write a template where `read_template` finds it, or remove the one that was there."""
+    if template is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_json(path, {"text": template.text, "words": template.words})
+
+
+def read_template(path: Path) -> ChatTemplate | None:
+    """Read what `keep_template` wrote, None where there is nothing."""
+    if not path.is_file():
+        return None
+    value = read_json(path, "chat template")
+    return ChatTemplate(str(value["text"]), {str(k): str(v) for k, v in value["words"].items()})
