@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import emulator
 import pytest
@@ -31,3 +32,8 @@ def desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield desk
     finally:
         emulator.down(name)
+
+
+@pytest.fixture(scope="session")
+def added(desk: Desk) -> dict[str, Any]:
+    return desk.type("devices", "add", desk.name, "--host", desk.board.address, "--profile", "pi4")

@@ -6,16 +6,11 @@ are an emulator's: nothing here compares them with anything.
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import emulator
 import pytest
 from board_desk import Desk
-from tokenizers import Tokenizer
 
 from merino_edge.device.client import open_device
 from merino_edge.device.registry import DeviceEntry
@@ -25,11 +20,6 @@ from merino_edge.testing import write_tiny_space
 pytestmark = pytest.mark.timeout(1800)
 SMALL = ("--vocab", "300", "--context", "256")  # a byte-level BPE holds 257 tokens before it learns any
 TEXT = "The board on the desk said nothing for a while, and then it said what it had been told to say. " * 400
-
-
-@pytest.fixture(scope="session")
-def added(desk: Desk) -> dict[str, Any]:
-    return desk.type("devices", "add", desk.name, "--host", desk.board.address, "--profile", "pi4")
 
 
 @pytest.fixture(scope="session")
@@ -115,62 +105,6 @@ def test_generation_is_the_same_whenever_it_is_asked_for(desk: Desk, deployed: d
     words = ("generate", "The board", "--device", desk.name, "--max-tokens", "12", "--seed", "3")
     first, second = desk.type(*words), desk.type(*words)
     assert first["text"] == second["text"]
-
-
-def test_the_board_itself_generates_the_same_text_with_no_host(desk: Desk, deployed: dict[str, Any]) -> None:
-    run_py = "python3 ~/.local/share/merino-edge/current/run.py 'The board' --max-tokens 12 --seed 3"
-    with pytest.raises(emulator.BoardError, match="deploy --standalone"):
-        desk.board.ssh(run_py)
-    assert desk.type("deploy", "ring", "--standalone")["run_py"].endswith("/current/run.py")
-    text = desk.type("generate", "The board", "--device", desk.name, "--max-tokens", "12", "--seed", "3")["text"]
-    assert desk.board.ssh(run_py).rstrip("\n") == "The board" + text
-    unit = desk.board.ssh("python3 ~/.local/share/merino-edge/current/run.py --systemd")
-    assert "ExecStart=/usr/bin/python3" in unit
-
-
-EXAMPLES = Path(__file__).resolve().parent.parent.parent / "docs" / "examples"
-INCLUDE = Path(os.environ.get("ORT_INCLUDE") or EXAMPLES.parent.parent / "build" / "onnxruntime-include")
-OWN = "~/.local/share/merino-edge"
-
-
-@pytest.fixture(scope="session")
-def greedy(desk: Desk, deployed: dict[str, Any]) -> dict[str, Any]:
-    desk.type("deploy", "ring", "--standalone")
-    return desk.type("generate", "The board", "--device", desk.name, "--max-tokens", "12", "--temperature", "0")
-
-
-def copy(desk: Desk, path: Path) -> None:
-    """Put a program into the home of the board's user."""
-    command = ["scp", "-q", "-F", str(desk.board.ssh_config), str(path), f"{emulator.HOST}:"]
-    subprocess.run(command, check=True, timeout=120)
-
-
-def test_the_python_example_gives_the_tokens_of_generate_there(desk: Desk, greedy: dict[str, Any]) -> None:
-    copy(desk, EXAMPLES / "from_python.py")
-    paths = "PYTHONPATH=$(echo runtimes/onnxruntime-*/ runtimes/tokenizers-*/ | tr ' ' :)"
-    said = desk.board.ssh(f"cd {OWN} && {paths} python3 ~/from_python.py current 'The board' 12; rm ~/from_python.py")
-    assert said == "The board" + greedy["text"] + "\n"
-
-
-def test_the_cpp_example_gives_the_tokens_of_generate_there(desk: Desk, greedy: dict[str, Any], tmp_path: Path) -> None:
-    if not shutil.which("aarch64-linux-gnu-g++"):
-        pytest.skip("not installed: aarch64-linux-gnu-g++ (apt install g++-aarch64-linux-gnu)")
-    if not (INCLUDE / "onnxruntime_cxx_api.h").is_file():
-        pytest.skip("no headers of onnxruntime: make onnxruntime-headers (or ORT_INCLUDE=FOLDER)")
-    there = desk.board.ssh(f"ls -d {OWN}/runtimes/onnxruntime-*/onnxruntime/capi/libonnxruntime.so.1.*").strip()
-    library, program = tmp_path / "libonnxruntime.so.1", tmp_path / "from_cpp"
-    source = f"{emulator.HOST}:{there}"
-    subprocess.run(["scp", "-q", "-F", str(desk.board.ssh_config), source, str(library)], check=True, timeout=300)
-    flags = ["-std=c++17", "-O2", "-I", str(INCLUDE), "-Wl,-rpath,$ORIGIN", "-o", str(program)]
-    command = ["aarch64-linux-gnu-g++", str(EXAMPLES / "from_cpp.cpp"), str(library), *flags]
-    subprocess.run(command, check=True, timeout=300)
-    copy(desk, program)
-    (tokenizer_file,) = (desk.home / "runs/ring/export").glob("onnx-dynamic_wi8_afp32*/tokenizer.json")
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    ids = " ".join(map(str, tokenizer.encode("The board").ids))
-    desk.board.ssh(f"ln -s {there} ~/libonnxruntime.so.1")
-    said = desk.board.ssh(f"~/from_cpp {OWN}/current 12 {ids}; rm ~/from_cpp ~/libonnxruntime.so.1")
-    assert tokenizer.decode([int(word) for word in said.split()]) == greedy["text"]
 
 
 def test_bench_measures_both_recipes_and_their_text(desk: Desk, deployed: dict[str, Any]) -> None:
