@@ -24,7 +24,9 @@ from merino_edge.agent.line_server import MAX_CONNECTIONS, unit_text
 from merino_edge.agent.standalone import DEFAULTS
 from merino_edge.bundle import Bundle
 from merino_edge.device.client import open_device
+from merino_edge.device.purge import purge_device
 from merino_edge.device.registry import DeviceEntry, local_entry
+from merino_edge.device.transport import LocalTransport
 from merino_edge.errors import DeployError
 from merino_edge.exporters.to_onnx import export
 from merino_edge.flows import devices
@@ -346,6 +348,19 @@ def test_a_host_can_measure_and_deploy_while_the_socket_is_idle(
             device.activate(int(number["release"]))
 
 
+def test_a_purge_ends_the_server_and_leaves_nothing(
+    entry: DeviceEntry, talking: Bundle, tmp_path: Path, place: Path
+) -> None:
+    own = dataclasses.replace(entry, root=str(tmp_path / "root"))
+    with open_device(own) as device:
+        device.install(talking, None, text_check(talking))
+    with serving(tmp_path / "root/current/run.py", place) as server:
+        assert talk(place, b'{"prompt": "a", "max_tokens": 1}')[-1]["done"]
+        assert purge_device(LocalTransport(), own)["ended"] >= 1
+        assert server.wait(timeout=20) == -signal.SIGKILL
+    assert not (tmp_path / "root").exists()
+
+
 def test_the_unit_is_printed_with_the_steps_and_nothing_is_installed(deployed: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "HOME": str(tmp_path)}
     done = subprocess.run(
@@ -360,6 +375,10 @@ def test_the_unit_is_printed_with_the_steps_and_nothing_is_installed(deployed: P
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="not installed: systemd-analyze (apt install systemd)")
 def test_systemd_takes_the_unit(tmp_path: Path, deployed: Path) -> None:
     unit = tmp_path / "merino-edge.service"
-    unit.write_text(unit_text(sys.executable, str(deployed)))
-    done = subprocess.run(["systemd-analyze", "verify", "--user", str(unit)], capture_output=True, text=True)
-    assert "merino-edge.service" not in done.stderr, done.stderr
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    for change, code in (("", 0), ("Restrt=always\n", 0), ("ExecStart=/no/such/program\n", 1)):
+        unit.write_text(unit_text(sys.executable, str(deployed)).replace("Restart=", change + "Restart="))
+        command = ["systemd-analyze", "verify", "--user", str(unit)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        assert done.returncode == code, done.stderr
+        assert ("merino-edge.service" in done.stderr) == bool(change), done.stderr
