@@ -1,10 +1,9 @@
 """Continue a text with the model in this folder; no host, no network: python3 run.py "Once upon a time" (or --help).
 
 A copy of this file lies in every release. It finds what the release was checked with (the agent's
-program and the runtime, two and three folders up) and lets them do it: `run_command.py` in the agent.
+program and the runtime, two folders up) and lets them do it: `run_command.py` in the agent. It is
+written for Python 3.6, for a board's `python3` may be older than the one its runtime needs.
 """
-
-from __future__ import annotations
 
 import json
 import os

@@ -89,5 +89,6 @@ def _do(parser: argparse.ArgumentParser, asked: Any, folder: Path, invoked: str,
         with contextlib.closing(Model(folder, asked.threads)) as model:
             done = model.generate(asked.prompt, options, emit)
     sys.stdout.write("\n")
+    sys.stdout.flush()
     sys.stderr.write("{tokens} tokens, {tokens_per_s:.1f} tokens/s\n".format(**done))
     return 0

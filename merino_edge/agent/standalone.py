@@ -71,6 +71,7 @@ class Model:
         self._tokenizer = self._load_tokenizer(note.get("tokenizers"))
         self._threads = threads or len(facts.performance_cores(facts.Machine.here()))
         self._child: Child | None = None
+        self._began = 0.0
 
     def _load_tokenizer(self, name: object) -> Any:
         """Load the release's tokenizer with the wheel it was checked with."""
@@ -116,7 +117,7 @@ class Model:
 
         request = {**asked, "op": "generate", "token_ids": ids, "stop_ids": [] if end is None else [end]}
         request["max_tokens"] = min(asked["max_tokens"], room)
-        started, ended = time.monotonic(), "stop"
+        ended = "stop"
         try:
             ended = str(self._ask(request, on_event, lambda: stream.stopped)["ended"])
         except AgentError as error:
@@ -125,7 +126,7 @@ class Model:
         rest = stream.end()
         if rest:
             emit(rest)
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - self._began  # without loading the model
         return {"tokens": count, "seconds": seconds, "tokens_per_s": count / max(seconds, 1e-9), "ended": ended}
 
     def _ask(
@@ -140,6 +141,7 @@ class Model:
                     self._child = _start(*self._runtime, lock, str(self._runtimes.folder / "cache"))
                     opened = {"op": "open", "folder": str(self.folder), "threads": self._threads}
                     self._child.ask({**opened, "context_length": context}, on_event, lambda: False)
+                self._began = time.monotonic()
                 answer = self._child.ask({**request, "context_length": context}, on_event, stopped)
                 good = True
                 return answer

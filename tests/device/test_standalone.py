@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import json
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,12 @@ def test_it_needs_nothing_of_the_host_but_its_own_folder(deployed: Path, tmp_pat
     )
     assert done.stdout.startswith(PROMPT.encode())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_python_can_hand_over() -> None:
+    source = resources.files("merino_edge.agent").joinpath("run.py").read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 6))
+    assert "__future__" not in source  # annotations are not in Python 3.6
 
 
 @pytest.mark.parametrize(
