@@ -52,6 +52,7 @@ def run_command(tmp_path: Path) -> Run:
         (("train",), 2, "there is no run"),
         (("export", "norun"), 2, "norun"),
         (("deploy",), 2, "there is no run"),
+        (("deploy", "--rollback", "--standalone"), 2, "--standalone goes with a deployment"),
         (("generate", "hello", "--temperature", "-1"), 2, "--temperature"),
         (("doctor", "nowhere"), 2, "unknown device 'nowhere'"),
         (("bench",), 2, "there is no run"),

@@ -222,6 +222,16 @@ def test_generate_refuses_random_weights_and_an_empty_device(
         generate("hello", None, Sampling(), print)
 
 
+def test_a_deployment_that_could_not_speak_alone_is_refused_before_anything_is_sent(
+    fake: FakeDevice, options: Callable[..., SearchOptions]
+) -> None:
+    found = search(options(parameters=100_000))
+    with pytest.raises(UsageError, match="without a tokenizer") as caught:
+        deploy(found["run"], None, standalone=True)
+    assert caught.value.hint == "merino-edge train"
+    assert fake.releases() == []
+
+
 def test_bench_gives_both_recipes_side_by_side(fake: FakeDevice, options: Callable[..., SearchOptions]) -> None:
     found = search(options(parameters=100_000))
     rows = bench(found["run"], BenchOptions(seconds=1))["rows"]
