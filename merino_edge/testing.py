@@ -173,6 +173,7 @@ class FakeDevice:
         self.invalid_reason = invalid_reason
         self.sustained = False
         self.on_note: Callable[[str], None] | None = None
+        self.holding = False
         self.last_generation: dict[str, float] | None = None
         self.measured: list[tuple[str, TestSpec]] = []
         self.closed = False
@@ -309,12 +310,13 @@ class FakeDevice:
         for number, spec in enumerate(tests, start=1):
             self.measured.append((manifest.architecture.digest, spec))
             base_ns = self._sample_ns(bundle, spec)
-            count = spec.tokens if spec.test == "tg" else 5
+            passes = spec.repeats or (1 if spec.test == "tg" else 5)
+            count = passes * (spec.tokens if spec.test == "tg" else 1)
             results.append(
                 TestResult(
                     spec=spec,
                     samples_ns=tuple(base_ns + base_ns * (i % 3 - 1) // 1000 for i in range(count)),
-                    warmup_ns=(2 * base_ns,),
+                    warmup_ns=(2 * base_ns,) * (spec.warmup or 1),
                     load_ns=max(1, manifest.file_bytes),
                     peak_memory_bytes=self.board.runtime_memory_bytes + model_memory,
                     model_memory_bytes=model_memory,
@@ -323,7 +325,16 @@ class FakeDevice:
                     runtime_version="0.0.0",
                     provider="FakeExecutionProvider",
                     threads=threads or self.board.cores,
-                    conditions={"before": {"temperature_c": 40.0}, "after": {"temperature_c": 41.0}},
+                    conditions={
+                        "before": {"temperature_c": 40.0, "throttled_bits": 0},
+                        "after": {"temperature_c": 41.0, "throttled_bits": 0},
+                        "memory": {
+                            "empty_runtime": {"anonymous": 1_000_000, "file_backed": 0},
+                            "loaded": {"anonymous": 1_000_000 + manifest.unique_bytes, "file_backed": 0},
+                            "cache_full": {"anonymous": 1_000_000 + model_memory, "file_backed": 0},
+                        },
+                        **({"state": "sustained"} if self.sustained else {}),
+                    },
                     valid=self.invalid_reason is None,
                     invalid_reason=self.invalid_reason,
                 )

@@ -165,15 +165,23 @@ class Timer:
             count = min(self.session.prefill_chunk, length - self.session.length)
             self.session.feed(self.tokens(count), [count - 1])
 
-    def run(self, test: str, tokens: int, depth: int) -> Timed:
-        """Run one test."""
+    def run(self, test: str, tokens: int, depth: int, warmup: int | None = None, repeats: int | None = None) -> Timed:
+        """Run one test.
+
+        Args:
+            test: One of `TESTS`.
+            tokens: Of one pass.
+            depth: Positions in the cache before it.
+            warmup: Passes that do not count; None for one prompt, or a few tokens.
+            repeats: Passes that count, whatever they take; None for as many as the budget and the median ask for.
+        """
         if test not in TESTS or tokens < 1 or depth < 0:
             raise AgentError("request", f"there is no test {test!r} of {tokens} tokens after {depth}")
         single = test == "tg"
         one_pass = self._generate if single else lambda count: self._read(count, test == "full")
         self.fill(depth)
-        least = 1 if single else PP_REPEATS
-        timed = Timed(one_pass(min(TG_WARMUP_TOKENS, tokens) if single else tokens), least)
+        least = min(1 if single else PP_REPEATS, repeats or PP_REPEATS)
+        timed = Timed(self._warm_up(one_pass, test, tokens, depth, warmup), least)
         started, passes, taken = time.perf_counter(), 0, 0
         while True:
             self.check()
@@ -185,9 +193,22 @@ class Timer:
             timed.add(Pass(samples, elapsed, None if queued is None or after is None else after - queued))
             passes, taken = passes + 1, taken + len(samples)
             spent = time.perf_counter() - started
-            self.progress(min(1.0, spent / self.budget_s))
-            if passes >= least and (spent >= self.budget_s or timed.settled or taken + len(samples) > MAX_SAMPLES):
+            self.progress(min(1.0, passes / repeats if repeats else spent / self.budget_s))
+            enough = passes >= repeats if repeats else passes >= least and (spent >= self.budget_s or timed.settled)
+            if enough or (passes >= least and taken + len(samples) > MAX_SAMPLES):
                 return timed
+
+    def _warm_up(
+        self, one_pass: Callable[[int], list[int]], test: str, tokens: int, depth: int, passes: int | None
+    ) -> list[int]:
+        """Run what does not count; the cache is at `depth` before each pass."""
+        if passes is None:
+            return one_pass(min(TG_WARMUP_TOKENS, tokens) if test == "tg" else tokens)
+        samples: list[int] = []
+        for _ in range(passes):
+            self.fill(depth)
+            samples += one_pass(tokens)
+        return samples[-MAX_SAMPLES:]
 
     def once(self, test: str, tokens: int, depth: int) -> None:
         """Run one pass that is not timed."""

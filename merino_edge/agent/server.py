@@ -119,6 +119,7 @@ class Agent:
         self.machine = facts.Machine.here()
         self.wire: Wire | None = None
         self._request = 0
+        self._held: set[str] = set()  # objects that the host will come back to in this conversation
         self._tidy()
         self._operations: dict[str, Callable[[dict[str, Any]], dict[str, object]]] = {
             "facts": self._facts,
@@ -202,8 +203,10 @@ class Agent:
     def _have(self, request: dict[str, Any]) -> dict[str, object]:
         wanted = [(check_digest(o["sha256"]), whole_number(o["bytes"], "bytes")) for o in request["objects"]]
         sizes = dict(wanted)
+        if request.get("hold") is True:
+            self._held.update(sizes)
         with contextlib.suppress(AgentError):  # where somebody works, another time
-            self.releases.trim(SPARE_OBJECT_BYTES, sizes)
+            self.releases.trim(SPARE_OBJECT_BYTES, self._held.union(sizes))
         missing = self.store.missing(wanted)
         self.store.check_space(sum(sizes[digest] - held for digest, held in missing))
         return {"missing": [{"sha256": digest, "offset": held} for digest, held in missing]}

@@ -23,7 +23,7 @@ from merino_edge.agent.opening import open_session
 from merino_edge.agent.runtime_check import check_runtime, check_tokenizer
 from merino_edge.agent.sampling import Sampler
 from merino_edge.agent.session import Session
-from merino_edge.agent.store import read_json
+from merino_edge.agent.store import read_json, whole_number
 
 ENERGY_S = 2.0  # of running, for the energy of a token where there is a sensor
 SPARE_MEMORY_BYTES = 48 << 20  # interpreter, runtime and activations of a small model
@@ -150,6 +150,7 @@ class Worker:
         empty = measure.memory_bytes()
         threads, context = int(request["threads"]), int(request["context_length"])
         session, _, load_ns = self._load(request)
+        loaded = measure.memory_bytes()
         tests = request["tests"]
         state = {"test": "load", "done": 0, "of": len(tests)}
 
@@ -181,7 +182,7 @@ class Worker:
             "peak_memory_bytes": peak,
             "model_memory_bytes": max(0, peak - base),
             "file_backed_bytes": full["file_backed"] or 0,
-            "memory": {"empty_runtime": empty, "cache_full": full, "end": measure.memory_bytes()},
+            "memory": {"empty_runtime": empty, "loaded": loaded, "cache_full": full, "end": measure.memory_bytes()},
             "tests": results,
         }
 
@@ -190,6 +191,7 @@ class Worker:
     ) -> dict[str, object]:
         """Run one test, a second time where heat disturbed the first."""
         name, tokens, depth = str(test["test"]), int(test["tokens"]), int(test["depth"])
+        warmup, repeats = _times(test, "warmup"), _times(test, "repeats")
 
         def say(text: str) -> None:
             self.send(frames.EVENT, {**state, "share": 0.0, "note": text})
@@ -200,7 +202,7 @@ class Worker:
             waited_s = 0.0 if sustained else watch.wait_until_cool(self._machine, say, self._check)
             watching = watch.Watch(self._machine)
             timer.between = watching.between
-            timed = timer.run(name, tokens, depth)
+            timed = timer.run(name, tokens, depth, warmup, repeats)
             reason, seen = watching.reason(timed.queued_share, sustained)
             if reason is None or attempt == 2 or not conditions.is_hot(conditions.snapshot(self._machine)):
                 break
@@ -291,6 +293,11 @@ class Worker:
                 logits = session.feed([token], [0])[0]
         seconds = time.perf_counter() - begin
         return {"tokens": count, "seconds": seconds, "prefill_ms": prefill_s * 1e3, "ended": ended, **self._opened}
+
+
+def _times(test: dict[str, Any], key: str) -> int | None:
+    """Return how many passes are asked for, None where that is left to the timer."""
+    return None if test.get(key) is None else whole_number(test[key], key, 1)
 
 
 def _read_requests(worker: Worker, requests: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -64,6 +65,8 @@ class Device(Protocol):
     """Measure in the hot state that lasts, and say so, instead of waiting for the board to cool."""
     on_note: Callable[[str], None] | None
     """Hears what keeps a measurement waiting, for instance a board that must cool first."""
+    holding: bool
+    """Keep what is sent from now on as long as this conversation lasts: for models that are measured in turn."""
 
     @property
     def name(self) -> str:
@@ -201,6 +204,7 @@ class AgentDevice:
         self.name = entry.name
         self.sustained = False
         self.on_note: Callable[[str], None] | None = None
+        self.holding = False
         self.last_generation: dict[str, float] | None = None
         self._entry = entry
         self._transport = transport
@@ -234,7 +238,7 @@ class AgentDevice:
 
     def push(self, bundle: Bundle, progress: Progress | None = None) -> PushResult:
         """See `Device.push`."""
-        return push_bundle(self._link, bundle, progress)[0]
+        return push_bundle(self._link, bundle, progress, self.holding)[0]
 
     def missing_bytes(self, bundle: Bundle) -> int:
         """See `Device.missing_bytes`."""
@@ -284,7 +288,7 @@ class AgentDevice:
         specs = tuple(tests)
         if not 1 <= len(specs) <= MAX_TESTS:
             raise UsageError(f"1 to {MAX_TESTS} tests can be asked for at once, not {len(specs)}")
-        _, digest = push_bundle(self._link, bundle)
+        _, digest = push_bundle(self._link, bundle, hold=self.holding)
 
         def on_event(event: dict[str, Any]) -> None:
             if self.on_note is not None and event.get("note") is not None:
@@ -297,7 +301,7 @@ class AgentDevice:
             on_event,
             manifest_sha256=digest,
             runtime=self.runtime(package=bundle.manifest.runtime),
-            tests=[{"test": s.test, "tokens": s.tokens, "depth": s.depth} for s in specs],
+            tests=[asdict(spec) for spec in specs],
             threads=threads,
             context_length=context_length or bundle.manifest.context_length,
             budget_s=None if budget_s is None else budget_s / len(specs),

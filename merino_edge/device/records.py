@@ -26,6 +26,8 @@ class TestSpec:
         test: `tg` (one token at a time), `pp` (one prompt), `full` (one prompt, logits of all positions).
         tokens: Tokens of one pass.
         depth: Tokens in the cache before it.
+        warmup: Passes before, not counted; None leaves it to the timing code.
+        repeats: Passes that count, whatever they take; None for as many as there is time.
     """
 
     __test__: ClassVar[bool] = False  # not a test case, whatever pytest thinks
@@ -33,9 +35,15 @@ class TestSpec:
     test: TestName
     tokens: int
     depth: int = 0
+    warmup: int | None = None
+    repeats: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no test."""
+        if any(times is not None and times < 1 for times in (self.warmup, self.repeats)):
+            raise UsageError(
+                f"a test has at least one pass, not {self.warmup} to warm up and {self.repeats} that count"
+            )
         if self.test not in get_args(TestName) or self.tokens < 1 or self.depth < 0:
             raise UsageError(f"there is no test '{self.test}' of {self.tokens} tokens at depth {self.depth}")
 

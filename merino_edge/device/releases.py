@@ -21,7 +21,11 @@ Made = dict[str, tuple[tuple[Piece, ...], int]]
 
 
 def push_files(
-    link: AgentLink, files: dict[str, Path], progress: Progress | None = None, made: Made | None = None
+    link: AgentLink,
+    files: dict[str, Path],
+    progress: Progress | None = None,
+    made: Made | None = None,
+    hold: bool = False,
 ) -> PushResult:
     """Send those files that the device does not have.
 
@@ -30,13 +34,14 @@ def push_files(
         files: SHA-256 to path.
         progress: Called with (bytes sent, bytes to send).
         made: SHA-256 to (pieces, seed) of those that the device makes itself.
+        hold: The device keeps them as long as its agent lives, however much is sent after them.
 
     Raises:
         DeployError: the device has no room, or a file is not what its digest says.
     """
     sizes = {digest: path.stat().st_size for digest, path in files.items()}
     objects = [{"sha256": digest, "bytes": size} for digest, size in sizes.items()]
-    answer = link.ask("have", objects=objects).get("missing")
+    answer = link.ask("have", objects=objects, hold=hold).get("missing")
     if not isinstance(answer, list) or not all(isinstance(m, dict) and m.get("sha256") in sizes for m in answer):
         raise ProtocolError("the device lacks files that nobody spoke of")
     for digest in [str(m["sha256"]) for m in answer if made and m["sha256"] in made]:
@@ -77,7 +82,9 @@ def _upload(link: AgentLink, digest: str, path: Path, size: int, offset: int, co
         link.upload(digest, path, size, 0, count)
 
 
-def push_bundle(link: AgentLink, bundle: Bundle, progress: Progress | None = None) -> tuple[PushResult, str]:
+def push_bundle(
+    link: AgentLink, bundle: Bundle, progress: Progress | None = None, hold: bool = False
+) -> tuple[PushResult, str]:
     """Send what the device lacks of a bundle; returns the counts and the digest of its manifest."""
     manifest = bundle.folder / MANIFEST
     digest = sha256_file(manifest)
@@ -92,7 +99,7 @@ def push_bundle(link: AgentLink, bundle: Bundle, progress: Progress | None = Non
         made = {
             f.sha256: (bundle.layout[f.name], bundle.seed) for f in bundle.manifest.files if f.name in bundle.layout
         }
-    return push_files(link, {**files, digest: manifest}, progress, made), digest
+    return push_files(link, {**files, digest: manifest}, progress, made, hold), digest
 
 
 def missing_bytes(link: AgentLink, bundle: Bundle) -> int:

@@ -1,31 +1,36 @@
-"""`bench`: the run's bundles side by side on a device: speed, memory, size, and perplexity of the exported file."""
+"""`bench`: any mix of models on one device or several: speed, memory, size, and perplexity of exported files."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from merino_edge.bundle import Bundle
-from merino_edge.device.client import Device, TestResult, TestSpec
-from merino_edge.device.registry import device_folder
+from merino_edge.device.client import Device, TestSpec
+from merino_edge.device.registry import LOCAL, device_folder
 from merino_edge.errors import MeasurementError, MerinoEdgeError, PartialFailureError, UsageError
-from merino_edge.files import write_lines
-from merino_edge.flows.conditions import DEFAULT_CONDITIONS, GENERATED_TOKENS, PROMPT_TOKENS
+from merino_edge.files import write_json, write_lines
+from merino_edge.flows.baseline import check_saving, guard, read_baseline
+from merino_edge.flows.bench_quality import Text, perplexity_of, read_text
+from merino_edge.flows.bench_rows import NO_QUALITY, bundle_row
+from merino_edge.flows.bench_subjects import Contender, bundles_of, find_contenders
+from merino_edge.flows.bench_tests import check_context, check_passes, default_tests, parse_tests
+from merino_edge.flows.bench_torch import torch_rows
 from merino_edge.flows.deploy import subject_device
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
-from merino_edge.flows.export import brought_up_to_date, current_bundle, exported_bundles
-from merino_edge.flows.measuring import MEASUREMENTS, shared_key, test_name, to_measurement, what_changed
+from merino_edge.flows.measuring import MEASUREMENTS, shared_key, to_measurement, what_changed
 from merino_edge.flows.profile_file import read_profile
-from merino_edge.flows.quality import read_validation
 from merino_edge.flows.runtime_version import check_runtime, runtime_version
-from merino_edge.flows.subject import Subject, resolve_subject
-from merino_edge.measurement import Measurement, append_measurements, percentile_ms, read_measurements
+from merino_edge.flows.subject import Subject
+from merino_edge.measurement import Measurement, append_measurements, read_measurements
 from merino_edge.progress import SILENT, Progress
 
-DEFAULT_RECIPES = ("fp32", "dynamic_wi8_afp32")
+Row = dict[str, Any]
+CONTEXT = 1024  # that the default tests of a model of others count on
 
 
 @dataclass(frozen=True)
@@ -33,107 +38,253 @@ class BenchOptions:
     """What the command line says.
 
     Attributes:
-        device: `--device`.
+        devices: `--device`, one or several.
         recipes: `FORMAT/RECIPE` or `RECIPE`; those exported where none is named, else fp32 and int8.
+        tests: See `bench_tests.py`; those of a profile where none is named.
+        warmup: Passes before each test, not counted; None leaves it to the timing code.
+        repeats: Passes of each test, whatever they take; None for as many as there is time.
         seconds: Time for each bundle's speed.
         tokens: Held-out tokens for perplexity; 0 leaves it out.
+        text: A text that all are scored on instead of each one's held-out tokens.
         threads: Of the runtime; None for all performance cores.
         sustained: Measure the hot state that lasts.
+        baseline: An earlier document; worse than it by more than `fail_over` is a regression.
+        fail_over: A share.
+        save: Where the document is written, if all went well.
     """
 
-    device: str | None = None
+    devices: tuple[str, ...] = ()
     recipes: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
+    warmup: int | None = None
+    repeats: int | None = None
     seconds: float = 10.0
     tokens: int = 4096
+    text: str | None = None
     threads: int | None = None
     sustained: bool = False
+    baseline: str | None = None
+    fail_over: float = 0.05
+    save: str | None = None
 
 
 def bench(
-    subject_name: str | None, options: BenchOptions, ask: Ask | None = None, progress: Progress = SILENT
+    subjects: str | Sequence[str] | None, options: BenchOptions, ask: Ask | None = None, progress: Progress = SILENT
 ) -> dict[str, Any]:
-    """Measure every bundle of a run on a device.
+    """Measure models on devices.
+
+    Args:
+        subjects: Runs, presets, bundles, ...: see `bench_subjects.py`; None for the latest run.
+        options: See there.
+        ask: Puts questions to a person.
+        progress: Hears what is done.
 
     Returns:
         The document of `merino-edge bench --json`.
 
     Raises:
-        PartialFailureError: some bundles failed; the rows of the others are in its details.
+        PartialFailureError: some models or devices failed; the rows of the others are in its details.
+        RegressionError: something is worse than the baseline allows; all rows are in its details.
     """
-    subject = resolve_subject(subject_name)
-    name = select_device(options.device, subject_device(subject), progress)
-    entry = find_entry(name)
-    rows: list[dict[str, Any]] = []
-    failures: list[str] = []
-    with opened(entry, ask) as device:
-        facts = device.facts()
-        if facts.get("emulated"):
-            progress.note(f"{name} is emulated ({facts['emulated']}): it computes rightly, its times are no board's")
-        version = runtime_version(facts)
-        device.sustained, device.on_note = options.sustained, progress.note
-        bundles = [subject.bundle] if subject.bundle is not None else _bundles(subject, options, version, progress)
-        with progress.task(f"measuring {len(bundles)} bundles on {name}", len(bundles)) as task:
-            for number, bundle in enumerate(bundles):
-                task.update(number, f"measuring {bundle.label} on {name}")
-                try:
-                    check_runtime(bundle, version, name)
-                    rows += _measure(device, facts, subject, bundle, options, name, progress)
-                except MerinoEdgeError as error:
-                    failures.append(f"{bundle.label}: {error.message}")
-                task.update(number + 1)
-    if subject.run is not None:
-        _keep_records(subject, name)
-    document = {
-        "device": name,
-        "run": subject.run.name if subject.run else None,
-        "trained": _trained(bundles),
-        "rows": rows,
-    }
-    if failures:
-        raise PartialFailureError("; ".join(failures), hint="the other rows are complete", partial=document)
-    if rows and not any(row["valid"] for row in rows):
-        raise MeasurementError(
-            f"no measurement on {name} is valid: {rows[-1]['invalid_reason']}",
-            hint="stop what else runs on the device, let it cool, and measure again; without a fan: --sustained",
-            partial=document,
-        )
+    names = [subjects] if isinstance(subjects, str) else list(subjects or ())
+    tests = parse_tests(options.tests) if options.tests else None
+    check_passes(tests or default_tests(1024), options.repeats)
+    text = read_text(options.text, options.tokens) if options.text is not None else None
+    before = read_baseline(Path(options.baseline)) if options.baseline is not None else None
+    if options.save is not None:
+        check_saving(Path(options.save))
+    with ExitStack() as stack:
+        contenders = find_contenders(names, stack, progress)
+        session = Session(contenders, options, tests, text, ask, progress)
+        document = session.document()
+        if before is not None:
+            document = guard(document, before, options.fail_over, session.again)
+    if options.save is not None:
+        write_json(Path(options.save), document)
+        progress.note(f"saved: {options.save}")
     return document
 
 
-def _bundles(subject: Subject, options: BenchOptions, version: str | None, progress: Progress) -> list[Bundle]:
-    """Return what was asked for, else all that is exported, else the two recipes everyone compares."""
-    exported = [] if options.recipes else exported_bundles(subject)
-    if exported:
-        return [brought_up_to_date(subject, bundle, progress) for bundle in exported]
-    found = []
-    for wish in options.recipes or DEFAULT_RECIPES:
-        format_name, _, recipe = wish.rpartition("/")
-        found.append(current_bundle(subject, format_name or "onnx", recipe, progress, version))
-    return found
+@dataclass
+class Session:
+    """One call of `bench`.
+
+    Attributes:
+        contenders: What is measured.
+        options: See there.
+        tests: What was asked for; None for each model's default.
+        text: What all are scored on; None for each one's own.
+        ask: Puts questions to a person.
+        progress: Hears what is done.
+        failures: What went wrong so far, and with what.
+    """
+
+    contenders: Sequence[Contender]
+    options: BenchOptions
+    tests: tuple[TestSpec, ...] | None
+    text: Text | None
+    ask: Ask | None
+    progress: Progress
+    failures: list[tuple[str, MerinoEdgeError]] = field(default_factory=list)
+
+    def document(self) -> dict[str, Any]:
+        """Measure everything; see `bench`."""
+        devices = self._devices()
+        rows = self._measure(devices, lambda row: True)
+        run = self.contenders[0].subject.run if len(self.contenders) == 1 and self.contenders[0].subject else None
+        document = {
+            "device": devices[0],
+            "devices": list(devices),
+            "run": run.name if run else None,
+            "trained": bool(rows) and all(row["trained"] for row in rows),
+            "rows": rows,
+        }
+        self._raise_failures(document)
+        return document
+
+    def again(self, wanted: Sequence[Row]) -> list[Row]:
+        """Measure some rows once more, in fresh processes, without perplexity; what fails is left out."""
+        names = {_identity(row) for row in wanted}
+        session = replace(self, options=replace(self.options, tokens=0), failures=[])
+        devices = list(dict.fromkeys(str(row["device"]) for row in wanted))
+        return session._measure(devices, lambda row: _identity(row) in names)
+
+    def _devices(self) -> list[str]:
+        if self.options.devices:
+            names = list(dict.fromkeys(self.options.devices))
+            for name in names:
+                find_entry(name)  # an unknown name is a mistake of the call: nothing is begun
+            if len(names) == 1:
+                select_device(names[0], None, self.progress)
+            return names
+        ours = next((c.subject for c in self.contenders if c.subject is not None), None)
+        if ours is None:
+            self.progress.note(f"device: {LOCAL} (torch runs on this machine)")
+            return [LOCAL]
+        return [select_device(None, subject_device(ours), self.progress)]
+
+    def _measure(self, devices: Sequence[str], wanted: Callable[[Row], bool]) -> list[Row]:
+        """Return the rows of everything that is wanted, device after device; what fails is kept in `failures`."""
+        rows: list[Row] = []
+        ours = [c for c in self.contenders if c.subject is not None]
+        for name in devices if ours else ():
+            try:
+                with opened(find_entry(name), self.ask) as device:
+                    device.sustained, device.on_note = self.options.sustained, self.progress.note
+                    rows += OnDevice(self, name, device, device.facts()).rows(ours, wanted)
+            except MerinoEdgeError as error:
+                self.failures.append((name, error))
+        for contender in self.contenders:
+            identity = {"device": LOCAL, "model": contender.name, "format": "torch", "recipe": "fp32", "form": "eager"}
+            if contender.hub is None or not wanted(identity):
+                continue
+            try:
+                rows += self._torch(contender, contender.hub)
+            except MerinoEdgeError as error:
+                self.failures.append((contender.name, error))
+        return rows
+
+    def _torch(self, contender: Contender, hub: str) -> list[Row]:
+        options = self.options
+        if options.sustained:
+            raise UsageError(f"{contender.name} runs in torch on this machine: --sustained is for boards")
+        text = self.text if options.tokens else None
+        with self.progress.task(f"measuring {contender.name} in torch on this machine's processor", 1.0):
+            tests = self.specs(CONTEXT)
+            return torch_rows(hub, contender.name, tests, options.threads, options.seconds, text)
+
+    def specs(self, context_length: int) -> tuple[TestSpec, ...]:
+        """Return the tests of a model with such a context."""
+        tests = self.tests or default_tests(context_length)
+        return tuple(replace(t, warmup=self.options.warmup, repeats=self.options.repeats) for t in tests)
+
+    def _raise_failures(self, document: dict[str, Any]) -> None:
+        rows = document["rows"]
+        if self.failures and not rows and len(self.failures) == 1:
+            raise self.failures[0][1]
+        if self.failures:
+            text = "; ".join(
+                error.message if what in error.message else f"{what}: {error.message}" for what, error in self.failures
+            )
+            hint = "the other rows are complete" if rows else self.failures[0][1].hint
+            raise PartialFailureError(text, hint=hint, partial=document)
+        if not any(row["valid"] for row in rows):
+            raise MeasurementError(
+                f"no measurement on {', '.join(document['devices'])} is valid: {rows[-1]['invalid_reason']}",
+                hint="stop what else runs on the device, let it cool, and measure again; without a fan: --sustained",
+                partial=document,
+            )
 
 
-def _trained(bundles: Sequence[Bundle]) -> bool:
-    return all(bundle.manifest.trained for bundle in bundles)
+def _identity(row: Row) -> tuple[Any, ...]:
+    """Return what tells a model's file on a device from all others of one call."""
+    return tuple(row[name] for name in ("device", "model", "format", "recipe", "form"))
 
 
-def _measure(
-    device: Device,
-    facts: dict[str, Any],
-    subject: Subject,
-    bundle: Bundle,
-    options: BenchOptions,
-    name: str,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    manifest = bundle.manifest
-    results = device.measure(
-        bundle, _specs(manifest.context_length), options.threads, manifest.context_length, options.seconds, None
-    )
-    records = [to_measurement(result, bundle, facts, manifest.context_length) for result in results]
-    append_measurements(device_folder(name) / MEASUREMENTS, records)
-    _tell_changes(name, bundle, records[0], progress)
-    quality = _perplexity(device, subject, bundle, options)
-    return [_row(subject, bundle, result, record, quality) for result, record in zip(results, records, strict=True)]
+@dataclass
+class OnDevice:
+    """The part of a session that one device does.
+
+    Attributes:
+        session: The whole.
+        name: The device's.
+        device: Open.
+        facts: What it says of itself.
+    """
+
+    session: Session
+    name: str
+    device: Device
+    facts: dict[str, Any]
+
+    def rows(self, contenders: Sequence[Contender], wanted: Callable[[Row], bool]) -> list[Row]:
+        """Return the rows of every bundle of every model of ours."""
+        progress, name = self.session.progress, self.name
+        if self.facts.get("emulated"):
+            progress.note(
+                f"{name} is emulated ({self.facts['emulated']}): it computes rightly, its times are no board's"
+            )
+        version = runtime_version(self.facts)
+        found: list[tuple[Contender, Bundle]] = []
+        for contender in contenders:
+            try:
+                assert contender.subject is not None
+                bundles = bundles_of(contender.subject, self.session.options.recipes, version, progress)
+                found += [(contender, bundle) for bundle in bundles if wanted(self._names(contender, bundle))]
+            except MerinoEdgeError as error:
+                self.session.failures.append((contender.name, error))
+        rows: list[Row] = []
+        with progress.task(f"measuring {len(found)} bundles on {name}", len(found)) as task:
+            for number, (contender, bundle) in enumerate(found):
+                task.update(number, f"measuring {contender.name} {bundle.label} on {name}")
+                try:
+                    check_runtime(bundle, version, name)
+                    rows += self._bundle(contender, bundle)
+                except MerinoEdgeError as error:
+                    self.session.failures.append((f"{contender.name} {bundle.label} on {name}", error))
+                task.update(number + 1)
+        for contender in contenders:
+            if contender.subject is not None and contender.subject.run is not None:
+                _keep_records(contender.subject, name)
+        return rows
+
+    def _names(self, contender: Contender, bundle: Bundle) -> Row:
+        manifest = bundle.manifest
+        named = {"format": manifest.format, "recipe": manifest.recipe, "form": manifest.form}
+        return {"device": self.name, "model": contender.name, **named}
+
+    def _bundle(self, contender: Contender, bundle: Bundle) -> list[Row]:
+        options, manifest = self.session.options, bundle.manifest
+        tests = self.session.specs(manifest.context_length)
+        check_context(tests, manifest.context_length, contender.name)
+        context = manifest.context_length
+        results = self.device.measure(bundle, tests, options.threads, context, options.seconds, None)
+        records = [to_measurement(result, bundle, self.facts, context) for result in results]
+        append_measurements(device_folder(self.name) / MEASUREMENTS, records)
+        _tell_changes(self.name, bundle, records[0], self.session.progress)
+        assert contender.subject is not None
+        quality = NO_QUALITY | perplexity_of(self.device, contender.subject, bundle, options.tokens, self.session.text)
+        return [bundle_row(self.name, contender.name, bundle, result, self.facts, quality) for result in results]
 
 
 def _tell_changes(name: str, bundle: Bundle, record: Measurement, progress: Progress) -> None:
@@ -147,70 +298,6 @@ def _tell_changes(name: str, bundle: Bundle, record: Measurement, progress: Prog
         changed = what_changed({**recipe.key, "threads": record.key.threads}, shared_key(record))
         if changed:
             progress.note(f"{name} is not what it was profiled as: {changed}; next: merino-edge profile {name}")
-
-
-def _specs(context_length: int) -> tuple[TestSpec, ...]:
-    """Return the tests of a profile, cut down where the model's context is too short for them."""
-    if context_length < 2:
-        raise UsageError("a context of one token leaves nothing to generate")
-    generated = min(GENERATED_TOKENS, context_length // 2)
-    depth = min(DEFAULT_CONDITIONS.depth, context_length - generated)
-    return (TestSpec("tg", generated, depth), TestSpec("pp", min(PROMPT_TOKENS, context_length), 0))
-
-
-def _row(
-    subject: Subject, bundle: Bundle, result: TestResult, record: Measurement, quality: dict[str, Any]
-) -> dict[str, Any]:
-    manifest = bundle.manifest
-    per_run = 1 if record.key.test == "tg" else result.spec.tokens
-    p50 = record.p50_ms
-    return {
-        "model": subject.name,
-        "format": manifest.format,
-        "recipe": manifest.recipe,
-        "form": manifest.form,
-        "test": test_name(result.spec),
-        "depth": result.spec.depth,
-        "p50_ms": p50,
-        "p90_ms": percentile_ms(record.samples_ns, 90),
-        "p99_ms": percentile_ms(record.samples_ns, 99),
-        "tokens_per_s": 1e3 * per_run / p50,
-        "load_ms": record.load_ns / 1e6,
-        "peak_memory_bytes": record.peak_memory_bytes,
-        "model_memory_bytes": record.model_memory_bytes,
-        "file_bytes": manifest.file_bytes,
-        "unique_bytes": manifest.unique_bytes,
-        "executed_fp32_bytes": 4 * manifest.architecture.executed_parameters,
-        "threads": record.key.threads,
-        "runtime": f"{record.key.runtime} {record.key.runtime_version}",
-        "provider": record.key.provider,
-        "valid": record.valid,
-        "invalid_reason": record.invalid_reason,
-        "energy_mj": record.energy_mj,
-        "energy_reason": record.energy_reason,
-        "trained": manifest.trained,
-        **quality,
-        "samples_ns": list(record.samples_ns),
-    }
-
-
-def _perplexity(device: Device, subject: Subject, bundle: Bundle, options: BenchOptions) -> dict[str, Any]:
-    """Perplexity of the exported file on the checkpoint's held-out tokens, computed on the device."""
-    nothing = {"perplexity": None, "bits_per_byte": None, "perplexity_tokens": 0}
-    if subject.checkpoint is None or options.tokens == 0 or not bundle.manifest.trained:
-        return nothing
-    held_out = read_validation(subject.checkpoint)
-    if held_out is None:
-        return nothing
-    tokens, bytes_per_token = held_out
-    tokens = tokens[: options.tokens]
-    result = device.perplexity(bundle, tokens, bundle.manifest.context_length, None)
-    nats = result.nll_nats_sum / result.tokens
-    return {
-        "perplexity": math.exp(min(nats, 700.0)),
-        "bits_per_byte": nats / math.log(2) / bytes_per_token,
-        "perplexity_tokens": result.tokens,
-    }
 
 
 def _keep_records(subject: Subject, name: str) -> None:

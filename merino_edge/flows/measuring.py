@@ -77,8 +77,8 @@ def test_specs(conditions: Conditions) -> tuple[TestSpec, ...]:
 
 
 def test_name(spec: TestSpec) -> str:
-    """`tg`, `pp128`: the name in a record's key (the depth stands beside it)."""
-    return "tg" if spec.test == "tg" else f"pp{spec.tokens}"
+    """`tg` (of 64 tokens), `tg16`, `pp128`, `full1024`: the name in a record's key (the depth stands beside it)."""
+    return "tg" if (spec.test, spec.tokens) == ("tg", GENERATED_TOKENS) else f"{spec.test}{spec.tokens}"
 
 
 def to_measurement(result: TestResult, bundle: Bundle, facts: Mapping[str, Any], context_length: int) -> Measurement:
