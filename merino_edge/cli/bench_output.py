@@ -12,7 +12,7 @@ import click
 
 from merino_edge.cli.output import print_json, print_table
 from merino_edge.flows.bench_rows import COLUMNS
-from merino_edge.flows.bench_tests import test_label
+from merino_edge.flows.bench_tests import label_of
 from merino_edge.units import format_bytes
 
 Row = dict[str, Any]
@@ -89,7 +89,7 @@ def _filled(columns: Sequence[tuple[str, Callable[[Row], str]]], rows: Sequence[
 def _times(rows: Sequence[Row]) -> Table:
     columns = [
         *_names(rows),
-        ("test", lambda r: test_label(r["test"], r["tokens"], r["depth"]) + ("" if r["valid"] else " (not valid)")),
+        ("test", lambda r: label_of(r["test"], r["tokens"], r["depth"]) + ("" if r["valid"] else " (not valid)")),
         *((f"{p} ms", lambda r, p=p: f"{r[f'{p}_ms']:.3f}") for p in ("p50", "p90", "p99")),
         ("ms/token", lambda r: f"{r['ms_per_token']:.3f}"),
         ("tokens/s", lambda r: f"{r['tokens_per_s']:.1f}"),

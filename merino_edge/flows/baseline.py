@@ -11,9 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merino_edge.errors import InvalidFileError, RegressionError, UsageError, next_step
-from merino_edge.files import read_json
-from merino_edge.flows.bench_tests import test_label
+from merino_edge.errors import (
+    InvalidFileError,
+    MeasurementError,
+    MerinoEdgeError,
+    RegressionError,
+    UsageError,
+    next_step,
+)
+from merino_edge.files import read_json, write_json
+from merino_edge.flows.bench_tests import label_of
 from merino_edge.flows.ratios import Ratio, blocks, unpaired
 from merino_edge.units import format_bytes
 
@@ -56,8 +63,8 @@ def read_baseline(path: Path) -> list[Row]:
 
 def check_saving(path: Path) -> None:
     """Raise early where a document could not be written later."""
-    if path.is_dir():
-        raise UsageError(f"--save {path} is a folder", hint="name a file")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"--save {path} is no plain file", hint="name a file, or a new one")
     if not path.parent.is_dir():
         raise UsageError(f"--save {path}: there is no folder {path.parent}", hint=f"mkdir -p {path.parent}")
 
@@ -81,20 +88,15 @@ def guard(
         RegressionError: something is worse.
     """
     pairs, notes = _matched(document["rows"], before)
-    judged = [judge(row, [row], old, fail_over) for row, old in pairs]
-    tries: list[list[Row]] = []
-    while len(tries) < TRIES and any(_is_worse(found) for found in judged):
-        suspects = [row for (row, _), found in zip(pairs, judged, strict=True) if _is_worse(found)]
-        tries.append(again(suspects))
-        judged = [
-            judge(row, [row, *(r for t in tries for r in t if _key(r) == _key(row) and r["valid"])], old, fail_over)
-            for row, old in pairs
-        ]
+    tries = [row for row, _ in pairs]
+    judged = _judged(pairs, tries, fail_over)
+    number = 1
+    while number <= TRIES and any(map(_open, judged)):
+        tries += again([row for (row, _), lines in zip(pairs, judged, strict=True) if _open(lines)])
+        judged = _judged(pairs, tries, fail_over)
+        number += 1
     found = [line for lines in judged for line in lines]
-    document = {
-        **document,
-        "baseline": {"fail_over": fail_over, "tries": 1 + len(tries), "notes": notes, "rows": found},
-    }
+    document = {**document, "baseline": {"fail_over": fail_over, "tries": number, "notes": notes, "rows": found}}
     worse = [line for line in found if line["verdict"] == "worse"]
     if worse:
         raise RegressionError(
@@ -103,7 +105,50 @@ def guard(
             hint="find what changed; if it is meant to be so, save a new baseline: merino-edge bench --save FILE",
             partial=document,
         )
+    _check_valid([row for (row, _), lines in zip(pairs, judged, strict=True) if not lines], "compared", document)
     return document
+
+
+def save(path: Path, document: dict[str, Any]) -> None:
+    """Write a document, whole or not at all.
+
+    Raises:
+        MeasurementError: it holds rows that are not valid, which no later one could be held against.
+        MerinoEdgeError: the disk is full; what was measured is in the details.
+    """
+    _check_valid([row for row in document["rows"] if not row["valid"]], "saved", document)
+    try:
+        write_json(path, document)
+    except MerinoEdgeError as error:
+        error.details["partial"] = document
+        raise
+
+
+def _check_valid(rows: Sequence[Row], what: str, document: dict[str, Any]) -> None:
+    if rows:
+        raise MeasurementError(
+            f"not {what}: {_name(rows[0])} is not valid: {rows[0]['invalid_reason']}",
+            hint="stop what else runs on the device, let it cool, and measure again",
+            partial=document,
+        )
+
+
+def _judged(pairs: Sequence[tuple[Row, Row]], tries: Sequence[Row], fail_over: float) -> list[list[dict[str, Any]]]:
+    """Judge each row by what all valid processes gave for it; nothing where there is none."""
+    found = []
+    for row, old in pairs:
+        mine = [one for one in tries if one["valid"] and _place(one) == _place(row)]
+        found.append(judge(row, mine, old, fail_over) if mine else [])
+    return found
+
+
+def _open(lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether another process could say otherwise."""
+    return not lines or any(line["verdict"] == "worse" and line["what"] != "file_bytes" for line in lines)
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["device"], row["model"], _key(row)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -114,7 +159,7 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def _matched(rows: Sequence[Row], before: Sequence[Row]) -> tuple[list[tuple[Row, Row]], list[str]]:
     """Return (row, row of the baseline) pairs, and what a reader should know about the rest."""
     old = {_key(row): row for row in before}
-    pairs = [(row, old[_key(row)]) for row in rows if _key(row) in old and row["valid"]]
+    pairs = [(row, old[_key(row)]) for row in rows if _key(row) in old]
     if not pairs:
         raise UsageError(
             "the baseline holds none of these models and tests", hint="measure what it holds, or " + REWRITE
@@ -128,10 +173,10 @@ def _matched(rows: Sequence[Row], before: Sequence[Row]) -> tuple[list[tuple[Row
     for name in SOFTWARE:
         changed = {(was[name], row[name]) for row, was in pairs if was[name] != row[name]}
         notes += [f"{name.replace('_', ' ')} was {a} and is {b}" for a, b in sorted(changed, key=str)]
-    left = [row for row in rows if _key(row) not in old or not row["valid"]]
+    left = [row for row in rows if _key(row) not in old]
     now = {_key(row) for row in rows}
     gone = [row for row in before if _key(row) not in now]
-    notes += [f"not in the baseline, or not valid: {_name(row)}" for row in left]
+    notes += [f"not in the baseline: {_name(row)}" for row in left]
     notes += [f"in the baseline alone: {_name(row)}" for row in gone]
     return pairs, notes
 
@@ -141,12 +186,8 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    test = test_label(row["test"], row["tokens"], row["depth"])
+    test = label_of(row["test"], row["tokens"], row["depth"])
     return f"{row['format']} {row['recipe']} {row['form']} {test}"
-
-
-def _is_worse(lines: Sequence[Mapping[str, Any]]) -> bool:
-    return any(line["verdict"] == "worse" and line["what"] != "file_bytes" for line in lines)
 
 
 def judge(row: Row, tries: Sequence[Row], old: Row, fail_over: float) -> list[dict[str, Any]]:

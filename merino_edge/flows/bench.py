@@ -13,8 +13,8 @@ from merino_edge.bundle import Bundle
 from merino_edge.device.client import Device, TestSpec
 from merino_edge.device.registry import LOCAL, device_folder
 from merino_edge.errors import MeasurementError, MerinoEdgeError, PartialFailureError, UsageError
-from merino_edge.files import write_json, write_lines
-from merino_edge.flows.baseline import check_saving, guard, read_baseline
+from merino_edge.files import write_lines
+from merino_edge.flows.baseline import check_saving, guard, read_baseline, save
 from merino_edge.flows.bench_quality import Text, perplexity_of, read_text
 from merino_edge.flows.bench_rows import NO_QUALITY, bundle_row
 from merino_edge.flows.bench_subjects import Contender, bundles_of, find_contenders
@@ -100,7 +100,7 @@ def bench(
         if before is not None:
             document = guard(document, before, options.fail_over, session.again)
     if options.save is not None:
-        write_json(Path(options.save), document)
+        save(Path(options.save), document)
         progress.note(f"saved: {options.save}")
     return document
 
@@ -200,8 +200,12 @@ class Session:
 
     def _raise_failures(self, document: dict[str, Any]) -> None:
         rows = document["rows"]
+        kinds = {type(error) for _, error in self.failures}
         if self.failures and not rows and len(self.failures) == 1:
             raise self.failures[0][1]
+        if self.failures and not rows and len(kinds) == 1:
+            told = dict.fromkeys(error.message for _, error in self.failures)
+            raise kinds.pop()("; ".join(told), hint=self.failures[0][1].hint)
         if self.failures:
             text = "; ".join(
                 error.message if what in error.message else f"{what}: {error.message}" for what, error in self.failures

@@ -46,7 +46,7 @@ def _parse(name: str) -> TestSpec:
     return TestSpec(kind, int(match[2] or GENERATED_TOKENS), depth if match[3] is None else int(match[3]))
 
 
-def test_label(test: str, tokens: int, depth: int) -> str:
+def label_of(test: str, tokens: int, depth: int) -> str:
     """Return the whole name of a test: `tg64@128`, `pp128`; a prompt's depth only where there is one."""
     kind = "tg" if test.startswith("tg") else "full" if test.startswith("full") else "pp"
     return f"{kind}{tokens}" + (f"@{depth}" if depth or kind == "tg" else "")
@@ -57,7 +57,7 @@ def check_passes(tests: Iterable[TestSpec], repeats: int | None) -> None:
     for spec in tests:
         most = MAX_SAMPLES // (spec.tokens if spec.test == "tg" else 1)
         if repeats is not None and repeats > max(1, most):
-            label = test_label(spec.test, spec.tokens, spec.depth)
+            label = label_of(spec.test, spec.tokens, spec.depth)
             raise UsageError(f"{label} keeps {MAX_SAMPLES} samples: at most --repeats {max(1, most)}")
 
 
@@ -74,7 +74,7 @@ def check_context(tests: Iterable[TestSpec], context_length: int, name: str) -> 
     """Raise where a test needs more positions than a model has."""
     for spec in tests:
         if spec.tokens + spec.depth > context_length:
-            label = test_label(spec.test, spec.tokens, spec.depth)
+            label = label_of(spec.test, spec.tokens, spec.depth)
             raise UsageError(
                 f"{label} needs {spec.tokens + spec.depth} tokens of context, {name} has {context_length}",
                 hint="leave that test out, or name shorter ones with --test",

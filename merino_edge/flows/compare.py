@@ -11,12 +11,11 @@ from typing import Any
 from merino_edge.device.client import Device
 from merino_edge.device.registry import LOCAL
 from merino_edge.errors import UsageError
-from merino_edge.files import write_json
 from merino_edge.flows import interleaved
-from merino_edge.flows.baseline import check_saving
+from merino_edge.flows.baseline import check_saving, save
 from merino_edge.flows.bench import BenchOptions
 from merino_edge.flows.bench_subjects import Contender, bundles_of, find_contenders
-from merino_edge.flows.bench_tests import check_passes, default_tests, parse_tests, test_label
+from merino_edge.flows.bench_tests import check_passes, default_tests, label_of, parse_tests
 from merino_edge.flows.conditions import DEFAULT_RECIPE
 from merino_edge.flows.deploy import subject_device
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
@@ -72,7 +71,7 @@ def compare(
     }
     interleaved.check_rounds(turners, tests, document)
     if options.save is not None:
-        write_json(Path(options.save), document)
+        save(Path(options.save), document)
         progress.note(f"saved: {options.save}")
     return document
 
@@ -124,7 +123,7 @@ def _line(turners: Sequence[Turner], number: int, test: str, tokens: int, depth:
     """Return one line of the comparison: above 1, the second is faster."""
     a, b = turners
     kept = interleaved.undisturbed(turners, number)
-    label = test_label(test, tokens, depth)
+    label = label_of(test, tokens, depth)
     line = {
         "test": label,
         "first": a.name,

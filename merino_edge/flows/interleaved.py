@@ -14,7 +14,7 @@ from merino_edge.bundle import Bundle
 from merino_edge.device.client import Device, TestResult, TestSpec
 from merino_edge.errors import MeasurementError
 from merino_edge.flows.bench_rows import bundle_row
-from merino_edge.flows.bench_tests import check_context, test_label
+from merino_edge.flows.bench_tests import check_context, label_of
 from merino_edge.flows.bench_torch import hub_row, measure_hub
 from merino_edge.flows.ratios import Ratio, paired
 from merino_edge.measurement import percentile_ms
@@ -148,7 +148,7 @@ def check_rounds(turners: Sequence[Turner], tests: Sequence[TestSpec], document:
         if len(kept) < min(FEWEST_ROUNDS, taken):
             reasons = [t.rounds[n][number].invalid_reason for t in turners for n in range(taken)]
             reason = next(r for r in reasons if r)
-            label = test_label(spec.test, spec.tokens, spec.depth)
+            label = label_of(spec.test, spec.tokens, spec.depth)
             raise MeasurementError(
                 f"{label}: {len(kept)} of {taken} rounds are valid: {reason}",
                 hint="stop what else runs on the device, let it cool, and measure again",

@@ -18,11 +18,10 @@ from merino_edge.bundle import Bundle
 from merino_edge.device.registry import LOCAL
 from merino_edge.errors import UsageError, did_you_mean
 from merino_edge.exporting import ExportOptions
-from merino_edge.files import write_json
 from merino_edge.flows import interleaved
-from merino_edge.flows.baseline import check_saving
+from merino_edge.flows.baseline import check_saving, save
 from merino_edge.flows.bench import BenchOptions
-from merino_edge.flows.bench_tests import check_context, check_passes, default_tests, parse_tests, test_label
+from merino_edge.flows.bench_tests import check_context, check_passes, default_tests, label_of, parse_tests
 from merino_edge.flows.conditions import DEFAULT_RECIPE
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
 from merino_edge.flows.export import random_weights, write_bundle
@@ -116,11 +115,11 @@ def run_suite(
         "reference": REFERENCE,
         "rounds": rounds,
         "rows": interleaved.rows(turners, tests),
-        "ratios": _ratios(list(chosen), turners, [test_label(s.test, s.tokens, s.depth) for s in tests]),
+        "ratios": _ratios(list(chosen), turners, [label_of(s.test, s.tokens, s.depth) for s in tests]),
     }
     interleaved.check_rounds(turners, tests, document)
     if options.save is not None:
-        write_json(Path(options.save), document)
+        save(Path(options.save), document)
         progress.note(f"saved: {options.save}")
     return document
 

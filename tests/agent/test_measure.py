@@ -70,6 +70,22 @@ def test_full_wants_the_logits_of_all_positions() -> None:
     assert set(session.calls) == {(0, 128, 128), (128, 2, 2)}
 
 
+@pytest.mark.parametrize(("test", "each"), [("tg", 16), ("pp", 1)])
+def test_passes_are_as_many_as_asked_for_whatever_they_take(test: str, each: int) -> None:
+    session = Recorder()
+    timer = Timer(session, 1e9, lambda share: None, lambda: None)
+    found = timer.run(test, 16, 8, warmup=3, repeats=2)
+    assert (len(found.samples), len(found.warmup)) == (2 * each, 3 * each)
+    begun = [past for past, _, _ in session.calls[1:] if test == "pp" or past == 8]
+    assert begun == [8] * 5  # every pass begins at the depth
+    assert sum(count for _, count, _ in session.calls) == 8 + 5 * 16
+
+
+def test_one_pass_is_enough_where_one_is_asked_for() -> None:
+    found = Timer(Recorder(), 1e-9, lambda share: None, lambda: None).run("pp", 16, 0, repeats=1)
+    assert len(found.samples) == 1
+
+
 def test_samples_are_bounded_however_long_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "is_settled", lambda samples: False)
     _, samples, _ = run("tg", 64, 0, budget_s=60)

@@ -175,6 +175,30 @@ def test_measurement_keeps_raw_samples_and_memory(device: AgentDevice, fp32: Bun
     assert 0 <= seen[0] <= seen[-1] <= 1
 
 
+def test_passes_that_are_asked_for_are_those_measured(device: AgentDevice, fp32: Bundle) -> None:
+    specs = [TestSpec("tg", 4, 8, warmup=2, repeats=3), TestSpec("pp", 8, warmup=3, repeats=2)]
+    found = device.measure(fp32, specs, threads=1, context_length=16, budget_s=60)
+    assert [(len(r.warmup_ns), len(r.samples_ns)) for r in found] == [(8, 12), (3, 2)]
+    memory = found[0].conditions["memory"]
+    assert memory["loaded"]["anonymous"] >= memory["empty_runtime"]["anonymous"] > 0
+
+
+def test_what_is_held_stays_however_much_is_sent_after_it(fp32: Bundle, int8: Bundle, tmp_path: Path) -> None:
+    def missing(holding: bool) -> int:
+        root = tmp_path / f"holding-{holding}"
+        with open_device(dataclasses.replace(local_entry(), root=str(root))) as device:
+            device.holding = holding
+            device.push(fp32)
+            device.holding = False
+            with (root / "objects" / ("0" * 64)).open("wb") as stream:
+                stream.truncate(300 << 20)  # more than an agent keeps of what is only measured
+            device.push(int8)
+            return device.missing_bytes(fp32)
+
+    assert missing(holding=True) == 0
+    assert missing(holding=False) > 0
+
+
 def test_measurement_does_not_touch_the_release_in_use(installed: AgentDevice, int8: Bundle) -> None:
     before = installed.current()
     installed.measure(int8, [TestSpec("pp", 8)], threads=1, context_length=16, budget_s=0.01)
