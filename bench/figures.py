@@ -14,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from peers.page import compared
+from poster.table import figure_rows
 
 from merino_edge.architecture import Architecture
 
@@ -383,6 +384,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "upload": upload,
     "ring": ring,
     "poster_train": poster_train,
+    "poster": figure_rows,
     "demo_model": demo_model,
 }
 

@@ -34,7 +34,7 @@ class Turner:
 
     Attributes:
         name: What a table calls it.
-        take: Measures it once: tests, context for the memory reading (None: its own), seconds.
+        take: Measures it once: tests, context for the memory reading (None: its own; 1: no reading), seconds.
         row: Makes a row of what was found.
         rounds: What each turn gave.
     """
@@ -108,14 +108,13 @@ def take_turns(
         seconds: For all turns of one model together.
         progress: Hears how far it is.
     """
-    needed = max(spec.tokens + spec.depth for spec in tests)
     share = max(LEAST_TURN_S, seconds / rounds)
     with progress.task(f"measuring {len(turners)} models in turn", float(rounds * len(turners))) as task:
         done = 0
         for number in range(rounds):
             for turner in turners if number % 2 == 0 else reversed(turners):
                 task.update(done, f"round {number + 1} of {rounds}: {turner.name}")
-                turner.rounds.append(turner.take(tests, None if number == 0 else needed, share))
+                turner.rounds.append(turner.take(tests, None if number == 0 else 1, share))
                 done += 1
         task.update(done)
 
