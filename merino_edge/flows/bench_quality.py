@@ -85,7 +85,7 @@ def perplexity_of(device: Device, subject: Subject, bundle: Bundle, tokens: int,
     if tokens == 0 or not bundle.manifest.trained:
         return {}
     if text is not None:
-        ids = encode(bundle.folder / TOKENIZER, text)
+        ids: npt.NDArray[np.integer] = encode(bundle.folder / TOKENIZER, text)
         text_bytes, name = float(text.bytes), text.name
     else:
         held_out = read_validation(subject.checkpoint) if subject.checkpoint is not None else None

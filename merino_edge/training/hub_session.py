@@ -60,7 +60,8 @@ class HubSession:
                 model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
             else:
                 torch.manual_seed(0)
-                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+                from_config: Any = AutoModelForCausalLM.from_config  # transformers gives it no types
+                model = from_config(config, dtype=torch.float32)
         except (OSError, ValueError) as error:
             line = str(error).strip().splitlines()[0]
             hint = "is the name right, and is there a network?"
