@@ -113,10 +113,15 @@ def _files(rows: Sequence[Row]) -> Table:
         ("RAM/unique", lambda r: _known(r["sharing_ram"], lambda v: f"{v:.3f}")),
         *perplexity_columns(once),
         ("bits/byte", lambda r: _known(r["bits_per_byte"], lambda v: f"{v:.4f}")),
-        ("threads", lambda r: str(r["threads"])),
-        ("runtime", lambda r: str(r["runtime"])),
     ]
+    if len({_computed_by(r) for r in once}) > 1:
+        columns.append(("computed by", _computed_by))
     return _filled(columns, once)
+
+
+def _computed_by(row: Row) -> str:
+    """Return the runtime and its threads; said once below where it is the same for all."""
+    return f"{row['runtime']}, {row['threads']} threads"
 
 
 def perplexity_columns(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
@@ -152,6 +157,9 @@ def _ratios(document: dict[str, Any]) -> Table:
 def _notes(document: dict[str, Any]) -> None:
     """Say on stderr what the tables cannot."""
     rows = document.get("rows", [])
+    computed_by = {_computed_by(row) for row in rows}
+    if len(computed_by) == 1:
+        click.echo(f"computed by {computed_by.pop()}", err=True)
     for row in rows:
         if not row["valid"]:
             click.echo(f"not valid: {row['model']} {row['recipe']} {row['test']}: {row['invalid_reason']}", err=True)

@@ -61,6 +61,17 @@ def read_baseline(path: Path) -> list[Row]:
     return rows
 
 
+def check_device(before: Sequence[Row], facts: Mapping[str, Any]) -> None:
+    """Raise before anything is measured where a baseline knows nothing of a device."""
+    known = {str(row["device_id"]) for row in before}
+    if facts["device_id"] not in known:
+        was = ", ".join(sorted(known))
+        raise UsageError(
+            f"the baseline was taken under other conditions: device id was {was} and is {facts['device_id']}",
+            hint=REWRITE,
+        )
+
+
 def check_saving(path: Path) -> None:
     """Raise early where a document could not be written later."""
     if path.exists() and not path.is_file():

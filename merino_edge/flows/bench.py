@@ -14,7 +14,7 @@ from merino_edge.device.client import Device, TestSpec
 from merino_edge.device.registry import LOCAL, device_folder
 from merino_edge.errors import MeasurementError, MerinoEdgeError, PartialFailureError, UsageError
 from merino_edge.files import write_lines
-from merino_edge.flows.baseline import check_saving, guard, read_baseline, save
+from merino_edge.flows.baseline import check_device, check_saving, guard, read_baseline, save
 from merino_edge.flows.bench_quality import Text, perplexity_of, read_text
 from merino_edge.flows.bench_rows import NO_QUALITY, bundle_row
 from merino_edge.flows.bench_subjects import Contender, bundles_of, find_contenders
@@ -95,7 +95,7 @@ def bench(
         check_saving(Path(options.save))
     with ExitStack() as stack:
         contenders = find_contenders(names, stack, progress)
-        session = Session(contenders, options, tests, text, ask, progress)
+        session = Session(contenders, options, tests, text, ask, progress, before)
         document = session.document()
         if before is not None:
             document = guard(document, before, options.fail_over, session.again)
@@ -116,6 +116,7 @@ class Session:
         text: What all are scored on; None for each one's own.
         ask: Puts questions to a person.
         progress: Hears what is done.
+        before: Rows of the baseline.
         failures: What went wrong so far, and with what.
     """
 
@@ -125,6 +126,7 @@ class Session:
     text: Text | None
     ask: Ask | None
     progress: Progress
+    before: Sequence[Row] | None = None
     failures: list[tuple[str, MerinoEdgeError]] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
@@ -248,6 +250,8 @@ class OnDevice:
             progress.note(
                 f"{name} is emulated ({self.facts['emulated']}): it computes rightly, its times are no board's"
             )
+        if self.session.before is not None:
+            check_device(self.session.before, self.facts)
         version = runtime_version(self.facts)
         found: list[tuple[Contender, Bundle]] = []
         for contender in contenders:

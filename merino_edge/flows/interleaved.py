@@ -62,7 +62,7 @@ class Turner:
             model_memory_bytes=first.model_memory_bytes,
             conditions={**results[-1].conditions, "memory": first.conditions.get("memory")},
             valid=bool(kept),
-            invalid_reason=None if kept else reasons[0],
+            invalid_reason=None if kept else next(iter(reasons), "no round in which nobody was disturbed"),
         )
 
 

@@ -144,6 +144,14 @@ def test_a_baseline_of_other_conditions_is_refused_with_what_differs(
     assert told in document["error"]["message"]
 
 
+def test_a_baseline_of_another_device_is_refused_before_anything_is_measured(
+    command: Command, fake: FakeDevice, baseline: Path
+) -> None:
+    fake._facts, fake.measured = {"device_id": "fake-1"}, []
+    assert command("--baseline", str(baseline))[0] == 2
+    assert not fake.measured
+
+
 def test_a_newer_runtime_is_told_and_compared(
     command: Command, fake: FakeDevice, baseline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,25 @@ def test_disturbed_rounds_are_set_aside_for_both(
     assert document["rows"][0]["samples"] == 8 * 8
 
 
+def test_a_round_that_only_one_of_them_lost_counts_for_neither(
+    command: Command, fake: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = fake.measure
+
+    def large_is_disturbed(bundle: Any, *args: Any, **kwargs: Any) -> Any:
+        bad = bundle.manifest.architecture.digest == tiny_architecture().digest
+        reason = "other programs" if bad else None
+        return [replace(r, valid=not bad, invalid_reason=reason) for r in measure(bundle, *args, **kwargs)]
+
+    monkeypatch.setattr(fake, "measure", large_is_disturbed)
+    code, document, _ = command("large", "small", "-t", "tg8@8")
+    assert code == 5
+    assert [row["invalid_reason"] for row in document["rows"]] == [
+        "other programs", "no round in which nobody was disturbed",
+    ]  # fmt: skip
+    assert document["comparison"][0]["words"] == "every round was disturbed"
+
+
 def test_a_device_that_is_disturbed_throughout_ends_with_five(command: Command, fake: FakeDevice) -> None:
     fake.invalid_reason = "throttled"
     code, document, said = command("large", "small", "-t", "tg8@8")
