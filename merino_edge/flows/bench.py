@@ -67,6 +67,16 @@ class BenchOptions:
     fail_over: float = 0.05
     save: str | None = None
 
+    def specs(self, context_length: int) -> tuple[TestSpec, ...]:
+        """Return the tests that were asked for, those of a profile for such a context otherwise.
+
+        Raises:
+            UsageError: one is no test, or there are more passes than samples are kept.
+        """
+        tests = parse_tests(self.tests) if self.tests else default_tests(context_length)
+        check_passes(tests, self.repeats)
+        return tuple(replace(spec, warmup=self.warmup, repeats=self.repeats) for spec in tests)
+
 
 def bench(
     subjects: str | Sequence[str] | None, options: BenchOptions, ask: Ask | None = None, progress: Progress = SILENT
@@ -87,15 +97,14 @@ def bench(
         RegressionError: something is worse than the baseline allows; all rows are in its details.
     """
     names = [subjects] if isinstance(subjects, str) else list(subjects or ())
-    tests = parse_tests(options.tests) if options.tests else None
-    check_passes(tests or default_tests(1024), options.repeats)
+    options.specs(CONTEXT)  # a mistake in them is told before anything is looked for
     text = read_text(options.text, options.tokens) if options.text is not None else None
     before = read_baseline(Path(options.baseline)) if options.baseline is not None else None
     if options.save is not None:
         check_saving(Path(options.save))
     with ExitStack() as stack:
         contenders = find_contenders(names, stack, progress)
-        session = Session(contenders, options, tests, text, ask, progress, before)
+        session = Session(contenders, options, text, ask, progress, before)
         document = session.document()
         if before is not None:
             document = guard(document, before, options.fail_over, session.again)
@@ -112,7 +121,6 @@ class Session:
     Attributes:
         contenders: What is measured.
         options: See there.
-        tests: What was asked for; None for each model's default.
         text: What all are scored on; None for each one's own.
         ask: Puts questions to a person.
         progress: Hears what is done.
@@ -122,7 +130,6 @@ class Session:
 
     contenders: Sequence[Contender]
     options: BenchOptions
-    tests: tuple[TestSpec, ...] | None
     text: Text | None
     ask: Ask | None
     progress: Progress
@@ -192,13 +199,8 @@ class Session:
             raise UsageError(f"{contender.name} runs in torch on this machine: --sustained is for boards")
         text = self.text if options.tokens else None
         with self.progress.task(f"measuring {contender.name} in torch on this machine's processor", 1.0):
-            tests = self.specs(CONTEXT)
+            tests = options.specs(CONTEXT)
             return torch_rows(hub, contender.name, tests, options.threads, options.seconds, text)
-
-    def specs(self, context_length: int) -> tuple[TestSpec, ...]:
-        """Return the tests of a model with such a context."""
-        tests = self.tests or default_tests(context_length)
-        return tuple(replace(t, warmup=self.options.warmup, repeats=self.options.repeats) for t in tests)
 
     def _raise_failures(self, document: dict[str, Any]) -> None:
         rows = document["rows"]
@@ -283,7 +285,7 @@ class OnDevice:
 
     def _bundle(self, contender: Contender, bundle: Bundle) -> list[Row]:
         options, manifest = self.session.options, bundle.manifest
-        tests = self.session.specs(manifest.context_length)
+        tests = options.specs(manifest.context_length)
         check_context(tests, manifest.context_length, contender.name)
         context = manifest.context_length
         results = self.device.measure(bundle, tests, options.threads, context, options.seconds, None)

@@ -62,6 +62,16 @@ def measure_hub(
         "budget_s": budget_s / len(tests),
         "text": text,
     }
+    answer = _ask_child(hub, request)
+    if "error" in answer:
+        error = answer["error"]
+        raise KINDS.get(error["kind"], MerinoEdgeError)(error["message"], hint=error["hint"])
+    return read_results(answer, tuple(tests)), answer
+
+
+def _ask_child(hub: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Start `torch_child.py` and return what it wrote."""
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     with tempfile.TemporaryDirectory(prefix="merino-edge-") as folder:
         target = Path(folder) / "answer.json"
         done = subprocess.run(
@@ -71,16 +81,13 @@ def measure_hub(
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env={**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            env={**os.environ, **quiet},
         )
         if done.returncode != 0 or not target.is_file():
             last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
             raise MerinoEdgeError(f"hf:{hub} could not be measured in torch: {clean_text(last, 300)}")
         answer: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-    if "error" in answer:
-        error = answer["error"]
-        raise KINDS.get(error["kind"], MerinoEdgeError)(error["message"], hint=error["hint"])
-    return read_results(answer, tuple(tests)), answer
+    return answer
 
 
 def hub_row(name: str, result: TestResult, answer: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

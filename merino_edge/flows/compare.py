@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from merino_edge.device.registry import LOCAL
 from merino_edge.errors import UsageError
 from merino_edge.flows import interleaved
 from merino_edge.flows.baseline import check_saving, save
-from merino_edge.flows.bench import BenchOptions
+from merino_edge.flows.bench import CONTEXT, BenchOptions
 from merino_edge.flows.bench_subjects import Contender, bundles_of, find_contenders
-from merino_edge.flows.bench_tests import check_passes, default_tests, label_of, parse_tests
+from merino_edge.flows.bench_tests import label_of
 from merino_edge.flows.conditions import DEFAULT_RECIPE
 from merino_edge.flows.deploy import subject_device
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
@@ -23,8 +22,6 @@ from merino_edge.flows.interleaved import Turner
 from merino_edge.flows.ratios import Ratio
 from merino_edge.flows.runtime_version import check_runtime, runtime_version
 from merino_edge.progress import SILENT, Progress
-
-CONTEXT = 1024  # that default tests count on
 
 
 def compare(
@@ -43,12 +40,7 @@ def compare(
     Returns:
         The document of `merino-edge bench --compare --json`.
     """
-    tests = tuple(
-        replace(spec, warmup=options.warmup, repeats=options.repeats)
-        for spec in (parse_tests(options.tests) if options.tests else default_tests(CONTEXT))
-    )
-    check_passes(tests, options.repeats)
-    recipes = _recipes(options.recipes)
+    tests, recipes = options.specs(CONTEXT), _recipes(options.recipes)
     if options.save is not None:
         check_saving(Path(options.save))
     with ExitStack() as stack:

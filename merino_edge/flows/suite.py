@@ -8,20 +8,20 @@ budgets; the authors' own architectures are not published. All weights are rando
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.bundle import Bundle
+from merino_edge.device.client import Device
 from merino_edge.device.registry import LOCAL
 from merino_edge.errors import UsageError, did_you_mean
 from merino_edge.exporting import ExportOptions
 from merino_edge.flows import interleaved
 from merino_edge.flows.baseline import check_saving, save
-from merino_edge.flows.bench import BenchOptions
-from merino_edge.flows.bench_tests import check_context, check_passes, default_tests, label_of, parse_tests
+from merino_edge.flows.bench import CONTEXT, BenchOptions
+from merino_edge.flows.bench_tests import check_context, label_of
 from merino_edge.flows.conditions import DEFAULT_RECIPE
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
 from merino_edge.flows.export import random_weights, write_bundle
@@ -30,7 +30,6 @@ from merino_edge.flows.runtime_version import runtime_version
 from merino_edge.flows.subject import resolve_subject
 from merino_edge.progress import SILENT, Progress
 
-CONTEXT = 1024
 REFERENCE = "opt-350m"
 TWIN = "shape twin"
 SUITES = ("poster",)
@@ -85,28 +84,16 @@ def run_suite(
         The document of `merino-edge bench --suite --json`.
     """
     chosen = models or suite_models(name)
-    tests = tuple(
-        replace(spec, warmup=options.warmup, repeats=options.repeats)
-        for spec in (parse_tests(options.tests) if options.tests else default_tests(CONTEXT))
-    )
-    check_passes(tests, options.repeats)
+    tests = options.specs(CONTEXT)
     check_context(tests, CONTEXT, f"the suite {name}")
     if len(options.recipes) > 1 or len(options.devices) > 1:
         raise UsageError("--suite takes one --recipe and one --device", hint="run it once for each")
     if options.save is not None:
         check_saving(Path(options.save))
-    wish = options.recipes[0] if options.recipes else DEFAULT_RECIPE
     device_name = select_device(options.devices[0] if options.devices else None, LOCAL, progress)
     with opened(find_entry(device_name), ask) as device, tempfile.TemporaryDirectory(prefix="merino-edge-") as folder:
         device.sustained, device.on_note = options.sustained, progress.note
-        facts = device.facts()
-        turners = []
-        with progress.task(f"exporting {len(chosen)} models", float(len(chosen))) as task:
-            for number, (model, architecture) in enumerate(chosen.items()):
-                task.update(float(number), f"exporting {model}")
-                bundle = _export(architecture, Path(folder) / model, wish, runtime_version(facts))
-                label = f"{model} ({TWIN})" if model in BASELINES else model
-                turners.append(interleaved.bundle_turner(label, bundle, device, device_name, facts, options.threads))
+        turners = _turners(chosen, Path(folder), device, device_name, options, progress)
         interleaved.take_turns(turners, tests, rounds, options.seconds, progress)
         device.collect()
     document = {
@@ -122,6 +109,26 @@ def run_suite(
         save(Path(options.save), document)
         progress.note(f"saved: {options.save}")
     return document
+
+
+def _turners(
+    models: Mapping[str, Architecture],
+    folder: Path,
+    device: Device,
+    device_name: str,
+    options: BenchOptions,
+    progress: Progress,
+) -> list[interleaved.Turner]:
+    """Export every model and send it."""
+    facts, turners = device.facts(), []
+    wish = options.recipes[0] if options.recipes else DEFAULT_RECIPE
+    with progress.task(f"exporting {len(models)} models", float(len(models))) as task:
+        for number, (model, architecture) in enumerate(models.items()):
+            task.update(float(number), f"exporting {model}")
+            bundle = _export(architecture, folder / model, wish, runtime_version(facts))
+            label = f"{model} ({TWIN})" if model in BASELINES else model
+            turners.append(interleaved.bundle_turner(label, bundle, device, device_name, facts, options.threads))
+    return turners
 
 
 def _export(architecture: Architecture, folder: Path, wish: str, version: str | None) -> Bundle:
