@@ -191,6 +191,36 @@ def test_a_disturbed_suite_keeps_what_it_measured(fake: FakeDevice) -> None:
     assert len(caught.value.details["partial"]["rows"]) == 3
 
 
+def test_models_take_turns_on_this_very_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_architecture(tmp_path / "small.json", tiny_architectures()[0])
+    save_architecture(tmp_path / "large.json", tiny_architecture())
+    sides = [str(tmp_path / "small.json"), str(tmp_path / "large.json")]
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--compare", *sides, "-t", "tg8@8,full16", "--rounds", "2", "--repeats", "2", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert ended.value.code in (0, 5)  # a busy machine disturbs it, and says so
+    check(document)
+    assert [(row["model"], row["test"]) for row in document["rows"]] == [
+        ("small", "tg8"), ("small", "full16"), ("large", "tg8"), ("large", "full16"),
+    ]  # fmt: skip
+    for line in document["comparison"]:
+        assert line["rounds"] + line["set_aside"] == 2
+        assert line["verdict"] in ("noise", None)  # two rounds show nothing for certain
+
+
+def test_a_suite_on_this_very_machine_leaves_nothing_on_it(tmp_path: Path) -> None:
+    try:
+        options = BenchOptions(tests=("tg4@4",), repeats=1, recipes=("fp32",))
+        document = suite.run_suite("poster", options, 2, models=tiny_suite())
+    except MeasurementError as error:
+        document = error.details["partial"]
+    assert [row["recipe"] for row in document["rows"]] == ["fp32"] * 3
+    assert all(row["peak_memory_bytes"] > row["model_memory_bytes"] > 0 for row in document["rows"])
+    objects = list((tmp_path / "home").rglob("objects"))
+    assert objects
+    assert [path for folder in objects for path in folder.iterdir()] == []
+
+
 def test_the_suite_is_the_posters_table() -> None:
     from poster.rows import BASELINES
 
