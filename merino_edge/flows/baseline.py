@@ -21,7 +21,7 @@ from merino_edge.errors import (
 )
 from merino_edge.files import read_json, write_json
 from merino_edge.flows.bench_tests import label_of
-from merino_edge.flows.ratios import Ratio, blocks, unpaired
+from merino_edge.flows.ratios import FEWEST, Ratio, blocks, unpaired
 from merino_edge.units import format_bytes
 
 Row = dict[str, Any]
@@ -180,6 +180,12 @@ def _matched(rows: Sequence[Row], before: Sequence[Row]) -> tuple[list[tuple[Row
         if differ:
             told = ", ".join(f"{name.replace('_', ' ')} was {was[name]} and is {row[name]}" for name in differ)
             raise UsageError(f"the baseline was taken under other conditions: {told}", hint=REWRITE)
+        fewest = min(len(row["samples_ns"]), len(was["samples_ns"]))
+        if fewest < FEWEST:
+            raise UsageError(
+                f"{_name(row)}: {fewest} samples cannot tell a slowdown from noise, {FEWEST} can",
+                hint=f"measure both with more --repeats, or by --time; then {REWRITE}",
+            )
     notes = []
     for name in SOFTWARE:
         changed = {(was[name], row[name]) for row, was in pairs if was[name] != row[name]}

@@ -264,6 +264,8 @@ class OnDevice:
             except MerinoEdgeError as error:
                 self.session.failures.append((contender.name, error))
         rows: list[Row] = []
+        if not found:
+            return rows
         with progress.task(f"measuring {len(found)} bundles on {name}", len(found)) as task:
             for number, (contender, bundle) in enumerate(found):
                 task.update(number, f"measuring {contender.name} {bundle.label} on {name}")

@@ -19,7 +19,7 @@ from merino_edge.flows.conditions import DEFAULT_RECIPE
 from merino_edge.flows.deploy import subject_device
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
 from merino_edge.flows.interleaved import Turner
-from merino_edge.flows.ratios import Ratio
+from merino_edge.flows.ratios import FEWEST, Ratio
 from merino_edge.flows.runtime_version import check_runtime, runtime_version
 from merino_edge.progress import SILENT, Progress
 
@@ -141,7 +141,7 @@ def _line(turners: Sequence[Turner], number: int, test: str, tokens: int, depth:
 
 def _verdict(first: str, second: str, found: Ratio, rounds: int) -> tuple[str, str]:
     """Say what a ratio means: `noise` where the interval holds 1, or where there are too few rounds for one."""
-    if rounds < interleaved.FEWEST_ROUNDS:
+    if rounds < FEWEST:
         return "noise", f"{rounds} rounds show nothing for certain: {found.words()}; give --rounds 10"
     if found.is_noise:
         return "noise", f"noise: no difference is shown: {found.words()}"

@@ -16,12 +16,11 @@ from merino_edge.errors import MeasurementError
 from merino_edge.flows.bench_rows import bundle_row
 from merino_edge.flows.bench_tests import check_context, label_of
 from merino_edge.flows.bench_torch import hub_row, measure_hub
-from merino_edge.flows.ratios import Ratio, paired
+from merino_edge.flows.ratios import FEWEST, Ratio, paired
 from merino_edge.measurement import percentile_ms
 from merino_edge.progress import SILENT, Progress
 
 ROUNDS = 10
-FEWEST_ROUNDS = 5  # undisturbed ones, for an interval
 LEAST_TURN_S = 0.2
 
 Row = dict[str, Any]
@@ -144,7 +143,7 @@ def check_rounds(turners: Sequence[Turner], tests: Sequence[TestSpec], document:
     taken = len(turners[0].rounds)
     for number, spec in enumerate(tests):
         kept = undisturbed(turners, number)
-        if len(kept) < min(FEWEST_ROUNDS, taken):
+        if len(kept) < min(FEWEST, taken):
             reasons = [t.rounds[n][number].invalid_reason for t in turners for n in range(taken)]
             reason = next(r for r in reasons if r)
             label = label_of(spec.test, spec.tokens, spec.depth)

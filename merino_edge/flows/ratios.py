@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 DRAWS = 4000
 LEVEL = 0.95
+FEWEST = 5  # rounds or blocks, for an interval that means something
 TG_BLOCK = 8  # generated tokens that are drawn together
 
 Values = npt.NDArray[np.float64]
@@ -46,11 +47,10 @@ class Ratio:
 
 
 def blocks(samples_ns: Sequence[int], test: str) -> Values:
-    """Return what is drawn of one process's samples: prompts one by one, generated tokens by eights."""
-    size = TG_BLOCK if test.startswith("tg") else 1
-    whole = [samples_ns[at : at + size] for at in range(0, len(samples_ns), size)]
-    kept = [block for block in whole if len(block) == size] or [samples_ns]
-    return np.array([float(np.median(block)) for block in kept])
+    """Return what is drawn of one process's samples: prompts one by one, generated tokens by up to eight."""
+    size = max(1, min(TG_BLOCK, len(samples_ns) // FEWEST)) if test.startswith("tg") else 1
+    whole = [samples_ns[at : at + size] for at in range(0, len(samples_ns) - size + 1, size)]
+    return np.array([float(np.median(block)) for block in whole])
 
 
 def unpaired(first: Values, second: Values, seed: int = 0) -> Ratio:

@@ -115,8 +115,8 @@ def test_a_slowdown_within_noise_is_no_regression(
     def noisy(*args: Any, **kwargs: Any) -> Any:
         found = []
         for result in measure(*args, **kwargs):
-            block = 8 if result.spec.test == "tg" else 1
-            slow = [s * (10 if (i // block) % 2 else 8) // 8 for i, s in enumerate(result.samples_ns)]
+            block = 3 if result.spec.test == "tg" else 1
+            slow = [s * (8 if (i // block) % 2 else 10) // 8 for i, s in enumerate(result.samples_ns)]
             found.append(replace(result, samples_ns=tuple(slow)))
         return found
 
@@ -150,6 +150,14 @@ def test_a_baseline_of_another_device_is_refused_before_anything_is_measured(
     fake._facts, fake.measured = {"device_id": "fake-1"}, []
     assert command("--baseline", str(baseline))[0] == 2
     assert not fake.measured
+
+
+def test_too_few_samples_to_know_the_noise_are_refused(command: Command, tmp_path: Path) -> None:
+    path = str(tmp_path / "short.json")
+    assert command("--save", path, "--repeats", "1")[0] == 0
+    code, document, _ = command("--baseline", path)
+    assert code == 2
+    assert "1 samples cannot tell a slowdown from noise, 5 can" in document["error"]["message"]
 
 
 def test_a_newer_runtime_is_told_and_compared(

@@ -37,6 +37,7 @@ def test_intervals_of_one_machine_hold_one_nine_times_in_ten() -> None:
 
 
 def test_generated_tokens_are_drawn_by_eights_and_prompts_one_by_one() -> None:
-    assert list(blocks([1, 2, 3, 4, 5, 6, 7, 8, 100], "tg")) == [4.5]
-    assert list(blocks([1, 2, 3], "tg4")) == [2.0]
+    assert list(blocks(list(range(80)), "tg")) == [3.5 + 8 * block for block in range(10)]
+    assert list(blocks(list(range(16)), "tg16")) == [1.0, 4.0, 7.0, 10.0, 13.0]  # at least five
+    assert list(blocks([1, 2, 3], "tg4")) == [1.0, 2.0, 3.0]
     assert list(blocks([1, 2, 3], "pp128")) == [1.0, 2.0, 3.0]
