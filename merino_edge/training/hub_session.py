@@ -7,7 +7,7 @@ cache. A folder that holds a configuration and no weights gives random ones: rig
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from transformers.utils.hub import cached_file
 
 from merino_edge.errors import UsageError
+
+Tokens = Sequence[int] | npt.NDArray[Any]
 
 WEIGHTS = ("*.safetensors", "*.bin")
 VERSIONS = {"runtime": "torch", "runtime_version": f"{torch.__version__}, transformers {transformers.__version__}"}
@@ -34,6 +36,7 @@ class HubSession:
     Attributes:
         length: Positions in the cache.
         provider: What executes it.
+        prefill_chunk: Tokens of a prompt that are fed at once.
         vocab_size: V.
         context_length: The longest it was made for.
         trained: False where the folder holds no weights.
@@ -45,6 +48,7 @@ class HubSession:
     """
 
     provider = "CPU"
+    prefill_chunk = 1024  # in one piece, as the library reads prompts
 
     def __init__(self, name: str, threads: int) -> None:
         """Load it."""
@@ -77,7 +81,7 @@ class HubSession:
         self._cache: Any = DynamicCache()
 
     @torch.inference_mode()
-    def feed(self, token_ids: Sequence[int] | npt.NDArray[Any], want: Sequence[int]) -> npt.NDArray[Any]:
+    def feed(self, token_ids: Tokens, want: Sequence[int]) -> npt.NDArray[Any]:
         """Append tokens; return float32 logits `(len(want), V)` of the positions among them that are wanted."""
         ids = torch.as_tensor(np.asarray(token_ids, np.int64))[None]  # (1, T)
         kept: dict[str, Any] = {}
@@ -89,6 +93,11 @@ class HubSession:
         self.length += ids.shape[1]
         logits: npt.NDArray[Any] = answer.logits[0].numpy()
         return logits if len(wanted) == len(logits) else logits[wanted]
+
+    def chunks(self, token_ids: Tokens) -> Iterator[Tokens]:
+        """Cut a text into what is fed at once."""
+        for start in range(0, len(token_ids), self.prefill_chunk):
+            yield token_ids[start : start + self.prefill_chunk]
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` positions."""
