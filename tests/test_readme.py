@@ -13,7 +13,7 @@ from merino_edge.cli.main import COMMANDS
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PACKAGES = ("search", "training", "device", "agent", "flows", "cli")
+PACKAGES = ("search", "training", "device", "agent", "report", "flows", "cli")
 ROOMS = ("merino_edge", "exporters", "device_profiles", *(f"merino_edge/{package}" for package in PACKAGES))
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "generate": "Generate text with the deployed model.",
     "serve": "Serve the deployed model over HTTP, as OpenAI's completions.",
     "bench": "Measure speed, memory and perplexity on the device.",
+    "report": "Write a run as one HTML page, with its charts.",
     "devices": "List, add and remove devices.",
     "doctor": "Check this host and the devices; print what mends each problem.",
 }

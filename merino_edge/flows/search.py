@@ -18,7 +18,16 @@ from merino_edge.errors import InfeasibleError, InvalidFileError, UsageError
 from merino_edge.files import write_atomic, write_lines
 from merino_edge.flows.devices import board_of, find_entry, is_unregistered_board, select_device
 from merino_edge.flows.profile_file import estimated_profile, read_profile
-from merino_edge.flows.verify import DEVICE_LIMITS, SearchOptions, State, blind_prediction, keeps, make_request, verify
+from merino_edge.flows.verify import (
+    DEVICE_LIMITS,
+    SearchOptions,
+    State,
+    blind_prediction,
+    keeps,
+    make_request,
+    verify,
+    with_prompt,
+)
 from merino_edge.measurement import read_measurements
 from merino_edge.progress import SILENT, Progress
 from merino_edge.run import Run, check_run_name, create_run, list_runs
@@ -203,11 +212,22 @@ def _document(
         "expected_loss": loss.to_json() if loss else None,
         "latency_model": {test: model.accuracy for test, model in state.recipe.latency.items()},
         "known_models": len(state.known),
+        "predictor": _predictor(options, state),
         "prediction_checks": _prediction_checks(name, state),
         "conditions": options.conditions.with_(vocab_size=winner.architecture.vocab_size).to_json(),
         "score_options": asdict(options.score),
         "seed": options.seed,
         "limits": {key: asdict(limit) for key, limit in options.limits.items()},
+    }
+
+
+def _predictor(options: SearchOptions, state: State) -> dict[str, Any]:
+    """Return the models that predicted, so that a run explains its numbers wherever it is read."""
+    latency = with_prompt(state.recipe.latency, options.conditions)
+    return {
+        "key": dict(state.recipe.key),
+        "latency": {test: model.to_json() for test, model in latency.items()},
+        "memory": state.recipe.memory.to_json(),
     }
 
 

@@ -31,6 +31,7 @@ PROMISED = {
     "deploy": {"device", "release", "sha256", "bytes_sent", "previous"},
     "generate": {"device", "text", "tokens"},
     "bench": {"device", "rows"},
+    "report": {"run", "page", "verdict", "promises", "missing"},
     "doctor": {"findings", "problems", "unreachable"},
     "error": {"error"},
 }  # fmt: skip
@@ -84,6 +85,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
         "deploy": home.run("deploy", "tiny", "--recipe", "fp32"),
         "generate": home.run("generate", "The quick", "--max-tokens", "4"),
         "bench": home.run("bench", "tiny", "--recipe", "fp32", "--time", "1s", "--tokens", "64"),
+        "report": home.run("report", "tiny", "--svg", "charts"),
         "doctor": home.run("doctor"),
         "error": home.run("search", "--latency", "50", code=2),
         "infeasible": home.run(*search, "--parameters", "10", code=3),
