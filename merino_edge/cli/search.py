@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from merino_edge.cli.chart import print_front
 from merino_edge.cli.options import BYTES_LIMIT, COUNT, COUNT_LIMIT, ENERGY_LIMIT, MS_LIMIT, device_option, json_option
 from merino_edge.cli.output import interval, print_json, print_pairs, print_table, terminal_progress
 from merino_edge.units import format_bytes, format_count, format_ms
@@ -136,6 +137,7 @@ def _print(document: dict[str, Any]) -> None:
             for s in document["sensitivity"]
         ]
         print_table(["what a limit costs", "of it", "limit", "best score"], rows)
+    print_front(document["run"])
     for check in document["prediction_checks"]:
         click.echo(f"prediction of {describe_check(check)}")
     click.echo(f"run: {document['run']}   next: merino-edge train {document['run']}", err=True)
