@@ -49,10 +49,13 @@ def _draw(breakdown: Breakdown, kinds: list[str], width: float) -> Drawing:
     most = max([bar.total for bar in breakdown.bars] + [bar.high or 0.0 for bar in breakdown.bars]) or 1.0
     x = Scale(0.0, most * 1.03, 4.0, width - 8)
     for bar in breakdown.bars:
-        text = f"{bar.label}: {quantity(bar.total, unit)}"
+        text, between = f"{bar.label}: {quantity(bar.total, unit)}", ""
         if bar.low is not None and bar.high is not None:
-            text += f" ({quantity(bar.low, unit)} to {quantity(bar.high, unit)})"
-        elements.append(label(4, top + 14, text, "strong"))
+            between = f"({quantity(bar.low, unit)} to {quantity(bar.high, unit)})"
+        elements.append(label(4, top + 14, f"{text} {between}" if width > 500 else text, "strong"))
+        if width <= 500 and between:
+            top += 17
+            elements.append(label(4, top + 14, between, "small"))
         elements += _bar(bar, kinds, x, top + 22, unit)
         top += 22 + GAP - 4
     elements.append(line(x.start, top - 4, x.end, top - 4, "axis"))

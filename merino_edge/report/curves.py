@@ -104,17 +104,23 @@ def _draw_quality(exports: list[Export], width: float) -> Drawing:
 
 def _named(text: str, at: tuple[float, float], x: Scale, y: Scale, taken: list[tuple[float, float]]) -> list[str]:
     """Write a name beside its mark, where no other name stands and the frame ends."""
-    right = at[0] + 12 + text_width(text, 12) < x.end
+    wide = text_width(text, 12)
     for shift in (4, -12, 20, -28, 36):
         height = at[1] + shift
-        if (
-            y.end < height - 8
-            and height < y.start
-            and all(abs(height - t[1]) > 13 or abs(at[0] - t[0]) > 160 for t in taken)
-        ):
-            taken.append((at[0], height))
-            place = at[0] + (10 if right else -10)
-            return [label(place, height, text, "small" if right else "small end")]
+        free = all(abs(height - t[1]) > 13 or abs(at[0] - t[0]) > 160 for t in taken)
+        if not (y.end < height - 8 and height < y.start and free):
+            continue
+        beside = shift == 4
+        if beside and at[0] + 10 + wide < x.end:
+            place, classes = at[0] + 10, "small"
+        elif beside and at[0] - 10 - wide > x.start:
+            place, classes = at[0] - 10, "small end"
+        elif not beside:  # above or below the mark, as far to the right as there is room
+            place, classes = min(at[0] + 10, x.end - wide), "small"
+        else:
+            continue
+        taken.append((at[0], height))
+        return [label(place, height, text, classes)]
     return []
 
 

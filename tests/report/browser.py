@@ -118,7 +118,7 @@ class Browser:
 
     def value(self, expression: str) -> Any:
         """Evaluate an expression in the page."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
