@@ -1,6 +1,6 @@
 """The main job from end to end on this machine, by the commands a user would type: what `make demo` runs.
 
-    profile -> search -> train -> export -> deploy -> generate -> bench -> search again
+    profile -> search -> train -> export -> deploy -> generate -> bench -> search again -> report
 
 Everything the demo makes lies in `build/demo` (its own runs, its own device folder), so that nothing
 of yours is touched; `make clean` removes it. The limits are chosen from what the profile found here,
@@ -115,6 +115,12 @@ def read(*parts: str) -> dict[str, Any]:
     return document
 
 
+def read_manifest(recipe: str) -> dict[str, Any]:
+    """Read the manifest of the run's bundle of a recipe, in whichever form this machine runs fastest."""
+    (path,) = (STATE / "runs" / RUN / "export").glob(f"onnx-{recipe}*/manifest.json")
+    return read(*path.relative_to(STATE).parts)
+
+
 def quantity(value: float, unit: str) -> str:
     """Round up to two digits, with the unit, as one would type it."""
     step = 10.0 ** (math.floor(math.log10(value)) - 1)
@@ -166,7 +172,7 @@ def use(demo: Demo) -> None:
     print(f"perplexity of held-out text {trained['perplexity']:.1f} after {trained['tokens']:,} tokens")
     for recipe in ("fp32", "dynamic_wi8_afp32"):
         demo.run("export", RUN, "--format", "onnx", "--recipe", recipe)
-        manifest = read("runs", RUN, "export", f"onnx-{recipe}", "manifest.json")
+        manifest = read_manifest(recipe)
         difference = manifest["parity"]["max_abs_diff"]
         demo.result(f"{recipe}: {manifest['file_bytes'] / 1e6:.1f} MB; largest difference {difference:.1g}")
     demo.run("deploy", RUN)
@@ -197,6 +203,14 @@ def measure(demo: Demo) -> None:
             print(f"not valid: {row['recipe']} {row['test']}: {row['invalid_reason']}")
     tg = {row["recipe"]: row["p50_ms"] for row in rows if row["test"] == "tg"}
     demo.result("; ".join(f"tg {ms:.2f} ms {recipe}" for recipe, ms in tg.items()))
+
+
+def tell(demo: Demo) -> None:
+    """Write the run as a page."""
+    demo.run("report", RUN, "--json", save="report.json")
+    written = read("report.json")
+    demo.result(f"{written['verdict']['headline']}: {shown(Path(written['page']))}")
+    print(f"the run as a page, for a browser: {shown(Path(written['page']))}")
 
 
 def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -230,6 +244,7 @@ def main() -> int:
         measure(demo)
         print("\nThe same question again; the profile now holds what the winner itself measured:")
         search(demo, least, AGAIN, tuple(f for f in LIMIT_FACTORS if f >= factor))
+        tell(demo)
         finish(demo)
     except StepFailed as error:
         print(f"\nerror: {error}\n  next: see above; what was done lies in {shown(STATE)}/", file=sys.stderr)

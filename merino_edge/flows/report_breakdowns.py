@@ -37,6 +37,8 @@ def make_latency(facts: RunFacts) -> tuple[Breakdown, ...] | Missing:
         return _nothing_measured(facts)
     first = found[0]
     note = ""
+    if facts.searched is not None and not facts.latency_models:
+        note = "This run's search kept no latency model; a new search tells the parts. "
     if facts.latency_models:
         note = (
             "Predicted: the latency model's terms, as fitted after the last measurement, and its band. It learns from "

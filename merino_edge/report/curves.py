@@ -91,7 +91,7 @@ def _draw_quality(exports: list[Export], width: float) -> Drawing:
         *head.elements,
         *frame(x, y, "size of the file", "bytes", "perplexity (lower is better)"),
     ]
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, float, float]] = []
     for e in sorted(exports, key=lambda e: e.file_bytes):
         at = x.place(e.file_bytes), y.place(e.perplexity or 0.0)
         tip = f"{e.label}\n{quantity(e.file_bytes, 'bytes')}\nperplexity {e.perplexity:.5g}"
@@ -102,25 +102,20 @@ def _draw_quality(exports: list[Export], width: float) -> Drawing:
     return Drawing(top + height + 44, tuple(elements))
 
 
-def _named(text: str, at: tuple[float, float], x: Scale, y: Scale, taken: list[tuple[float, float]]) -> list[str]:
-    """Write a name beside its mark, where no other name stands and the frame ends."""
+def _named(
+    text: str, at: tuple[float, float], x: Scale, y: Scale, taken: list[tuple[float, float, float]]
+) -> list[str]:
+    """Write a name beside its mark, else above or below it, where no other name stands and the frame ends."""
     wide = text_width(text, 12)
-    for shift in (4, -12, 20, -28, 36):
-        height = at[1] + shift
-        free = all(abs(height - t[1]) > 13 or abs(at[0] - t[0]) > 160 for t in taken)
-        if not (y.end < height - 8 and height < y.start and free):
-            continue
-        beside = shift == 4
-        if beside and at[0] + 10 + wide < x.end:
-            place, classes = at[0] + 10, "small"
-        elif beside and at[0] - 10 - wide > x.start:
-            place, classes = at[0] - 10, "small end"
-        elif not beside:  # above or below the mark, as far to the right as there is room
-            place, classes = min(at[0] + 10, x.end - wide), "small"
-        else:
-            continue
-        taken.append((at[0], height))
-        return [label(place, height, text, classes)]
+    above = min(at[0] + 10, x.end - wide)
+    places = [(at[0] + 10, 4.0), (at[0] - 10 - wide, 4.0), *((above, shift) for shift in (-12.0, 20.0, -28.0, 36.0))]
+    for left, shift in places:
+        base = at[1] + shift
+        inside = x.start < left and left + wide <= x.end and y.end < base - 8 and base < y.start
+        free = all(abs(base - b) > 14 or left + wide < start or end < left for start, end, b in taken)
+        if inside and free:
+            taken.append((left, left + wide, base))
+            return [label(left, base, text, "small")]
     return []
 
 

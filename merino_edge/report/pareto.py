@@ -39,13 +39,13 @@ def _any(points: Iterable[Point], kind: str) -> bool:
 
 
 def _draw(landscape: Landscape, axis: Axis, points: list[Point], width: float) -> Drawing:
+    points = _near(points, axis)
     kinds = [kind for kind in NAMES if _any(points, kind)]
     entries = [(SHAPES[k], k, NAMES[k]) for k in kinds]
     if axis.limit is not None:
         entries.append(("line", "limit", "limit"))
     head = legend(entries, width, 12)
     top, height = head.height + 46, (340.0 if width > 500 else 280.0)
-    points = _near(points, axis)
     x = scale_over(_costs(points, axis), 56, width - 14)
     y = scale_over([p.score for p in points], top + height, top)
     elements = [

@@ -143,5 +143,6 @@ class Browser:
 
     def print_pdf(self, path: Path) -> None:
         """Print the page as PDF, as a person's browser would on A4."""
+        self.call("Emulation.setEmulatedMedia", media="", features=[])  # the printer's own
         found = self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, printBackground=False)
         path.write_bytes(base64.b64decode(found["data"]))
