@@ -44,14 +44,17 @@
       mark.addEventListener("focus", () => show(mark));
       mark.addEventListener("blur", () => show(null));
     }
-    const order = [...marks].sort((a, b) => {
-      const one = a.getBBox(), other = b.getBBox();
-      return one.x + one.width / 2 - other.x - other.width / 2 || one.y - other.y;
-    });
+    let order = null; // from left to right, once the chart is shown: a hidden one has no places
+    const walk = () => {
+      const places = new Map(marks.map((mark) => [mark, mark.getBoundingClientRect()]));
+      const middle = (mark) => places.get(mark).left + places.get(mark).width / 2;
+      return [...marks].sort((a, b) => middle(a) - middle(b) || places.get(a).top - places.get(b).top);
+    };
     chart.addEventListener("pointermove", (event) => show(nearest(marks, event.clientX, event.clientY)));
     chart.addEventListener("pointerdown", (event) => show(nearest(marks, event.clientX, event.clientY)));
     chart.addEventListener("pointerleave", () => show(null));
     chart.addEventListener("keydown", (event) => {
+      order = order || walk();
       const here = order.indexOf(document.activeElement);
       if (here < 0) return;
       const steps = { ArrowRight: here + 1, ArrowDown: here + 1, ArrowLeft: here - 1, ArrowUp: here - 1, Home: 0, End: order.length - 1 };

@@ -122,6 +122,21 @@ def test_the_keyboard_walks_through_a_chart(browser: Browser, page: Path) -> Non
     assert browser.value("!!document.activeElement.closest('svg')") is False  # one stop a chart
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_keys_go_from_left_to_right_in_a_chart_that_was_hidden(browser: Browser, page: Path, width: int) -> None:
+    browser.open(page, width)
+    browser.value("document.getElementById('axis-1').click()")
+    chart = f"document.querySelector('.panel-1 svg.{'narrow' if width < 600 else 'wide'}')"
+    browser.value(f"{chart}.querySelector('.winner.point').focus()")
+    browser.press("Home")
+    place = "(b => b.left + b.width / 2)(document.activeElement.getBoundingClientRect())"
+    places = [browser.value(place)]
+    for _ in range(browser.value(f"{chart}.querySelectorAll('[data-tip]').length") - 1):
+        browser.press("ArrowRight")
+        places.append(browser.value(place))
+    assert places == sorted(places) and places[0] < places[-1]
+
+
 def test_the_other_costs_are_a_key_away_and_need_no_script(browser: Browser, page: Path) -> None:
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     browser.open(page)
