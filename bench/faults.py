@@ -34,7 +34,7 @@ def run(path: Path, folder: Path, seed: int, share: float) -> int:
     """Run one file of campaigns; its records and its end are left in `folder`; return pytest's exit code."""
     shutil.rmtree(folder, ignore_errors=True)
     own = {"FAULT_SEED": str(seed), "FAULT_SHARE": str(share), "FAULT_RECORDS": str(folder)}
-    command = [sys.executable, "-m", "pytest", str(path.relative_to(HERE.parent)), "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-P", "-m", "pytest", str(path.relative_to(HERE.parent)), "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=HERE.parent, env={**os.environ, **own}, check=False)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ended").write_text(json.dumps({"code": done.returncode, "commit": commit()}), encoding="utf-8")
