@@ -355,8 +355,9 @@ def upload(r: dict[str, Any]) -> list[Row]:
     """Uploads beside scp."""
     return [
         (
-            f"a file of {row['megabytes']} MiB to the agent over the same sshd, of `scp`'s speed: paramiko; `ssh`",
-            f"{row['of_scp']['paramiko']:.2f}; {row['of_scp']['openssh']:.2f}",
+            f"a file of {row['megabytes']} MiB to the agent over the same sshd, of `scp`'s speed: paramiko; `ssh`; "
+            "the same where what `scp` wrote is flushed too, as ours is",
+            "; ".join(f"{row[of][way]:.2f}" for of in ("of_scp", "of_scp_flushed") for way in ("paramiko", "openssh")),
         )
         for row in r["sizes"]
     ]

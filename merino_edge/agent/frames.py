@@ -14,6 +14,9 @@ import math
 import struct
 import time
 import zlib
+from typing import Union
+
+Payload = Union[bytes, bytearray]
 
 MAGIC = b"MRN\x01"
 MAX_PAYLOAD = 1 << 20
@@ -47,7 +50,7 @@ class Frame:
 
     __slots__ = ("payload", "request", "type")
 
-    def __init__(self, type: int, request: int, payload: bytes) -> None:
+    def __init__(self, type: int, request: int, payload: Payload) -> None:
         self.type = type
         self.request = request
         self.payload = payload
@@ -67,12 +70,17 @@ class Frame:
 
 def encode(type: int, request: int, payload: bytes = b"") -> bytes:
     """Return the bytes of one frame."""
+    return header(type, request, payload) + payload
+
+
+def header(type: int, request: int, payload: Payload) -> bytes:
+    """Return what stands before the payload of a frame, for whoever sends a large payload without copying it."""
     if type not in TYPE_NAMES or not 0 <= request < 1 << 32:
         raise FrameError(f"no frame of type {type} for request {request}")
     if len(payload) > MAX_PAYLOAD:
         raise FrameError(f"a payload of {len(payload)} bytes exceeds {MAX_PAYLOAD}")
     fields = _FIELDS.pack(MAGIC, type, request, len(payload), zlib.crc32(payload))
-    return fields + _CHECK.pack(zlib.crc32(fields)) + payload
+    return fields + _CHECK.pack(zlib.crc32(fields))
 
 
 def encode_json(type: int, request: int, value: dict[str, object]) -> bytes:
@@ -80,7 +88,7 @@ def encode_json(type: int, request: int, value: dict[str, object]) -> bytes:
     return encode(type, request, json.dumps(value, allow_nan=False, separators=(",", ":")).encode("utf-8"))
 
 
-def parse_object(payload: bytes) -> dict[str, object]:
+def parse_object(payload: Payload) -> dict[str, object]:
     """Parse one JSON object, refusing NaN, infinities, duplicate keys and endless nesting."""
     try:
         value = json.loads(
@@ -159,15 +167,20 @@ class Decoder:
         self._buffer = bytearray()
         self._noise_left = noise
         self._started = noise == 0
+        self._begun: tuple[int, int, int] | None = None  # type, request, checksum of the frame that is coming
+        self._payload = bytearray()  # its payload, as long as it will be, and how much of that is there
+        self._filled = 0
         self.ended = False
 
     def feed(self, data: bytes) -> list[Frame]:
         """Take more bytes and return the frames they complete.
 
+        A long payload is copied once, to where it stays: uploads go this way.
+
         Raises:
             FrameError: a magic, type, length or checksum is wrong, or bytes follow the end frame.
         """
-        self._buffer += data
+        self._buffer += self._fill(memoryview(data))
         frames: list[Frame] = []
         while True:
             frame = self._take()
@@ -182,7 +195,7 @@ class Decoder:
         Raises:
             FrameError: the stream did not end with its end frame.
         """
-        if self._buffer or not self.ended:
+        if self._buffer or self._begun is not None or not self.ended:
             raise FrameError("the stream was cut: it has no end frame")
 
     def _skip_noise(self) -> bool:
@@ -195,23 +208,45 @@ class Decoder:
         self._started = at >= 0
         return self._started
 
-    def _take(self) -> Frame | None:
+    def _begin(self) -> bool:
+        """Read a header; say whether one has come."""
         if not self._started and not self._skip_noise():
-            return None
+            return False
         if self.ended and self._buffer:
             raise FrameError("bytes follow the end frame")
         if len(self._buffer) < HEADER_BYTES:
-            return None
+            return False
         magic, kind, request, length, checksum = _FIELDS.unpack_from(self._buffer)
         (check,) = _CHECK.unpack_from(self._buffer, _FIELDS.size)
         if magic != MAGIC or zlib.crc32(self._buffer[: _FIELDS.size]) != check:
             raise FrameError("a frame's header is damaged")
         if kind not in TYPE_NAMES or length > MAX_PAYLOAD:
             raise FrameError(f"a frame of type {kind} with {length} bytes is none of this protocol")
-        if len(self._buffer) < HEADER_BYTES + length:
+        del self._buffer[:HEADER_BYTES]
+        self._begun, self._payload, self._filled = (kind, request, checksum), bytearray(length), 0
+        return True
+
+    def _fill(self, data: memoryview) -> memoryview:
+        """Put bytes where the payload that is coming lacks them; return the others."""
+        if self._begun is None:
+            return data
+        take = min(len(data), len(self._payload) - self._filled)
+        with memoryview(self._payload) as payload:  # assigning to the bytearray itself would copy twice
+            payload[self._filled : self._filled + take] = data[:take]
+        self._filled += take
+        return data[take:]
+
+    def _take(self) -> Frame | None:
+        if self._begun is None and not self._begin():
             return None
-        payload = bytes(self._buffer[HEADER_BYTES : HEADER_BYTES + length])
+        assert self._begun is not None
+        with memoryview(self._buffer) as held, self._fill(held) as rest:
+            taken = len(held) - len(rest)
+        del self._buffer[:taken]
+        if self._filled < len(self._payload):
+            return None
+        kind, request, checksum = self._begun
+        payload, self._payload, self._begun = self._payload, bytearray(), None
         if zlib.crc32(payload) != checksum:
             raise FrameError("a frame's payload is damaged")
-        del self._buffer[: HEADER_BYTES + length]
         return Frame(kind, request, payload)

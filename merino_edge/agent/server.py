@@ -8,6 +8,7 @@ was doing stands in the journal, so no way of dying needs care.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import queue
 import shutil
@@ -30,7 +31,9 @@ SILENCE_S = 8.0
 DEFAULT_BUDGET_S = 10.0  # per test
 SPARE_OBJECT_BYTES = 256 << 20  # of bundles that were measured and not deployed
 DATA_WINDOW = 16  # data frames that a host may send ahead of their acknowledgement
+PIPE_BYTES = 1 << 20  # that sshd may write before this program must be woken
 _MAX_QUEUED = 2 * DATA_WINDOW
+_SET_PIPE_BYTES = 1031  # F_SETPIPE_SZ of Linux, which Python names from 3.10 on
 
 
 def own_digest() -> str | None:
@@ -58,6 +61,8 @@ class Wire:
 
     def start(self) -> None:
         """Start reading, beating and watching."""
+        with contextlib.suppress(OSError):  # no pipe, or no Linux: an upload takes more turns then
+            fcntl.fcntl(self._source, _SET_PIPE_BYTES, PIPE_BYTES)
         for work in (self._read, self._beat, self._watch):
             threading.Thread(target=work, daemon=True).start()
 

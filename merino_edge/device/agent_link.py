@@ -148,10 +148,12 @@ class AgentLink:
 
     # -- one frame --
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes, payload: bytes = b"") -> None:
         try:
             with self._send_lock:
                 self._channel.send(data)
+                if payload:  # apart, so that a mebibyte is not copied to stand behind its header
+                    self._channel.send(payload)
         except DeviceError as error:
             error.hint = error.hint or AGAIN
             raise
@@ -268,7 +270,7 @@ class AgentLink:
                         chunk = stream.read(min(frames.MAX_PAYLOAD, left))
                         if not chunk:
                             raise DeployError(f"{path} became shorter while it was sent", hint="export again")
-                        self._send(frames.encode(frames.DATA, request, chunk))
+                        self._send(frames.header(frames.DATA, request, chunk), chunk)
                         waiting.append(len(chunk))
                         left -= len(chunk)
                     frame = self._answer_to(request)
