@@ -19,7 +19,7 @@ OTHERS_LIMIT = 0.5  # cores that other programs may use where the kernel tells n
 SWAP_LIMIT_BYTES = 4 << 20
 HOT_C = 80.0  # where the kernel names no limit: a Raspberry Pi's firmware begins to slow down there
 COOLER_C = 10.0  # below that a measurement may begin
-_HEAT_BITS = 0b1110
+_HEAT_BITS, _SOFT_LIMIT_BIT, _UNDER_VOLTAGE_BIT = 0b1110, 0b1000, 0b0001
 _PAGE_BYTES = 4096
 _TICKS_PER_S = 100  # of /proc/stat, on every Linux of today
 THROTTLE_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
@@ -98,8 +98,8 @@ def queued_ns() -> int | None:
 def is_hot(now: dict[str, object]) -> bool:
     """Say whether a board is too hot to begin: slowed for its heat now, or within some degrees of that."""
     bits = now.get("throttled_bits")
-    if isinstance(bits, int) and bits & _HEAT_BITS:
-        return True
+    if isinstance(bits, int) and bits & (_SOFT_LIMIT_BIT if bits & _UNDER_VOLTAGE_BIT else _HEAT_BITS):
+        return True  # a weak supply caps and throttles too, and no waiting helps against that
     heat, limit = now.get("temperature_c"), now.get("temperature_limit_c")
     near = isinstance(heat, float) and heat > (limit if isinstance(limit, float) else HOT_C) - COOLER_C
     return now.get("cooled_down") is True or near

@@ -125,6 +125,7 @@ class Agent:
         self.wire: Wire | None = None
         self._request = 0
         self._held: set[str] = set()  # objects that the host will come back to in this conversation
+        self._steady_c: object = None  # how hot the last sustained measurement was
         self._tidy()
         self._operations: dict[str, Callable[[dict[str, Any]], dict[str, object]]] = {
             "facts": self._facts,
@@ -342,8 +343,11 @@ class Agent:
                     "context_length": whole_number(request["context_length"], "context_length", 1),
                     "budget_s": DEFAULT_BUDGET_S if budget is None else budget,
                     "sustained": request.get("sustained") is True,
+                    "steady_c": self._steady_c,
                 }
-                return self._ask(lock, str(request["runtime"]), asked)
+                answer = self._ask(lock, str(request["runtime"]), asked)
+                self._steady_c = answer.pop("steady_c", None)
+                return answer
             finally:
                 shutil.rmtree(str(folder), ignore_errors=True)
 

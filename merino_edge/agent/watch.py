@@ -16,6 +16,7 @@ from merino_edge.agent.facts import Machine
 LOOK_EVERY_S = 0.5
 COOL_LIMIT_S = 180.0  # that a hot board is waited for
 COOL_STEP_S = 2.0
+SAY_EVERY_S = 5.0
 STEADY_LIMIT_S = 300.0  # for a board to become as hot as it gets
 STEADY_S = 30.0
 STEADY_RISE_C = 1.0  # within `STEADY_S`: no longer rising
@@ -70,10 +71,23 @@ def wait_until_cool(machine: Machine, say: Callable[[str], None], check: Callabl
 
 
 def run_until_steady(
-    machine: Machine, run: Callable[[], object], say: Callable[[str], None], check: Callable[[], None]
+    machine: Machine,
+    run: Callable[[], object],
+    say: Callable[[str], None],
+    check: Callable[[], None],
+    before_c: object = None,
 ) -> float:
-    """Run a model until its board gets no hotter, at most `STEADY_LIMIT_S`; returns the seconds it took."""
+    """Run a model until its board gets no hotter, at most `STEADY_LIMIT_S`; returns the seconds it took.
+
+    Args:
+        machine: Where to look.
+        run: Runs the model for a moment.
+        say: Hears how it goes.
+        check: Raises where the host takes the request back.
+        before_c: How hot the board was when it was steady a while ago: it need only become so again.
+    """
     started = marked = time.monotonic()
+    said = started - SAY_EVERY_S
     coolest = hottest = conditions.snapshot(machine).get("temperature_c")
     while time.monotonic() - started < STEADY_LIMIT_S:
         check()
@@ -84,10 +98,12 @@ def run_until_steady(
             if hottest - coolest > STEADY_RISE_C:
                 coolest, marked = hottest, time.monotonic()
         waited = time.monotonic() - marked
-        say(
-            f"heating up to a steady state: {'no sensor' if now is None else f'{now:.0f} C'}, steady for {waited:.0f} s"
-        )
-        if waited >= STEADY_S:
+        if time.monotonic() - said >= SAY_EVERY_S:
+            said = time.monotonic()
+            heat = f"{now:.0f} C" if isinstance(now, float) else "no sensor"
+            say(f"heating up to a steady state: {heat}, steady for {waited:.0f} of {STEADY_S:.0f} s")
+        as_before = isinstance(now, float) and isinstance(before_c, float) and now >= before_c - STEADY_RISE_C
+        if as_before or waited >= STEADY_S:
             break
     return time.monotonic() - started
 

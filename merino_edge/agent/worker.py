@@ -171,7 +171,7 @@ class Worker:
         results = []
         for number, test in enumerate(tests):
             state.update(test=str(test["test"]), done=number)
-            results.append(self._one_test(timer, test, request.get("sustained") is True, state))
+            results.append(self._one_test(timer, test, request, state))
         session.close()
         peak, base = full["peak"] or 0, empty["peak"] or 0
         return {
@@ -184,12 +184,14 @@ class Worker:
             "file_backed_bytes": full["file_backed"] or 0,
             "memory": {"empty_runtime": empty, "loaded": loaded, "cache_full": full, "end": measure.memory_bytes()},
             "tests": results,
+            "steady_c": request.get("steady_c"),
         }
 
     def _one_test(
-        self, timer: measure.Timer, test: dict[str, Any], sustained: bool, state: dict[str, object]
+        self, timer: measure.Timer, test: dict[str, Any], request: dict[str, Any], state: dict[str, object]
     ) -> dict[str, object]:
         """Run one test, a second time where heat disturbed the first."""
+        sustained = request.get("sustained") is True
         name, tokens, depth = str(test["test"]), int(test["tokens"]), int(test["depth"])
         warmup, repeats = _times(test, "warmup"), _times(test, "repeats")
 
@@ -197,7 +199,8 @@ class Worker:
             self.send(frames.EVENT, {**state, "share": 0.0, "note": text})
 
         if sustained:
-            watch.run_until_steady(self._machine, lambda: timer.once(name, tokens, depth), say, self._check)
+            once, before_c = (lambda: timer.once(name, tokens, depth)), request.get("steady_c")
+            watch.run_until_steady(self._machine, once, say, self._check, before_c)
         for attempt in (1, 2):
             waited_s = 0.0 if sustained else watch.wait_until_cool(self._machine, say, self._check)
             watching = watch.Watch(self._machine)
@@ -208,6 +211,8 @@ class Worker:
                 break
             say(f"{reason}: once more")
         energy_mj, energy_reason = self._energy(timer, name, tokens, depth)
+        if sustained:
+            request["steady_c"] = watching.before.get("temperature_c")  # the next test begins hot
         return {
             "samples_ns": timed.samples,
             "warmup_ns": timed.warmup,

@@ -24,6 +24,7 @@ from merino_edge.units import format_bytes, format_ms
 @click.option("--context", type=click.IntRange(2), default=None, help="Tokens the cache is filled to for memory.")
 @click.option("--depth", type=click.IntRange(1), default=None, help="Tokens in the cache before generation.")
 @click.option("--threads", type=click.IntRange(1), default=None, help="Threads (default: all performance cores).")
+@click.option("--sustained", is_flag=True, help="Measure the hot state that lasts, for a board without a fan.")
 @json_option
 def command(as_json: bool, device: str | None, **flags: Any) -> None:
     r"""Measure a few whole models on DEVICE and fit its latency and memory model.
@@ -45,7 +46,9 @@ def command(as_json: bool, device: str | None, **flags: Any) -> None:
         threads=flags["threads"],
     )
     seconds = flags["seconds"] or (flow.QUICK_SECONDS if flags["quick"] else flow.DEFAULT_SECONDS)
-    options = flow.ProfileOptions(seconds, flags["space"], conditions, flags["host"], flags["estimate"])
+    options = flow.ProfileOptions(
+        seconds, flags["space"], conditions, flags["host"], flags["estimate"], flags["sustained"]
+    )
     document = flow.profile(device, options, ask=ask_person(), progress=terminal_progress())
     if as_json:
         print_json(document)
@@ -66,7 +69,7 @@ def _print(document: dict[str, Any]) -> None:
             ("memory", f"{format_bytes(facts['memory']['total'])}, {format_bytes(facts['memory']['available'])} free"),
             ("reads", _bandwidth(facts)),
             ("power", _power(facts)),
-            ("measured", f"{document['models']} models in {document['seconds']:.0f} s"),
+            ("measured", f"{document['models']} models in {document['seconds']:.0f} s{_state(document)}"),
         ]
     if facts.get("emulated"):
         pairs.append(("kind", f"emulated ({facts['emulated']}): no time here is a board's"))
@@ -99,6 +102,13 @@ def _bandwidth(facts: dict[str, Any]) -> str:
     if found.get("bytes_per_s"):
         return f"{found['bytes_per_s'] / 1e9:.1f} GB/s from memory with {found['threads']} threads"
     return f"unknown ({found.get('reason', 'not measured')})"
+
+
+def _state(document: dict[str, Any]) -> str:
+    """Say where the board was measured hot."""
+    from merino_edge.flows.measuring import is_sustained
+
+    return ", in the hot state that lasts (--sustained)" if is_sustained(document["key"]) else ""
 
 
 def _power(facts: dict[str, Any]) -> str:

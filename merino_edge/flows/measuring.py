@@ -269,6 +269,16 @@ def shared_key(record: Measurement) -> dict[str, Any]:
     return {name: key[name] for name in SHARED_KEY}
 
 
+def is_sustained(key: Mapping[str, Any]) -> bool:
+    """Say whether a key's records were taken in the hot state that lasts."""
+    return str(key.get("power_mode", "")).endswith(SUSTAINED)
+
+
+def base_mode(power_mode: object) -> str:
+    """Return a power mode without how it was measured."""
+    return str(power_mode).removesuffix(SUSTAINED)
+
+
 def what_changed(profiled: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
     """Say in words how a device differs from what it was profiled as, None where it does not.
 
@@ -277,6 +287,8 @@ def what_changed(profiled: Mapping[str, Any], found: Mapping[str, Any]) -> str |
         found: What the device is now; names that are missing are not compared.
     """
     differ = [name for name in SHARED_KEY if profiled and name in found and profiled.get(name) != found[name]]
+    if "power_mode" in differ and base_mode(profiled["power_mode"]) == base_mode(found["power_mode"]):
+        differ.remove("power_mode")  # hot or not, that is how it was measured
     if not differ:
         return None
     return ", ".join(f"{name.replace('_', ' ')} was {profiled.get(name)} and is {found[name]}" for name in differ)

@@ -45,6 +45,7 @@ class ProfileOptions:
         conditions: Recipe, depth, threads, vocabulary, context.
         host: Address that registers the device first.
         estimate: Show the shipped estimate and measure nothing.
+        sustained: Measure the hot state that lasts; `search` then measures its winner so, too.
     """
 
     seconds: float = DEFAULT_SECONDS
@@ -52,6 +53,7 @@ class ProfileOptions:
     conditions: Conditions = DEFAULT_CONDITIONS
     host: str | None = None
     estimate: bool = False
+    sustained: bool = False
 
 
 def profile(
@@ -73,6 +75,7 @@ def profile(
         facts = device.facts(bandwidth=True)
         if facts.get("emulated"):
             progress.note(f"{name} is emulated ({facts['emulated']}): it computes rightly, its times are no board's")
+        device.sustained, device.on_note = options.sustained, progress.note
         records = _measure(device, facts, name, options, progress)
         facts["runtimes"] = device.facts()["runtimes"]  # one may have come there only now
     note = gpu_note(name, facts.get("jetson"), facts["runtimes"])
@@ -119,6 +122,7 @@ def _measure(
         "count": count,
         "conditions": options.conditions.to_json(),
         "facts": _identity(facts),
+        "sustained": options.sustained,
     }
     since = _resume(folder / _PARTIAL, wish)
     log = folder / MEASUREMENTS
@@ -162,7 +166,8 @@ def fit_recipe(
         raise MeasurementError(
             f"only {len(known)} models gave valid measurements, {MIN_MODELS} are needed"
             + (f": {reasons[-1]}" if reasons else ""),
-            hint="stop what else runs on the device, let it cool, and profile again; what was measured is kept",
+            hint="stop what else runs on the device, let it cool, and profile again; what was measured is kept; "
+            "without a fan: --sustained",
         )
     cache = int(facts["cpu"]["last_level_cache_bytes"] or 0)
     return fit_known(known, key, conditions, cache, seconds)

@@ -23,6 +23,7 @@ from merino_edge.flows.measuring import (
     PASSES,
     SHARED_KEY,
     Known,
+    is_sustained,
     known_from_log,
     measure_architecture,
     shared_key,
@@ -185,6 +186,7 @@ def verify(
         progress.task(f"measuring the winner on {state.device}", MAX_ROUNDS) as task,
     ):
         facts = device.facts()
+        device.sustained, device.on_note = is_sustained(state.recipe.key), progress.note
         _check_unchanged(state, facts)
         for number in range(MAX_ROUNDS):
             candidate = _next_candidate(space, options, state, outcome)
