@@ -213,7 +213,8 @@ class Store:
         if needed + SPARE_BYTES > free:
             raise AgentError(
                 "disk",
-                f"{needed} bytes are to be written and {free} are free on the device",
+                f"{needed / 1e6:.1f} MB are to be written, {free / 1e6:.1f} MB are free on the device, "
+                f"and {SPARE_BYTES / 1e6:.1f} MB of them must stay free",
                 "free some space on the device, for example with: merino-edge deploy --keep 1",
             )
         if facts.f_files and facts.f_favail < 64:

@@ -250,7 +250,8 @@ def _explain(said: str, hops: Sequence[SshSettings]) -> DeviceError:
     if "IDENTIFICATION HAS CHANGED" in said:
         fact = re.search(r"Offending \S+ key in (\S+):(\d+)", said)
         where = f": {clean_text(fact[1])}, line {fact[2]} says otherwise" if fact else ""
-        hint = f"if the device was set up anew: ssh-keygen -R '{settings.host_name.lookup}'; else beware"
+        file = f" -f {shlex.quote(clean_text(fact[1]))}" if fact else ""
+        hint = f"if the device was set up anew: ssh-keygen -R '{settings.host_name.lookup}'{file}; else beware"
         return DeviceError(f"the key of {settings.host_name.lookup} has changed{where}", hint=hint)
     if "revoked" in said.lower() and "key" in said.lower():
         hint = "give the device a new host key; a revoked one is never accepted"

@@ -9,6 +9,7 @@ from typing import Any
 from merino_edge.device.board import Board, board_names, detect_board, load_board
 from merino_edge.device.client import Device, open_device, open_transport
 from merino_edge.device.purge import purge_device
+from merino_edge.device.records import clean_text
 from merino_edge.device.registry import LOCAL, DeviceEntry, Registry, TransportName, choose_device, device_folder
 from merino_edge.errors import DeviceError, UsageError
 from merino_edge.progress import SILENT, Progress
@@ -99,6 +100,9 @@ def list_devices() -> dict[str, Any]:
     return {"devices": rows, "boards": list(board_names())}
 
 
+ARM_MACHINES = ("aarch64", "arm")  # what every board that ships says of itself
+
+
 def add_device(
     name: str,
     host: str,
@@ -124,6 +128,12 @@ def add_device(
         raise UsageError(
             f"{name} says it is a {load_board(detected).title}, not a {load_board(board).title}",
             hint=f"merino-edge devices add {name} --host {host} --profile {detected}",
+        )
+    machine = str(facts.get("architecture"))
+    if board not in (None, LOCAL) and detected is None and not machine.startswith(ARM_MACHINES):
+        raise UsageError(
+            f"{name} is a {clean_text(machine, 30)} machine, and no {load_board(board).title}",
+            hint=f"merino-edge devices add {name} --host {host}",
         )
     kind = board or detected or LOCAL
     Registry().add(DeviceEntry(name, host=host, board=kind, root=root, transport=transport))

@@ -141,6 +141,13 @@ def test_a_board_in_its_own_network_is_added_used_and_left_as_it_was(board: Boar
     assert Registry().names() == ["local"]
 
 
+@pytest.mark.skipif(os.uname().machine == "aarch64", reason="this machine could be a Pi by its processor")
+def test_a_machine_of_another_processor_is_not_taken_for_the_board_that_was_named(board: Board, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"board is a {os.uname().machine} machine, and no Raspberry Pi 4"):
+        add_device("board", f"{BOARD}:{PORT}", "pi4", "paramiko", str(tmp_path / "root"))
+    assert Registry().names() == ["local"]
+
+
 def test_a_purge_takes_no_folder_that_is_not_ours(board: Board, tmp_path: Path) -> None:
     root = tmp_path / "precious"
     root.mkdir()
