@@ -17,7 +17,7 @@ from sshd_server import SSHD, Client, make_key, needs_sshd, public
 
 from merino_edge.device.client import AgentDevice, open_device
 from merino_edge.device.registry import DeviceEntry, Registry
-from merino_edge.errors import DeviceError, MerinoEdgeError
+from merino_edge.errors import DeviceError, MerinoEdgeError, UsageError
 from merino_edge.flows.devices import add_device, remove_device
 
 HERE, BOARD, PORT = "203.0.113.9", "203.0.113.10", 2222  # addresses that no network uses (RFC 5737)
