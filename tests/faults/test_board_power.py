@@ -14,8 +14,9 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import board
 import emulator
@@ -30,12 +31,14 @@ from merino_edge.device.provision import agent_program
 from merino_edge.device.registry import DeviceEntry
 from merino_edge.device.releases import install_bundle
 from merino_edge.device.ssh import open_ssh
+from merino_edge.device.transport import Channel
 from merino_edge.errors import MerinoEdgeError
 from merino_edge.exporters.to_onnx import export
 from merino_edge.testing import write_bundle
 
 PROMISED = 22
 NAIVE = 4
+WHEN = ("while it is sent", "while it is installed", "while it is installed", "when it was done")
 LEAST_SHARE = 0.1  # below that no board is booted
 NAME, CPU = "power-cuts", "cortex-a72"
 HOME = "/home/pi"
@@ -52,12 +55,32 @@ pytestmark = [
 ]
 
 
+class Counted:
+    """A channel that notes when it had sent so many bytes, and calls somebody then."""
+
+    def __init__(self, channel: Channel, at: int, then: Callable[[], None]) -> None:
+        self._channel, self._left, self._then = channel, at, then
+        self.last_sent = 0.0
+
+    def send(self, data: bytes) -> None:
+        self._channel.send(data)
+        if 0 < self._left <= len(data):
+            self._then()
+        self._left -= len(data)
+        if len(data) > 1000:
+            self.last_sent = time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+
 class Wall:
     """A board and the plug in the wall."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
         self.boots = 0
+        self.install_s = 0.0  # from the last byte of a deployment to its end
 
     def plug_in(self) -> None:
         """Boot from what is on the disk."""
@@ -70,14 +93,16 @@ class Wall:
         emulator.kill(NAME)
 
     @contextlib.contextmanager
-    def link(self) -> Iterator[AgentLink]:
-        """Open a conversation with the agent there."""
+    def link(self, at: int = 0, then: Callable[[], None] = lambda: None) -> Iterator[AgentLink]:
+        """Open a conversation with the agent there; after so many bytes to it, something happens."""
         transport = open_ssh(DeviceEntry(NAME, self.board.address, "pi4", None, "paramiko"))
         try:
             argv = ["env", f"PYTHONPATH={AGENT}", "python3", "-S", "-B", QUICK, "--root", STORE]
-            link = AgentLink(transport.open(argv), "the board")
+            channel = Counted(transport.open(argv), at, then)
+            link = AgentLink(channel, "the board")
             try:
                 yield link
+                self.install_s = time.monotonic() - channel.last_sent
             finally:
                 link.close()
         finally:
@@ -92,9 +117,9 @@ class Wall:
         finally:
             transport.close()
 
-    def deploy(self, bundle: Bundle) -> int:
+    def deploy(self, bundle: Bundle, at: int = 0, then: Callable[[], None] = lambda: None) -> int:
         """Deploy; return the release."""
-        with self.link() as link:
+        with self.link(at, then) as link:
             return install_bundle(link, bundle, board.RUNTIME).release
 
 
@@ -113,24 +138,21 @@ def wall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wall]:
         shutil.rmtree(emulator.run_folder(NAME), ignore_errors=True)
 
 
-def cut(wall: Wall, bundle: Bundle, after_s: float | None) -> tuple[bool, str | None]:
-    """Deploy and pull the plug after a time, or as soon as it says that all is done; return whether it said so.
+def cut(wall: Wall, bundle: Bundle, at: int, after_s: float) -> tuple[bool, str | None]:
+    """Deploy and pull the plug at a byte and some time later, or as soon as all is done; say whether it was.
 
     The second is what was said without a next step, None where nothing was.
     """
-    timer = threading.Timer(after_s or 0, wall.pull)
+    timer = threading.Timer(after_s, wall.pull)
     said, wrong = False, None
-    if after_s is not None:
-        timer.start()
     try:
-        wall.deploy(bundle)
+        wall.deploy(bundle, at, timer.start)
         said = True
     except MerinoEdgeError as error:
         wrong = None if board.is_plain(error) else f"no plain word: {error.message!r}, next: {error.hint!r}"
     finally:
-        if after_s is not None:
-            timer.join()
         wall.pull()
+        timer.cancel()
     return said, wrong
 
 
@@ -158,18 +180,20 @@ def what_is_wrong(wall: Wall, former: str, bundle: Bundle, said: bool) -> str | 
 def test_board_that_loses_its_power_keeps_the_old_release_or_the_new(wall: Wall, tmp_path: Path) -> None:
     campaign = Campaign("board-power", PROMISED)
     first = write_bundle(tmp_path / "first", export, MODEL)
-    started = time.monotonic()
+    wall.deploy(write_bundle(tmp_path / "warm", export, MODEL, seed=1000))  # the first of all takes longer
     wall.deploy(first)
-    whole_s = time.monotonic() - started
+    size, install_s = sum(f.bytes for f in first.manifest.files), wall.install_s
     former = hashlib.sha256((first.folder / MANIFEST).read_bytes()).hexdigest()
     news = 0
     for number in range(campaign.portion(PROMISED)):
         bundle = write_bundle(tmp_path / f"bundle{number}", export, MODEL, seed=number + 1)
-        after_s = None if number % 4 == 3 else campaign.random.uniform(0.2, 1.1) * whole_s
-        said, wrong = cut(wall, bundle, after_s)
+        when = WHEN[number % len(WHEN)]
+        at = {"while it is sent": campaign.random.randint(1, size), "while it is installed": size}.get(when, 0)
+        after_s = campaign.random.uniform(0, install_s) if at == size else 0.0
+        said, wrong = cut(wall, bundle, at, after_s)
         wall.plug_in()
-        campaign.hit("after it was done" if said else "during the deployment")
-        place = f"cut {number}, " + (f"after {after_s:.2f} of {whole_s:.2f} s" if after_s is not None else "at its end")
+        campaign.hit("when it was done" if said else when)
+        place = f"cut {number}, {when}, at byte {at} of {size} and {after_s:.2f} of {install_s:.2f} s later"
         news += said
         for problem in (wrong, what_is_wrong(wall, former, bundle, said)):
             if problem:
