@@ -17,6 +17,7 @@ from merino_edge import __version__
 from merino_edge.errors import InternalError, InterruptedByUser, MerinoEdgeError, UsageError, did_you_mean
 
 _REPORT = "this is a mistake in merino-edge: please report it with the lines above"
+_HELP_IS_ASKED = "help"
 
 COMMANDS = {
     "profile": "Measure a device and fit its latency model.",
@@ -32,6 +33,8 @@ COMMANDS = {
     "report": "Write a run as one HTML page, with its charts.",
     "devices": "List, add and remove devices.",
     "doctor": "Check this host and the devices; print what mends each problem.",
+    "config": "Show your settings and where each comes from.",
+    "completion": "Print the script that lets your shell complete names.",
 }
 
 
@@ -48,6 +51,10 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"merino_edge.cli.{cmd_name}")
         command: click.Command = module.command
+        if "_MERINO_EDGE_COMPLETE" in os.environ:  # a shell asks what may come next
+            from merino_edge.cli.completion import offer_names
+
+            return offer_names(command)
         return command
 
     def resolve_command(
@@ -66,7 +73,8 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="merino-edge")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     r"""Find the best small language model for your board, train it, put it there, and measure it there.
 
     \b
@@ -74,6 +82,12 @@ def cli() -> None:
     Start:     merino-edge profile            (this machine; or: profile pi4 --host pi@ADDRESS)
                merino-edge search --latency 5ms
     """
+    from merino_edge.cli.settings import apply_settings
+
+    group = cli
+    if ctx.obj == _HELP_IS_ASKED or ctx.invoked_subcommand == "completion":  # a damaged file must not hide these
+        return
+    ctx.default_map = apply_settings(list(COMMANDS), lambda name: group.get_command(ctx, name))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -81,7 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     args = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
-        cli.main(args=args, prog_name="merino-edge", standalone_mode=False)
+        wish = _HELP_IS_ASKED if {"-h", "--help"} & set(args) else None
+        cli.main(args=args, prog_name="merino-edge", standalone_mode=False, obj=wish)
         sys.stdout.flush()
         code = 0
     except click.exceptions.Exit as error:

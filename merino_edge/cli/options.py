@@ -28,6 +28,12 @@ else:
     _ParamType = click.ParamType  # older clicks have no generic one
 
 
+class NamedText(_ParamType):
+    """A text, as it is: what offers names to a shell builds on it."""
+
+    name = "text"
+
+
 class Quantity(_ParamType):
     """A value with a unit; anything else is a usage error that shows how to write it."""
 

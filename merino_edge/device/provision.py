@@ -22,11 +22,12 @@ from typing import Any
 
 from merino_edge.device.agent_link import AgentLink
 from merino_edge.device.records import Progress, clean_text
-from merino_edge.device.registry import DeviceEntry, data_home
+from merino_edge.device.registry import DeviceEntry
 from merino_edge.device.releases import push_files
 from merino_edge.device.transport import Transport
 from merino_edge.device.wheels import MAX_TRIES, WheelSet, fetch, fitting_sets, known_fault, locked_sets
 from merino_edge.errors import DeviceError
+from merino_edge.settings import data_home
 
 REMOTE_ROOT = "~/.local/share/merino-edge"
 LOWEST_PYTHON = (3, 8)

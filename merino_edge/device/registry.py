@@ -17,10 +17,11 @@ from typing import Literal, cast, get_args
 from merino_edge.device.board import board_names, read_toml, toml_string
 from merino_edge.errors import DeviceError, InvalidFileError, UsageError, check_keys, did_you_mean
 from merino_edge.files import SCHEMA_VERSION, write_atomic
+from merino_edge.settings import VARIABLES, data_home, read_settings
 
 LOCAL = "local"
 DEVICE_FILE = "device.toml"
-ENVIRONMENT = "MERINO_EDGE_DEVICE"
+ENVIRONMENT = VARIABLES["device"]
 
 TransportName = Literal["local", "paramiko", "openssh"]
 
@@ -118,26 +119,6 @@ def devices_root() -> Path:
     return data_home() / "devices"
 
 
-def data_home() -> Path:
-    """Return `$XDG_DATA_HOME/merino-edge`, by default under ~/.local/share."""
-    return _xdg("XDG_DATA_HOME", ".local/share") / "merino-edge"
-
-
-def cache_home() -> Path:
-    """Return `$XDG_CACHE_HOME/merino-edge`, by default under ~/.cache: what can be had again."""
-    return _xdg("XDG_CACHE_HOME", ".cache") / "merino-edge"
-
-
-def config_file() -> Path:
-    """Return the path of the configuration file, which need not exist."""
-    return _xdg("XDG_CONFIG_HOME", ".config") / "merino-edge" / "config.toml"
-
-
-def _xdg(variable: str, default: str) -> Path:
-    value = os.environ.get(variable, "")
-    return Path(value) if os.path.isabs(value) else Path.home() / default  # the standard says: ignore relative paths
-
-
 def device_folder(name: str) -> Path:
     """Return the folder of what belongs to one device; it need not exist."""
     return devices_root() / check_device_name(name)
@@ -229,22 +210,10 @@ def choose_device(flag: str | None, run_device: str | None) -> tuple[str, str]:
         return run_device, "the run's device"
     if os.environ.get(ENVIRONMENT):
         return os.environ[ENVIRONMENT], f"${ENVIRONMENT}"
-    configured = _configured_device()
-    if configured:
-        return configured, str(config_file())
+    settings = read_settings()
+    if "device" in settings.values:
+        return settings.values["device"], str(settings.path)
     return LOCAL, "this machine; nothing else was named"
-
-
-def _configured_device() -> str | None:
-    path = config_file()
-    if not path.exists():
-        return None
-    value = read_toml(path, "configuration")
-    check_keys(value, ("device",), str(path))
-    device = value.get("device")
-    if device is not None and (not isinstance(device, str) or not device):
-        raise InvalidFileError(f"{path}: device must be a name, not {device!r}")
-    return device
 
 
 def _read_entry(name: str) -> DeviceEntry:

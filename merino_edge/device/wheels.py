@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge.device.records import clean_text
-from merino_edge.device.registry import cache_home
 from merino_edge.errors import DeviceError
 from merino_edge.files import sha256_file
+from merino_edge.settings import cache_home
 
 MAX_TRIES = 3  # versions that are sent to a device one after the other
 

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge.device.board import detect_board, load_board
-from merino_edge.device.registry import DeviceEntry, Registry, choose_device, config_file, data_home
+from merino_edge.device.registry import DeviceEntry, Registry, choose_device
 from merino_edge.errors import MerinoEdgeError
 from merino_edge.flows.devices import Ask, find_entry, opened
 from merino_edge.flows.measuring import what_changed
 from merino_edge.flows.profile_file import read_profile
 from merino_edge.progress import SILENT, Progress
 from merino_edge.run import runs_root
+from merino_edge.settings import config_file, data_home
 from merino_edge.units import format_bytes
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"

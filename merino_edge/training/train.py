@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import gc
 import math
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from merino_edge.checkpoint import WEIGHTS, read_config
 from merino_edge.errors import TrainingError
 from merino_edge.files import read_json, sha256_file, write_json
+from merino_edge.settings import cache_home
 from merino_edge.training import processes
 from merino_edge.training.data import TokenData, prepare_data
 from merino_edge.training.evaluate import evaluate_tokens, load_model
@@ -107,14 +107,13 @@ def _data(request: TrainRequest, report: Report) -> TokenData:
                 f" not {request.architecture.describe()}"
             )
         tokenizer = tokenizer or str(request.start_from / "tokenizer.json")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return prepare_data(
         request.data,
         vocab_size=request.architecture.vocab_size,
         tokenizer=tokenizer,
         context_length=request.context_length,
         seed=request.seed,
-        folder=request.token_folder or cache / "merino-edge" / "tokens",
+        folder=request.token_folder or cache_home() / "tokens",
         progress=report,
     )
 

@@ -33,6 +33,7 @@ PROMISED = {
     "bench": {"device", "rows"},
     "report": {"run", "page", "verdict", "promises", "missing"},
     "doctor": {"findings", "problems", "unreachable"},
+    "config": {"file", "exists", "folders", "settings", "unknown_variables"},
     "error": {"error"},
 }  # fmt: skip
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind. A bird sings on the roof.\n\n"
@@ -87,6 +88,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
         "bench": home.run("bench", "tiny", "--recipe", "fp32", "--time", "1s", "--tokens", "64"),
         "report": home.run("report", "tiny", "--svg", "charts"),
         "doctor": home.run("doctor"),
+        "config": home.run("config", "--all"),
         "error": home.run("search", "--latency", "50", code=2),
         "infeasible": home.run(*search, "--parameters", "10", code=3),
     }

@@ -12,11 +12,11 @@ from merino_edge.device.registry import (
     HostAddress,
     Registry,
     choose_device,
-    config_file,
     device_folder,
     parse_host,
 )
 from merino_edge.errors import DeviceError, InvalidFileError, UsageError
+from merino_edge.settings import config_file
 
 KITCHEN = DeviceEntry("kitchen", host="pi@kitchen.local", board="pi4", root=None, transport="paramiko")
 

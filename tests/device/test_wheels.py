@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from merino_edge.device import wheels
-from merino_edge.device.registry import cache_home
 from merino_edge.device.wheels import WheelSet, fetch, fitting_sets, known_fault, locked_sets
 from merino_edge.errors import DeviceError
+from merino_edge.settings import cache_home
 
 PI_OS = {"platform": "linux-aarch64", "libc": "glibc", "libc_version": "2.36", "bits": 64, "version": "3.11.2"}
 CONTENT = b"a wheel"
