@@ -37,7 +37,7 @@ SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
 OLD_RUNTIMES := ai-edge-litert==1.4.0 ai-edge-litert==2.1.6 tflite-runtime==2.14.0 \
     onnxruntime==1.19.2 onnxruntime==1.23.2
 
-.PHONY: help demo demo-model test test-board test-faults check bench peers other-tools board board-down setup clean purge old-runtimes onnxruntime-headers system-packages FORCE
+.PHONY: help demo demo-model test test-board test-faults check bench peers other-tools docs board board-down setup clean purge old-runtimes onnxruntime-headers system-packages FORCE
 
 help: ## Show this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -92,6 +92,11 @@ peers: $(VENV)/.package ## Measure beside other tools and rewrite docs/peers.md 
 
 other-tools: $(VENV)/.package ## Generate from exported files in onnxruntime-genai, optimum and transformers.js (1 GB to download)
 	@$(BIN)/python bench/other_tools.py
+
+docs: $(VENV)/.package ## Build the site of docs/ into build/site, every warning an error; rewrite what is generated there
+	@$(BIN)/python tools/cli_reference.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
+	@echo 'build/site/index.html'
 
 setup: $(VENV)/.package ## Make .venv and stop there
 

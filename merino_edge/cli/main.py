@@ -50,7 +50,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"merino_edge.cli.{cmd_name}")
-        command: click.Command = module.command
+        command: click.Command = _with_paragraphs_as_written(module.command)
         if "_MERINO_EDGE_COMPLETE" in os.environ:  # a shell asks what may come next
             from merino_edge.cli.completion import offer_names
 
@@ -88,6 +88,15 @@ def cli(ctx: click.Context) -> None:
     if ctx.obj == _HELP_IS_ASKED or ctx.invoked_subcommand == "completion":  # a damaged file must not hide these
         return
     ctx.default_map = apply_settings(list(COMMANDS), lambda name: group.get_command(ctx, name))
+
+
+def _with_paragraphs_as_written(command: click.Command) -> click.Command:
+    """Turn the two characters that a raw docstring holds into the one by which click leaves a paragraph as it is."""
+    command.help = (command.help or "").replace("\\b\n", "\b\n")
+    return command
+
+
+_with_paragraphs_as_written(cli)
 
 
 def main(argv: list[str] | None = None) -> None:

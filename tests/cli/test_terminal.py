@@ -39,7 +39,7 @@ CALLS: dict[str, tuple[tuple[str, ...], int]] = {
     "generate": (("Hello",), 2),  # random weights
     "serve": (("--port", "0"), 2),
     "train": (("tiny", "--data", "nowhere.txt"), 1),
-    "evaluate": (("tiny", "--data", "nowhere.txt"), 1),
+    "evaluate": (("tiny", "--data", "nowhere.txt"), 2),  # nothing is trained
 }
 WITHOUT_JSON = {"completion", "serve"}
 SLOW_TO_START = {"train", "evaluate", "doctor"}
@@ -138,4 +138,10 @@ def test_help_goes_to_stdout_and_says_how_to_call_it(name: str, tmp_path: Path) 
     result = run(tmp_path, (name, "--help"))
     assert (result.code, result.err) == (0, "")
     assert f"merino-edge {name}" in result.out
+    assert "\\b" not in result.out
     assert ESCAPE not in result.out
+
+
+def test_help_leaves_examples_in_lines_of_their_own(tmp_path: Path) -> None:
+    assert "\n  merino-edge profile pi4 --estimate           what ships" in run(tmp_path, ("profile", "--help")).out
+    assert "\n  The ring:  profile -> search" in run(tmp_path, ("--help",)).out
