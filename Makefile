@@ -25,10 +25,6 @@ HEADERS_SUITE ?= trixie
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Not measurements of this machine, or with a target of their own: the demo, the recorder, the page, the fault
-# campaigns, the trainings on a GPU, the emulated boards, and what needs others' tools.
-NOT_BENCHES := demo demo_model record figures faults poster_train proxy_study arm peers tflite_conformance other_tools
-
 PACKAGES := merino_edge exporters device_profiles
 SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
 
@@ -37,7 +33,7 @@ SOURCES := $(shell find $(PACKAGES) -type f ! -name '*.pyc' | sort)
 OLD_RUNTIMES := ai-edge-litert==1.4.0 ai-edge-litert==2.1.6 tflite-runtime==2.14.0 \
     onnxruntime==1.19.2 onnxruntime==1.23.2
 
-.PHONY: help demo demo-model test test-board test-faults check bench peers other-tools docs board board-down setup clean purge old-runtimes onnxruntime-headers system-packages FORCE
+.PHONY: help demo demo-model test test-board test-faults check bench peers other-tools docs board board-down setup clean purge old-runtimes onnxruntime-headers system-packages test-wheel dist FORCE
 
 help: ## Show this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -48,7 +44,7 @@ help: ## Show this list
 	@echo '  TORCH_INDEX=URL     take torch from this index, for instance the one of the CPU builds'
 	@echo '  TESTS="tests/words -x"   what `make test` runs, and how'
 	@echo '  FAULT_SEED=7 FAULT_SHARE=0.1  other places, and a tenth of the faults, for `make test-faults`'
-	@echo '  BENCH=search_speed  one script of bench/ for `make bench`'
+	@echo '  BENCH="ring presets"  some scripts of bench/ for `make bench`; --list names them; --fresh begins anew'
 	@echo '  CPU=cortex-a76      the core that `make board` emulates; ICOUNT=1: its clock counts instructions'
 	@echo '  CPUS="cortex-a53"   the cores that `make test-board` goes round on (cortex-a72 and cortex-a76)'
 
@@ -68,6 +64,12 @@ test-faults: $(VENV)/.package ## Run the fault campaigns whole: kills, power cut
 test-board: $(VENV)/.package ## Boot emulated aarch64 boards and go round the ring on them over SSH (minutes each)
 	@BOARD_CPUS='$(or $(CPUS),cortex-a72 cortex-a76)' $(BIN)/pytest tests/board $(TESTS)
 
+test-wheel: $(VENV)/.package ## Build sdist and wheel, and use the wheel in a fresh environment without torch (150 MB to download)
+	@WHEEL_TEST=1 $(BIN)/pytest tests/wheel
+
+dist: $(VENV)/.package ## Build sdist and wheel into dist/
+	@rm -rf dist; $(BIN)/python -m build --no-isolation --outdir dist . > /dev/null; rm -rf build/lib build/bdist.*; ls dist
+
 board: $(VENV)/.package ## Build and boot an emulated aarch64 board, and say how to reach it
 	@$(BIN)/python tools/board/emulator.py up --cpu $(CPU) $(if $(ICOUNT),--icount)
 
@@ -79,12 +81,8 @@ check: $(VENV)/.package ## Lint, check the format, and type-check every installe
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/check_types.py
 
-bench: $(VENV)/.package ## Reproduce the README's figures into bench/results/ (an hour or so; some need MERINO_EDGE_DATA)
-	@for script in $(or $(BENCH:%=bench/%.py),$(filter-out $(NOT_BENCHES:%=bench/%.py),$(wildcard bench/*.py))); do \
-	    echo "== $$script"; $(BIN)/python $$script; done
-	@mkdir -p build
-	@$(BIN)/python bench/proxy_study.py --stats bench/results/proxy_study.csv > build/proxy_study.txt
-	@$(BIN)/python bench/figures.py
+bench: $(VENV)/.package ## Regenerate the README's figures, going on where it stopped (BENCH=--list: what, and how long each takes)
+	@$(BIN)/python bench/regenerate.py $(BENCH)
 
 peers: $(VENV)/.package ## Measure beside other tools and rewrite docs/peers.md (first time an hour and 9 GB, then 20 minutes)
 	@$(BIN)/python bench/peers.py --setup

@@ -392,7 +392,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
 
 def table() -> str:
     """Return the table in Markdown, with where each row comes from."""
-    lines = ["| what | figure | script, machine |", "| --- | ---: | --- |"]
+    lines = ["| what | figure | script, machine, date |", "| --- | ---: | --- |"]
     for name, rows in TABLES.items():
         path = HERE / "results" / f"{name}.json"
         if not path.exists():
@@ -401,7 +401,7 @@ def table() -> str:
         machine = document["machine"]
         script = SCRIPTS.get(name, f"{name}.py")
         device = document["result"].get("device") or f"{machine['processor']}, {machine['cores']} cores"
-        where = f"[`{script}`](bench/{script.split()[0]}), {device}"
+        where = f"[`{script}`](bench/{script.split()[0]}), {device}, {document['date'][:10]}"
         lines += [f"| {what} | {figure} | {where} |" for what, figure in rows(document["result"])]
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from latex2mathml.converter import convert
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = {
-    "Start": ["index.md", "first-run.md", "tutorial-pi.md", "tutorial-jetson.md"],
+    "Start": ["first-run.md", "tutorial-pi.md", "tutorial-jetson.md"],
     "Using it": ["settings.md", "training.md", "on-the-board.md", "from-your-code.md", "api.md", "troubleshooting.md"],
     "How it works": ["how-search-works.md", "how-exports-work.md", "how-devices-work.md", "peers.md"],
     "Reference": ["commands.md", "extending.md", "licences.md"],
@@ -31,8 +31,9 @@ _formulas: dict[str, str] = {}
 def on_config(config: Any) -> Any:
     """Put the pages that are there in their order."""
     there = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
-    nav = [{part: [page for page in pages if page in there]} for part, pages in PAGES.items()]
-    rest = sorted(there - {page for pages in PAGES.values() for page in pages})
+    nav: list[Any] = [{part: [page for page in pages if page in there]} for part, pages in PAGES.items()]
+    rest = sorted(there - {"index.md"} - {page for pages in PAGES.values() for page in pages})
+    nav[0]["Start"].insert(0, {"What is where": "index.md"})
     config["nav"] = nav + ([{"More": rest}] if rest else [])
     return config
 
