@@ -26,7 +26,7 @@ from merino_edge.bundle import OutputCheck
 from merino_edge.errors import ExportError
 from merino_edge.exporters.activations import forward_with_rounded_activations
 from merino_edge.exporters.recipes import Recipe
-from merino_edge.exporting import Tensors
+from merino_edge.exporting import ExportOptions, Tensors
 from merino_edge.reference import forward
 
 Float32 = npt.NDArray[np.float32]
@@ -54,6 +54,24 @@ class Runner(Protocol):
 
     def feed(self, token_ids: Tokens, logits_index: Tokens | None = None) -> Float32:
         """Run the next tokens and return logits `(N, V)`; all positions if no index is given."""
+
+
+def check_file(
+    runner: Runner, architecture: Architecture, tensors: Tensors, recipe: Recipe, options: ExportOptions
+) -> tuple[dict[str, Any], OutputCheck]:
+    """Return what an exporter says of a file: its parity, as far as that is asked for, and the check for devices."""
+    parity: dict[str, Any] = {"checked": False}
+    if options.parity:
+        parity = compare(runner, architecture, tensors, recipe, options.seed)
+    return parity, output_check(runner, architecture, recipe, options.seed)
+
+
+def remove_refused(folder: Path, names: Sequence[str], made: bool) -> None:
+    """Remove what was written of a file that is refused, and the folder where it was `made` for it."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    if made and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 class FileRunner:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from merino_edge.architecture import Architecture, check_tensors
-from merino_edge.bundle import OutputCheck, Piece
+from merino_edge.bundle import Piece
 from merino_edge.errors import ExportError, MerinoEdgeError
 from merino_edge.exporters.forms import decoder_of, find_form, runtime_min_version
 from merino_edge.exporters.graph import GraphWriter, WeightFile
-from merino_edge.exporters.parity import FileRunner, compare, output_check
+from merino_edge.exporters.parity import FileRunner, check_file, remove_refused
 from merino_edge.exporters.quantizers import quantize_model
 from merino_edge.exporters.recipes import Recipe, find_recipe
 from merino_edge.exporters.side_files import SEVERAL_WIDTHS, SIDE_FILES, has_one_width, write_side_files
@@ -60,10 +60,10 @@ def export(
     tensors, quantizer = quantize_model(architecture, tensors, chosen, options)
     try:
         layout = write_files(architecture, tensors, folder, chosen, form)
-        parity, check = _check_file(architecture, tensors, folder, chosen, options)
+        parity, check = check_file(FileRunner(folder / GRAPH), architecture, tensors, chosen, options)
         beside = _write_beside(folder, architecture, chosen, form, options)
     except BaseException:  # Ctrl-C too: nothing half-written stays
-        _remove(folder, made)
+        remove_refused(folder, (GRAPH, WEIGHTS, *SIDE_FILES), made)
         raise
     return ExportResult(
         files=(GRAPH, WEIGHTS, *beside),
@@ -130,20 +130,3 @@ def write_files(
     except MerinoEdgeError as error:
         raise ExportError(f"export of {recipe.name} stopped: {error.message}", hint=error.hint) from error
     return tuple(weights.layout)
-
-
-def _check_file(
-    architecture: Architecture, tensors: Tensors, folder: Path, recipe: Recipe, options: ExportOptions
-) -> tuple[dict[str, object], OutputCheck]:
-    runner = FileRunner(folder / GRAPH)
-    parity: dict[str, object] = {"checked": False}
-    if options.parity:
-        parity = compare(runner, architecture, tensors, recipe, options.seed)
-    return parity, output_check(runner, architecture, recipe, options.seed)
-
-
-def _remove(folder: Path, made: bool) -> None:
-    for name in (GRAPH, WEIGHTS, *SIDE_FILES):
-        (folder / name).unlink(missing_ok=True)
-    if made and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()

@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from merino_edge.architecture import Architecture, check_tensors
-from merino_edge.bundle import OutputCheck, Piece
+from merino_edge.bundle import Piece
 from merino_edge.errors import ExportError, MerinoEdgeError
-from merino_edge.exporters.parity import compare, output_check
+from merino_edge.exporters.parity import check_file, remove_refused
 from merino_edge.exporters.recipes import Recipe
 from merino_edge.exporters.tflite_decoder import (
     BlockInt4Matrices,
@@ -66,9 +66,9 @@ def export(
     tensors, quantizer = quantize_model(architecture, tensors, chosen, options)
     try:
         layout = write_file(architecture, tensors, folder, chosen, options.form)
-        parity, check = _check_file(architecture, tensors, folder, chosen, options)
+        parity, check = check_file(TfliteRunner(folder / MODEL), architecture, tensors, chosen, options)
     except BaseException:  # Ctrl-C too: nothing half-written stays
-        _remove(folder, made)
+        remove_refused(folder, (MODEL,), made)
         raise
     runtime, lowest = RUNTIMES[options.form]
     return ExportResult(
@@ -114,19 +114,3 @@ def write_file(
 def _can_travel(layout: tuple[Piece, ...]) -> bool:
     """Say whether a description is short enough for a device to make the file from it."""
     return sum(len(pattern) for _, _, pattern in layout) <= MAX_LAYOUT_CHARACTERS
-
-
-def _check_file(
-    architecture: Architecture, tensors: Tensors, folder: Path, recipe: Recipe, options: ExportOptions
-) -> tuple[dict[str, object], OutputCheck]:
-    runner = TfliteRunner(folder / MODEL)
-    parity: dict[str, object] = {"checked": False}
-    if options.parity:
-        parity = compare(runner, architecture, tensors, recipe, options.seed)
-    return parity, output_check(runner, architecture, recipe, options.seed)
-
-
-def _remove(folder: Path, made: bool) -> None:
-    (folder / MODEL).unlink(missing_ok=True)
-    if made and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()

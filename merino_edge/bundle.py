@@ -188,6 +188,11 @@ class Bundle:
         """`onnx-dynamic_wi8_afp32`: the name of its folder in a run."""
         return bundle_label(self.manifest.format, self.manifest.recipe, self.manifest.form)
 
+    @property
+    def total_bytes(self) -> int:
+        """All that a device keeps of it: its files and the manifest."""
+        return sum(f.bytes for f in self.manifest.files) + (self.folder / MANIFEST).stat().st_size
+
 
 def bundle_label(format_name: str, recipe: str, form: str = "standard") -> str:
     """Return the folder name of a bundle: `FORMAT-RECIPE[-FORM]`; the standard form goes unnamed."""

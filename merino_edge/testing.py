@@ -234,7 +234,13 @@ class FakeDevice:
 
     def missing_bytes(self, bundle: Bundle) -> int:
         """See `Device.missing_bytes`."""
-        return sum(f.bytes for f in bundle.manifest.files if f.sha256 not in self._objects)
+        return sum(size for digest, size in self._sizes(bundle).items() if digest not in self._objects)
+
+    def _sizes(self, bundle: Bundle) -> dict[str, int]:
+        """Bytes of all that is kept of a bundle, the manifest with it, by digest."""
+        manifest = bundle.folder / "manifest.json"
+        sizes = {f.sha256: f.bytes for f in bundle.manifest.files}
+        return {**sizes, sha256_file(manifest): manifest.stat().st_size}
 
     def push(self, bundle: Bundle, progress: Progress | None = None) -> PushResult:
         """See `Device.push`; the bundle is verified as a device would."""
@@ -242,7 +248,7 @@ class FakeDevice:
             read_bundle(bundle.folder, verify=True)
         except InvalidFileError as error:
             raise DeployError(f"{self.name}: {error.message}", hint=error.hint) from error
-        sizes = {f.sha256: f.bytes for f in bundle.manifest.files}
+        sizes = self._sizes(bundle)
         sent = sum(size for digest, size in sizes.items() if digest not in self._objects)
         self._objects.update(sizes)
         if progress is not None:

@@ -110,7 +110,7 @@ def deploy(
         "bundle": bundle.label,
         "trained": bundle.manifest.trained,
         "bytes_freed": freed,
-        "bytes_total": sum(f.bytes for f in bundle.manifest.files),
+        "bytes_total": bundle.total_bytes,
         "run_py": result.run_py,
     }
 

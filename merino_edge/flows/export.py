@@ -320,12 +320,24 @@ def export_subject(subject: Subject, wish: ExportWish, progress: Progress = SILE
         else:
             if wish.text is not None:
                 raise UsageError("random weights have no quality that --text could show", hint="merino-edge train")
+            _keep_trained_bundles(subject)
             progress.note("no checkpoint: exporting random weights (trained: false); next: merino-edge train")
             architecture, weights = subject.architecture, random_weights(subject.architecture, _context_length(subject))
             judge = Judge()
         bundle = _first_that_keeps(architecture, weights, run.exports, wish, judge, progress, task.update)
         task.update(1.0)
     return bundle
+
+
+def _keep_trained_bundles(subject: Subject) -> None:
+    """Refuse random weights where a run holds trained bundles whose checkpoint lies elsewhere, or is gone."""
+    trained = [bundle.folder.name for bundle in exported_bundles(subject) if bundle.manifest.trained]
+    if trained:
+        raise UsageError(
+            f"run '{subject.name}' holds trained weights in {trained[0]}, and no checkpoint: random ones will not be "
+            "exported beside them",
+            hint="name the checkpoint's folder again: merino-edge export FOLDER",
+        )
 
 
 def _first_that_keeps(
@@ -370,7 +382,7 @@ def _context_length(subject: Subject) -> int:
 def bundle_is_current(subject: Subject, bundle: Bundle) -> bool:
     """Say whether a bundle holds the weights that the checkpoint holds now."""
     if subject.checkpoint is None:
-        return not bundle.manifest.trained and bundle.manifest.architecture == subject.architecture
+        return bundle.manifest.architecture == subject.architecture  # trained ones too: their checkpoint is elsewhere
     return bundle.manifest.weights_sha256 == sha256_file(subject.checkpoint / WEIGHTS)
 
 

@@ -124,7 +124,7 @@ def plan(
         "bundle": bundle.label if bundle else "-".join(wanted or ()),
         "export_first": bundle is None,
         "bytes_sent": to_send or 0,
-        "bytes_total": sum(f.bytes for f in bundle.manifest.files) if bundle else None,
+        "bytes_total": bundle.total_bytes if bundle else None,
         "sha256": None,
         "trained": bundle.manifest.trained if bundle else subject.checkpoint is not None,
         "releases_removed": dropped,

@@ -19,7 +19,8 @@ from tokenizers import Tokenizer, models
 import merino_edge
 from merino_edge.checkpoint import CONFIG, WEIGHTS
 from merino_edge.errors import InvalidFileError, MerinoEdgeError, UsageError
-from merino_edge.flows.export import ExportWish, export
+from merino_edge.flows.export import ExportWish, current_bundle, export
+from merino_edge.flows.subject import resolve_subject
 from merino_edge.reference import random_tensors
 from merino_edge.run import runs_root
 from merino_edge.testing import tiny_architecture
@@ -177,3 +178,22 @@ def test_no_source_imports_pickle_or_lets_numpy_read_one() -> None:
                 if not (isinstance(node.value, ast.Constant) and node.value.value is safe):
                     wrong.append(f"{file}: {node.arg} is not {safe}")
     assert wrong == []
+
+
+def test_random_weights_never_replace_a_trained_bundle_whose_checkpoint_is_elsewhere(checkpoint: Path) -> None:
+    export(str(checkpoint), ExportWish(recipe="fp32"))
+    manifest = runs_root() / "model" / "export" / "onnx-fp32" / "manifest.json"
+    before = manifest.read_bytes()
+    assert json.loads(before)["trained"]
+    for recipe in ("fp32", "dynamic_wi8_afp32"):
+        with pytest.raises(UsageError, match="holds trained weights in onnx-fp32") as caught:
+            export("model", ExportWish(recipe=recipe))
+        assert "export FOLDER" in str(caught.value.hint)
+    assert [p.name for p in manifest.parent.parent.iterdir()] == ["onnx-fp32"]
+    assert manifest.read_bytes() == before
+
+
+def test_a_trained_bundle_whose_checkpoint_is_elsewhere_is_deployed_as_it_is(checkpoint: Path) -> None:
+    export(str(checkpoint), ExportWish(recipe="fp32"))
+    subject = resolve_subject("model")
+    assert current_bundle(subject, "onnx", "fp32").manifest.trained

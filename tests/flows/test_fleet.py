@@ -98,7 +98,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(command: Command, fa
     assert fakes["one"].current() is None
     command("deploy", "-d", "one", *RECIPE)
     code, document, _ = command("deploy", "-d", "two", *RECIPE, "--dry-run", "--keep", "1")
-    assert (document["export_first"], document["bytes_sent"]) == (False, document["bytes_total"])
+    assert (document["export_first"], document["bytes_sent"]) == (False, document["bytes_total"])  # manifest and all
     code, document, _ = command("deploy", "-d", "one", *RECIPE, "--dry-run", "--keep", "1")
     assert (document["release"], document["previous"], document["bytes_sent"]) == (2, 1, 0)
     check(document, "deploy")
