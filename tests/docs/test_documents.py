@@ -26,6 +26,7 @@ from merino_edge.testing import TINY_SPACE_TOML
 pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 GENERATED = {"commands.md", "licences.md"}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [page for page in PAGES if page.name not in GENERATED]
@@ -174,3 +175,12 @@ def tolerable(line: str, code: int) -> bool:
 def test_the_reference_of_commands_is_current() -> None:
     done = subprocess.run([sys.executable, ROOT / "tools" / "cli_reference.py", "--check"])
     assert done.returncode == 0, "run: .venv/bin/python tools/cli_reference.py"
+
+
+def test_what_the_readme_shows_is_what_the_command_prints(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```console\n\$ (merino-edge [^\n]*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    program = Path(sys.executable).with_name("merino-edge")
+    done = subprocess.run([program, *words_of(block[0])], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    seconds = re.compile(r"in [\d.]+ s$", re.MULTILINE)
+    assert seconds.sub("in some time", block[1]) in seconds.sub("in some time", done.stdout)
