@@ -184,3 +184,15 @@ def test_what_the_readme_shows_is_what_the_command_prints(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     seconds = re.compile(r"in [\d.]+ s$", re.MULTILINE)
     assert seconds.sub("in some time", block[1]) in seconds.sub("in some time", done.stdout)
+
+
+def test_the_messages_that_are_explained_are_those_that_are_raised() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    folders = (ROOT / "merino_edge", ROOT / "exporters")
+    source = "\n".join(path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py"))
+    cells = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    pieces = [
+        piece.strip("' ") for cell in cells for span in re.findall(r"`([^`]+)`", cell) for piece in span.split("...")
+    ]
+    assert len(pieces) > 12
+    assert [piece for piece in pieces if piece not in source] == []
