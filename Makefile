@@ -94,7 +94,7 @@ other-tools: $(VENV)/.package ## Generate from exported files in onnxruntime-gen
 docs: $(VENV)/.package ## Build the site of docs/ into build/site, every warning an error; rewrite what is generated there
 	@$(BIN)/python tools/cli_reference.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
-	@echo 'build/site/index.html'
+	@echo 'build/site/index.html (its search needs a server: python3 -m http.server -d build/site)'
 
 setup: $(VENV)/.package ## Make .venv and stop there
 
