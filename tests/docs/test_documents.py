@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -21,7 +22,9 @@ import pytest
 
 from merino_edge.cli.main import cli
 from merino_edge.errors import MerinoEdgeError
-from merino_edge.testing import TINY_SPACE_TOML
+from merino_edge.search.scores import ScoreOptions
+from merino_edge.search.space import load_space
+from merino_edge.testing import TINY_SPACE_TOML, tiny_architecture
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -196,3 +199,30 @@ def test_the_messages_that_are_explained_are_those_that_are_raised() -> None:
     ]
     assert len(pieces) > 12
     assert [piece for piece in pieces if piece not in source] == []
+
+
+def example(page: str, language: str, word: str) -> str:
+    """Return the one code block of a page in a language that holds a word."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    found = [b for b in re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if word in b]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_file_of_settings_that_is_shown_is_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "merino-edge" / "config.toml"
+    file.parent.mkdir()
+    file.write_text(example("settings.md", "toml", "device ="))
+    program = Path(sys.executable).with_name("merino-edge")
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run([program, "config"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"search\.latency +50ms", done.stdout)
+
+
+def test_the_space_and_the_score_that_are_shown_work(tmp_path: Path) -> None:
+    (tmp_path / "shown.toml").write_text(example("extending.md", "toml", "[[block]]"))
+    assert load_space(str(tmp_path / "shown.toml")).size == 32
+    names: dict[str, Any] = {}
+    exec(example("extending.md", "python", "def wide_and_shallow"), names)
+    assert names["wide_and_shallow"](ScoreOptions())(tiny_architecture()) == 32.0
