@@ -14,11 +14,13 @@ VARIABLE = "_MERINO_EDGE_COMPLETE"  # click's: set while a shell asks
 OFFERED = {
     "profile.device": "device-or-board",
     "search.device": "device-or-board",
+    "report.run": "subject",
     "device": "device",
     "devices": "device",
     "name": "device",
     "board": "board",
     "subject": "subject",
+    "subjects": "subject",
     "start_from": "subject",
     "recipe": "recipe",
     "recipes": "recipe",

@@ -19,7 +19,7 @@ from merino_edge.settings import VARIABLES, Settings, read_settings
 PREFIX = "MERINO_EDGE_"
 NO_SETTINGS = frozenset(
     {
-        *("json", "help", "device", "run", "model", "from", "compare", "baseline", "suite"),
+        *("json", "help", "device", "run", "model", "from", "compare", "baseline", "suite", "save"),
         *("bundle", "sha256", "release", "all", "list", "rollback", "dry-run", "estimate"),
         *("profile.host", "deploy.keep"),
     }
