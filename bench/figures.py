@@ -211,8 +211,11 @@ def export_sizes(r: dict[str, Any], how: str = "") -> list[Row]:
     """What sharing saves, in the file and in memory."""
     rows = {(row["recipe"], row["form"]): row for row in r["rows"]}
     result = []
-    for recipe in ("fp32", "dynamic_wi8_afp32"):
-        row = rows[recipe, "standard"]
+    four_bits = ("weight_only_wi4_b128_afp32", "weight_only_wi4_b32_afp32", "dynamic_wi4_b128_afp32")
+    for recipe in ("fp32", "dynamic_wi8_afp32", *four_bits):
+        row = rows.get((recipe, "standard"), rows.get((recipe, "fast")))
+        if row is None:
+            continue
         result.append(
             (
                 f"60 M model, {recipe}{how}: file; anonymous memory after load, each over the unique bytes; "
@@ -224,12 +227,23 @@ def export_sizes(r: dict[str, Any], how: str = "") -> list[Row]:
     return result
 
 
+def prefill_chunks(r: dict[str, Any]) -> list[Row]:
+    """What reading a prompt in chunks saves."""
+    found = []
+    for row in r["rows"]:
+        cpu = {chunk["chunk"]: chunk["cpu_ms"] for chunk in row["chunks"]}
+        name = f"{row['recipe']} {row['form']}" + (" as TFLite" if row["format"] == "tflite" else "")
+        found.append(f"{name} {cpu[max(cpu)] / cpu[row['shipped']]:.2f} x")
+    what = "60 M model, a prompt of 1,024 at once over the same in the chunks that sessions feed: processor time, one thread"
+    return [(what, "; ".join(found))]
+
+
 def quantization(r: dict[str, Any]) -> list[Row]:
     """What each recipe and quantizer costs a trained model."""
     change = {(row["recipe"], row["quantizer"]): f"{100 * row['perplexity_change']:+.2f} %" for row in r["rows"]}
     trained, base = r["trained"], r["rows"][0]["perplexity_fp32"]
     parameters = Architecture.from_json(r["model"]).unique_parameters
-    model = f"{parameters / 1e6:.1f} M model trained {trained['seconds'] / 60:.0f} min on WikiText-2"
+    model = f"{parameters / 1e6:.1f} M model trained on {trained['tokens'] / 1e6:.0f} M tokens"
     result = [
         (
             f"{model}, perplexity {base:.0f}: change by `dynamic_wi8_afp32`; by `weight_only_wi8_b32_afp32`",
@@ -378,6 +392,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "latency_hat": latency_hat,
     "latency_local": latency_local,
     "export_sizes": export_sizes,
+    "prefill_chunks": prefill_chunks,
     "export_sizes_tflite": lambda r: export_sizes(r, " as TFLite"),
     "peers": peers,
     "quantization": quantization,

@@ -63,6 +63,7 @@ STEPS = (
     Step("proxy_stats", ("bench/proxy_study.py", "--stats", "bench/results/proxy_study.csv")),
     Step("export_sizes", ("bench/export_sizes.py",)),
     Step("export_sizes_tflite", ("bench/export_sizes.py", "tflite")),
+    Step("prefill_chunks", ("bench/prefill_chunks.py",)),
     Step("te_nas", ("bench/te_nas.py",)),
     Step("upload", ("bench/upload.py",)),
     Step("quantization", ("bench/quantization.py",), DATA),
