@@ -69,6 +69,7 @@ STEPS = (
     Step("quantization", ("bench/quantization.py",), DATA),
     Step("ring", ("bench/ring.py",)),
     Step("latency_local", ("bench/latency_local.py",)),
+    Step("poster", ("bench/poster.py",)),
     Step("peers", ("bench/peers.py",), PEERS),
     Step("faults", ("bench/faults.py",)),
 )
