@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from merino_edge.cli.options import json_option
-from merino_edge.cli.output import print_json, print_pairs, visible
+from merino_edge.cli.options import ask_person, json_option
+from merino_edge.cli.output import print_json, print_pairs, terminal_progress, visible
 from merino_edge.units import format_bytes
 
 _PATH = click.Path(path_type=Path)
@@ -19,6 +19,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--output", "-o", type=_PATH, metavar="FILE", help="The page (default: report.html in the run).")
 @click.option("--svg", type=_PATH, metavar="FOLDER", help="Write every chart as SVG too.")
 @click.option("--png", type=_PATH, metavar="FOLDER", help="Write every chart as PNG too (needs merino-edge[report]).")
+@click.option("--measure-parts", is_flag=True, help="Measure on the device first what the parts take (a minute).")
 @json_option
 def command(as_json: bool, run: str | None, **options: Any) -> None:
     """Write a run as one HTML page: what was searched, what was found, does it keep the promise.
@@ -27,7 +28,7 @@ def command(as_json: bool, run: str | None, **options: Any) -> None:
     """
     from merino_edge.flows.report import ReportOptions, report
 
-    document = report(run, ReportOptions(**options))
+    document = report(run, ReportOptions(**options), ask_person(), terminal_progress())
     if as_json:
         print_json(document)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 from merino_edge.errors import MerinoEdgeError, UsageError
 from merino_edge.files import write_atomic
-from merino_edge.flows.report_breakdowns import make_latency, make_memory
+from merino_edge.flows.devices import Ask
+from merino_edge.flows.part_times import measure_parts, variants
+from merino_edge.flows.report_breakdowns import make_latency, make_memory, parts_command
 from merino_edge.flows.report_commands import device_commands, export_command, search_command, train_command
 from merino_edge.flows.report_promises import make_promises, make_verdict
 from merino_edge.flows.report_run import RunFacts, read_run
@@ -24,6 +27,7 @@ from merino_edge.flows.report_sections import (
     make_training,
     means_text,
 )  # fmt: skip
+from merino_edge.progress import SILENT, Progress
 from merino_edge.report.contents import Contents, Missing
 from merino_edge.report.drawing import Chart, standalone
 from merino_edge.report.page import charts_of, render
@@ -41,14 +45,18 @@ class ReportOptions:
         output: The page; None for `report.html` in the run.
         svg: Folder that takes each chart as SVG; None writes none.
         png: Folder that takes each chart as PNG; None writes none.
+        measure_parts: Measure first, on the run's device, how long the parts of the model take.
     """
 
     output: Path | None = None
     svg: Path | None = None
     png: Path | None = None
+    measure_parts: bool = False
 
 
-def report(name: str | None, options: ReportOptions) -> dict[str, Any]:
+def report(
+    name: str | None, options: ReportOptions, ask: Ask | None = None, progress: Progress = SILENT
+) -> dict[str, Any]:
     """Write the page of a run.
 
     Returns:
@@ -62,6 +70,8 @@ def report(name: str | None, options: ReportOptions) -> dict[str, Any]:
         raise UsageError(f"{name} is a folder, but no run: it has no run.json", hint="make one: merino-edge search")
     to_png = _png_writer() if options.png is not None else None
     run = open_run(name)
+    if options.measure_parts:
+        measure_parts(read_run(run), ask, progress)
     contents = gather(read_run(run))
     path = options.output or run.folder / "report.html"
     page = render(contents)
@@ -126,7 +136,8 @@ def _commands(facts: RunFacts) -> tuple[str, ...]:
         commands.append(train_command(name, facts.training))
     commands += [export_command(name, manifest) for manifest in facts.manifests]
     commands += device_commands(name, facts.device, facts.manifests)
-    return (*commands, f"merino-edge report {name}")
+    measured = all(architecture.digest in facts.known for architecture, _ in variants(facts.architecture).values())
+    return (*commands, parts_command(facts) if measured else shlex.join(["merino-edge", "report", name]))
 
 
 def _png_writer() -> Callable[[str], bytes]:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 
 from merino_edge.flows.conditions import TESTS
+from merino_edge.flows.part_times import shares_of_parts
 from merino_edge.flows.report_promises import latency_label
 from merino_edge.flows.report_run import RunFacts
 from merino_edge.measurement import Measurement
@@ -15,7 +16,7 @@ from merino_edge.search.breakdown import latency_by_kind, memory_by_kind
 
 def make_latency(facts: RunFacts) -> tuple[Breakdown, ...] | Missing:
     """Break the latency of a token and of a prompt down by kind of layer."""
-    found = []
+    found, split = [], False
     for test in dict.fromkeys((*TESTS, facts.conditions.latency_of)):
         bars = []
         model = facts.latency_models.get(test)
@@ -29,7 +30,10 @@ def make_latency(facts: RunFacts) -> tuple[Breakdown, ...] | Missing:
         if passes and facts.mine:
             low, high = (min(passes), max(passes)) if len(passes) > 1 else (None, None)
             words = f"measured, {len(passes)} passes" if len(passes) > 1 else "measured"
-            bars.append(Bar(words, (Part("whole", facts.mine.typical_ms[test]),), low, high))
+            typical = facts.mine.typical_ms[test]
+            shares = shares_of_parts(facts.known, facts.architecture, test) or {"whole": 1.0}
+            split = split or "whole" not in shares
+            bars.append(Bar(words, _parts({kind: share * typical for kind, share in shares.items()}), low, high))
         if bars:
             title = latency_label(test)
             found.append(Breakdown(f"latency-{test}", title[:1].upper() + title[1:], "ms", tuple(bars), ""))
@@ -45,7 +49,11 @@ def make_latency(facts: RunFacts) -> tuple[Breakdown, ...] | Missing:
         )
         note += "whole models: costs that grow together share one term, and a part without time has it in another. "
     if facts.mine:
-        note += "Measured: the whole model; the line under a bar spans its passes, each a process of its own."
+        note += "Measured: the whole model; the line under a bar spans its passes, each a process of its own. "
+        if split:
+            note += "Its parts are twice the difference to models with half of the part (see the commands)."
+        else:
+            note += f"To measure parts too: {parts_command(facts)}"
     else:
         note += f"Not measured yet; next: {bench_command(facts)}"
     return (Breakdown(first.key, first.title, first.unit, first.bars, note), *found[1:])
@@ -100,6 +108,11 @@ def _measured_memory(facts: RunFacts, record: Measurement) -> dict[str, float]:
         "cache": cache,
         "rest": rest,
     }
+
+
+def parts_command(facts: RunFacts) -> str:
+    """Return what measures the parts of a latency."""
+    return shlex.join(["merino-edge", "report", facts.run.name, "--measure-parts"])
 
 
 def bench_command(facts: RunFacts) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InvalidFileError, next_step
 from merino_edge.files import read_text
+from merino_edge.flows.part_times import variants
 from merino_edge.flows.quality import VALIDATION_FACTS
 from merino_edge.flows.report_breakdowns import bench_command
 from merino_edge.flows.report_promises import latency_label, measured_of, predicted_of
@@ -148,7 +149,10 @@ def _measured(facts: RunFacts, searched: Record, latency: str) -> list[Point]:
         told = {latency: measured.optional(latency), "memory_bytes": measured.optional("peak_memory_bytes")}
         before = {k: v for k, v in predicted.numbers().items() if k in told and told[k] is not None}
         found[architecture.digest] = _point(facts, MEASURED, architecture, score, told, before)
+    halved = {architecture.digest for architecture, _ in variants(facts.architecture).values()}
     for digest, known in facts.known.items():
+        if digest in halved:
+            continue
         score = facts.score(known.architecture)
         same = known.architecture.vocab_size == facts.architecture.vocab_size
         if digest in found or digest == facts.architecture.digest or score is None or not same:

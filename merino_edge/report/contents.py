@@ -161,6 +161,7 @@ PART_LABELS = {
     "table": "token table",
     "cache": "cache of keys and values",
     "rest": "buffers and the rest",
+    "other": "attention and all else",
     "whole": "whole model",
 }
 

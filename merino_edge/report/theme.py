@@ -75,6 +75,7 @@ FILLS = {
     "table": "#009e73",
     "cache": "#e69f00",
     "rest": "#cc79a7",
+    "other": "#e7d3b1",
     "whole": "#d9dde2",
 }
 """Fill of each part of a whole, the same in both themes, within an outline of `ink`."""
