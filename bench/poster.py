@@ -40,7 +40,7 @@ HALVES = (  # recipe, tests, passes of each turn, rounds
     ("dynamic_wi8_afp32", "tg64@128,pp128", 2, ROUNDS),
     ("fp32", "full1024", 1, FULL_ROUNDS),
 )
-REAL_TESTS = (TestSpec("tg", 64, 128, 1, 3), TestSpec("pp", 128, 0, 1, 5), TestSpec("full", 1024, 0, 1, 3))
+REAL_TESTS = (TestSpec("tg", 64, 128, 1, 2), TestSpec("pp", 128, 0, 1, 5), TestSpec("full", 1024, 0, 1, 3))
 
 
 class Told(Silent):

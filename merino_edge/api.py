@@ -345,7 +345,11 @@ def bench_model(
     from merino_edge.flows.bench import BenchOptions, bench
 
     options = BenchOptions(
-        device=device, recipes=tuple(recipes), seconds=parse_seconds(time), tokens=tokens, threads=threads
+        devices=() if device is None else (device,),
+        recipes=tuple(recipes),
+        seconds=parse_seconds(time),
+        tokens=tokens,
+        threads=threads,
     )
     return bench(_name(subject), options, ask, progress)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from merino_edge.cli.options import SECONDS, SHARE, ask_person, json_option
 from merino_edge.cli.output import terminal_progress
@@ -58,6 +59,11 @@ def command(as_json: bool, output: str, **flags: Any) -> None:
     print_document(document, form)
 
 
+def _typed(name: str) -> bool:
+    """Say whether an option was typed: a setting that this call has no use for is no mistake."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def _measure(
     subjects: tuple[str, ...],
     compare: tuple[str, str] | None,
@@ -74,11 +80,11 @@ def _measure(
         raise UsageError(f"--{'compare' if compare else 'suite'} stands alone", hint="leave out models and --baseline")
     if compare and suite:
         raise UsageError("--compare and --suite are two measurements", hint="leave one out")
-    if rounds is not None and not (compare or suite):
+    if _typed("rounds") and not (compare or suite):
         raise UsageError("--rounds goes with --compare and --suite", hint="for passes: --repeats")
-    if fail_over is not None and flags["baseline"] is None:
+    if _typed("fail_over") and flags["baseline"] is None:
         raise UsageError("--fail-over goes with --baseline")
-    if (compare or suite) and flags["text"]:
+    if (compare or suite) and _typed("text"):
         raise UsageError("--compare and --suite measure speed alone", hint="leave out --text")
     options = BenchOptions(**flags) if fail_over is None else BenchOptions(**flags, fail_over=fail_over)
     ask, progress = ask_person(), terminal_progress()

@@ -220,6 +220,15 @@ def test_a_wrong_call_gets_one_line_and_measures_nothing(
     assert not any(fake.measured for fake in fakes.values())
 
 
+def test_a_setting_that_a_call_has_no_use_for_is_no_mistake(
+    command: Command, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MERINO_EDGE_BENCH_ROUNDS", "3")
+    monkeypatch.setenv("MERINO_EDGE_BENCH_FAIL_OVER", "10%")
+    code, out, _ = command(models["small.json"], "--recipe", "fp32", "-t", "pp16", "--json")
+    assert (code, len(json.loads(out)["rows"])) == (0, 1)
+
+
 def test_hub_models_without_their_packages_are_one_clear_line(
     command: Command, monkeypatch: pytest.MonkeyPatch, models: dict[str, str]
 ) -> None:
