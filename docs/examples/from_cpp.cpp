@@ -17,7 +17,8 @@
 #include <string>
 #include <vector>
 
-constexpr int64_t kContext = 256;  // positions to make room for: prompt and answer, at most the manifest's
+constexpr int64_t kContext = 1024;  // positions to make room for: prompt and answer, at most the manifest's
+constexpr size_t kChunk = 256;      // tokens of a prompt at once: more take more memory
 
 class Model {
  public:
@@ -96,7 +97,11 @@ int main(int argc, char** argv) {
     Model model(argv[1]);
     std::vector<int64_t> prompt;
     for (int i = 3; i < argc; ++i) prompt.push_back(std::atoll(argv[i]));
-    int64_t token = model.Feed(prompt);  // prefill: the whole prompt at once
+    int64_t token = 0;
+    for (size_t start = 0; start < prompt.size(); start += kChunk) {  // prefill
+      const size_t end = std::min(start + kChunk, prompt.size());
+      token = model.Feed({prompt.begin() + start, prompt.begin() + end});
+    }
     for (int count = std::atoi(argv[2]); count > 0; --count) {
       std::cout << token << (count > 1 ? " " : "\n") << std::flush;
       if (count > 1 && model.length() >= kContext) break;

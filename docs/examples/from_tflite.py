@@ -3,6 +3,7 @@
 python3 from_tflite.py FOLDER "Once upon a time" [MAX_TOKENS]
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from tokenizers import Tokenizer
 
 folder, prompt = Path(sys.argv[1]), sys.argv[2]
 max_tokens = int(sys.argv[3]) if len(sys.argv) > 3 else 32
-CONTEXT = 256  # places to make room for: prompt and answer, at most the manifest's context_length
+CONTEXT = json.loads((folder / "manifest.json").read_text())["context_length"]  # prompt and answer together
+CHUNK = 128  # tokens of a prompt at once: more take more memory, and with 8-bit activations round otherwise
 
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 runner = Interpreter(str(folder / "model.tflite")).get_signature_runner()
@@ -41,7 +43,9 @@ def feed(ids: list[int], length: int) -> np.ndarray:
 
 
 prompt_ids = tokenizer.encode(prompt).ids
-logits, length, answer = feed(prompt_ids, 0), len(prompt_ids), []  # prefill: the whole prompt at once
+for start in range(0, len(prompt_ids), CHUNK):  # prefill
+    logits = feed(prompt_ids[start : start + CHUNK], start)
+length, answer = len(prompt_ids), []
 end = tokenizer.token_to_id("<|endoftext|>")
 while len(answer) < max_tokens and length < CONTEXT:
     token = int(np.argmax(logits))

@@ -65,6 +65,7 @@ def main(folder: Path, invoked: str, words: Sequence[str]) -> int:
 
 def _do(parser: argparse.ArgumentParser, asked: Any, folder: Path, invoked: str, words: Sequence[str]) -> int:
     if asked.systemd:
+        Model(folder, asked.threads).close()  # a unit that could not serve is not worth printing
         sys.stdout.write(line_server.unit_text(sys.executable, invoked))
         sys.stderr.write(line_server.unit_steps(sys.executable, invoked))
         return 0

@@ -36,7 +36,7 @@ def write_tokenizer(path: Path) -> Tokenizer:
 
 def write_talking_bundle(folder: Path, export: Exporter, recipe: str = "fp32", form: str = "standard") -> Bundle:
     """Export the tiny model and put a tokenizer beside it."""
-    bundle = write_bundle(folder, export, ARCHITECTURE, recipe, form=form, seed=3)
+    bundle = write_bundle(folder, export, ARCHITECTURE, recipe, context_length=512, form=form, seed=3)
     write_tokenizer(folder / TOKENIZER)
     files = (*bundle.manifest.files, describe_file(folder, TOKENIZER))
     return write_manifest(folder, dataclasses.replace(bundle.manifest, trained=True, trained_tokens=1, files=files))

@@ -125,7 +125,7 @@ def test_an_old_python_can_hand_over() -> None:
         (("x", "--temperature", "-1"), 2, "temperature must lie between"),
         (("x", "--max-tokens", "0"), 2, "max_tokens must be at least 1"),
         (("x", "--seed", "much"), 2, "invalid int value"),
-        ((TEXT,), 2, "the context holds 256"),
+        ((TEXT,), 2, "the context holds 512"),
         (("x", "--socket", "/nowhere/s"), 1, "nobody serves on /nowhere/s"),
         (("--socket", "/nowhere/s"), 2, "cannot listen on /nowhere/s"),
     ],
@@ -140,8 +140,10 @@ def test_what_makes_no_sense_is_one_clear_line(deployed: Path, words: tuple[str,
 def test_without_a_tokenizer_it_names_the_command(entry: DeviceEntry, talking: Bundle, tmp_path: Path) -> None:
     with open_device(dataclasses.replace(entry, root=str(tmp_path / "root"))) as device:
         assert device.install(talking).run_py is None
-    done = run(tmp_path / "root/current/run.py", PROMPT, code=1)
-    assert "merino-edge deploy --standalone" in done.stderr
+    for words in ((PROMPT,), ("--systemd",), ("--socket", str(tmp_path / "s"))):
+        done = run(tmp_path / "root/current/run.py", *words, code=1)
+        assert "merino-edge deploy --standalone" in done.stderr
+        assert done.stdout == ""
 
 
 def test_random_weights_are_not_asked_for_text(entry: DeviceEntry, tmp_path: Path) -> None:

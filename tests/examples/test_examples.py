@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from talking import write_talking_bundle
+from talking import TEXT, write_talking_bundle
 
 from merino_edge.bundle import TOKENIZER, Bundle
 from merino_edge.device.client import open_device
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
 INCLUDE = Path(os.environ.get("ORT_INCLUDE") or ROOT / "build" / "onnxruntime-include")
 PROMPT, COUNT = "Once upon a time", 40
+LONG = TEXT[:1000]  # more tokens than are fed at once
 ONNX_FORMS = [
     ("fp32", "standard"),
     ("fp32", "legacy"),
@@ -34,14 +35,14 @@ ONNX_FORMS = [
 ]
 
 
-def generated(bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def generated(bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch, prompt: str = PROMPT) -> str:
     """Deploy a bundle to this machine; return what `merino-edge generate --temperature 0` says."""
     entry = dataclasses.replace(local_entry(), root=str(folder / "root"))
     with open_device(entry) as device:
         device.install(bundle, None, text_check(bundle))
     keep_tokenizer("local", bundle)
     monkeypatch.setattr(devices, "open_device", lambda _, ask=None: open_device(entry))
-    return str(generate(PROMPT, None, Sampling(max_tokens=COUNT, temperature=0.0), lambda text: None)["text"])
+    return str(generate(prompt, None, Sampling(max_tokens=COUNT, temperature=0.0), lambda text: None)["text"])
 
 
 def run(*command: str | Path) -> str:
@@ -59,7 +60,8 @@ def test_python_gives_the_tokens_of_generate(
     expected = generated(bundle, tmp_path, monkeypatch)
     example = EXAMPLES / "from_python.py"
     assert run(sys.executable, example, bundle.folder, PROMPT, str(COUNT)) == PROMPT + expected + "\n"
-    assert run(sys.executable, example, tmp_path / "root/current", PROMPT, str(COUNT)) == PROMPT + expected + "\n"
+    long = generated(bundle, tmp_path, monkeypatch, LONG)
+    assert run(sys.executable, example, tmp_path / "root/current", LONG, str(COUNT)) == LONG + long + "\n"
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("ai_edge_litert"), reason="not installed: merino-edge[tflite]")
@@ -69,8 +71,10 @@ def test_tflite_in_python_gives_the_tokens_of_generate(
 ) -> None:
     bundle = write_talking_bundle(tmp_path / "bundle", export_tflite, recipe)
     expected = generated(bundle, tmp_path, monkeypatch)
-    said = run(sys.executable, EXAMPLES / "from_tflite.py", bundle.folder, PROMPT, str(COUNT))
-    assert said == PROMPT + expected + "\n"
+    example = EXAMPLES / "from_tflite.py"
+    assert run(sys.executable, example, bundle.folder, PROMPT, str(COUNT)) == PROMPT + expected + "\n"
+    long = generated(bundle, tmp_path, monkeypatch, LONG)
+    assert run(sys.executable, example, bundle.folder, LONG, str(COUNT)) == LONG + long + "\n"
 
 
 @pytest.fixture(scope="session")
@@ -101,13 +105,15 @@ def test_cpp_gives_the_tokens_of_generate(
     from tokenizers import Tokenizer
 
     bundle = write_talking_bundle(tmp_path / "bundle", export_onnx, recipe, form)
-    expected = generated(bundle, tmp_path, monkeypatch)
     tokenizer = Tokenizer.from_file(str(bundle.folder / TOKENIZER))
-    ids = map(str, tokenizer.encode(PROMPT).ids)
-    said = [int(word) for word in run(program, bundle.folder, str(COUNT), *ids).split()]
-    assert len(said) == COUNT
     end = tokenizer.token_to_id("<|endoftext|>")  # what a caller of the program does
-    assert tokenizer.decode(said[: said.index(end)] if end in said else said) == expected
+    for prompt in (PROMPT, LONG):
+        expected = generated(bundle, tmp_path, monkeypatch, prompt)
+        ids = tokenizer.encode(prompt).ids
+        assert (len(ids) > 256) == (prompt == LONG)
+        said = [int(word) for word in run(program, bundle.folder, str(COUNT), *map(str, ids)).split()]
+        assert len(said) == COUNT
+        assert tokenizer.decode(said[: said.index(end)] if end in said else said) == expected
 
 
 def test_cpp_says_what_is_wrong(program: Path, tmp_path: Path) -> None:
