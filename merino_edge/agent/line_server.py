@@ -29,6 +29,7 @@ from merino_edge.agent.standalone import Model
 MAX_LINE_BYTES = 1 << 18
 MAX_CONNECTIONS = 8
 IDLE_S = 300.0  # after which a silent connection is closed
+SEND_S = 10.0  # that a client may leave its answer unread before the next one's turn
 LOOK_S = 1.0  # how often it is looked whether `current` leads elsewhere
 
 UNIT = """\
@@ -146,8 +147,10 @@ class Server:
         except queue.Empty:
             return False
         try:
-            with contextlib.suppress(OSError):  # the client has gone
-                self._answer(connection, line)
+            self._answer(connection, line)
+        except OSError:  # the client has gone, or does not read: no second half of a line will follow
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         finally:
             done.set()
         return True
@@ -164,8 +167,10 @@ class Server:
                         _send(connection, {"error": f"a line is at most {MAX_LINE_BYTES} bytes", "kind": "request"})
                         return
                     done = threading.Event()
-                    self._asked.put((connection, line, done))
-                    done.wait()
+                    with connection.dup() as answering:  # the same socket, with a time limit of its own
+                        answering.settimeout(SEND_S)
+                        self._asked.put((answering, line, done))
+                        done.wait()
         finally:
             self._places.release()
 

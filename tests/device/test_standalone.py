@@ -13,8 +13,9 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 from talking import TEXT, write_talking_bundle
 
+from merino_edge.agent import line_server
 from merino_edge.agent.line_server import MAX_CONNECTIONS, unit_text
 from merino_edge.agent.standalone import DEFAULTS
 from merino_edge.bundle import Bundle
@@ -322,6 +324,38 @@ def test_clients_that_go_away_or_stay_silent_take_nothing_from_the_next(serving_
             if answers[-1].get("done") or time.monotonic() > deadline:
                 break
         assert answers[-1].get("done")
+
+
+class Wordy:
+    """A model that says more than a socket holds."""
+
+    def generate(self, prompt: str, options: dict[str, Any], emit: Callable[[str], None]) -> dict[str, object]:
+        for _ in range(int(prompt)):
+            emit("x" * 100_000)
+        return {"tokens": int(prompt)}
+
+
+def test_a_client_that_does_not_read_is_given_up_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_server, "SEND_S", 0.5)
+    server = line_server.Server(Wordy())  # type: ignore[arg-type]
+    (deaf, other), threads = (socket.socketpair() for _ in range(2)), []
+    for (ours, theirs), words in ((deaf, b"200"), (other, b"1")):
+        ours.sendall(b'{"prompt": "' + words + b'"}\n')
+        threads.append(threading.Thread(target=server._read, args=(theirs,), daemon=True))
+        theirs.settimeout(30)
+        server._places.acquire()
+        threads[-1].start()
+    started = time.monotonic()
+    assert server.answer_next(10)
+    assert 0.4 < time.monotonic() - started < 20
+    threads[0].join(timeout=10)
+    assert not threads[0].is_alive()
+    with other[0].makefile("rb") as lines:
+        reader = threading.Thread(target=server.answer_next, args=(10,), daemon=True)
+        reader.start()
+        assert "text" in json.loads(lines.readline())
+        assert json.loads(lines.readline())["done"]
+    reader.join()
 
 
 def test_a_stale_socket_is_replaced_and_a_file_is_not(deployed: Path, place: Path) -> None:
