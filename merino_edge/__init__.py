@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 __all__ = [
     "MerinoEdgeError",
-    "bench_model",
+    "bench_models",
     "deploy_model",
     "export_model",
     "generate_text",
@@ -20,7 +20,7 @@ __all__ = [
 if TYPE_CHECKING:
     from merino_edge.api import (
         MerinoEdgeError,
-        bench_model,
+        bench_models,
         deploy_model,
         export_model,
         generate_text,

@@ -8,7 +8,7 @@
     export_model(found["run"])
     deploy_model(found["run"], standalone=True)
     print(generate_text("Once upon a time", "pi4")["text"])
-    for row in bench_model(found["run"])["rows"]:
+    for row in bench_models(found["run"])["rows"]:
         print(row["recipe"], row["test"], row["p50_ms"])
 
 Each returns the document that its command prints with `--json` (schemas: `merino_edge/cli/schemas/`), and raises
@@ -29,7 +29,7 @@ from merino_edge.units import Limit, parse_bytes, parse_count, parse_energy_mj, 
 
 __all__ = [
     "MerinoEdgeError",
-    "bench_model",
+    "bench_models",
     "deploy_model",
     "export_model",
     "generate_text",
@@ -313,45 +313,53 @@ def generate_text(
     return generate(prompt, device, sampling, on_text or _hear_nothing, ask, progress)
 
 
-def bench_model(
-    subject: Subject = None,
-    device: str | None = None,
+def bench_models(
+    subjects: Subject | Sequence[str | Path] = None,
+    device: str | Sequence[str] | None = None,
     *,
     recipes: Sequence[str] = (),
+    tests: Sequence[str] = (),
     time: str = "10s",
     tokens: int = 4096,
+    text: str | Path | None = None,
     threads: int | None = None,
     ask: Ask | None = None,
     progress: Progress = SILENT,
 ) -> Document:
-    """Measure a run's bundles side by side on a device: speed, memory, size, perplexity of the file.
+    """Measure models side by side on devices: speed, memory, size, perplexity of the file.
 
     Args:
-        subject: Whose bundles.
-        device: Its name; None for the run's.
+        subjects: One or several runs, presets, bundles, files, or `hf:NAME`; None for the latest run.
+        device: One name or several; None for the run's.
         recipes: `RECIPE` or `FORMAT/RECIPE`; empty for those exported, else fp32 and int8.
+        tests: `pp128`, `tg64@128`, `full1024`, ...; empty for those of a profile.
         time: For each bundle's speed.
         tokens: Held-out tokens for perplexity; 0 leaves it out.
+        text: Score all on this text instead of each one's held-out tokens.
         threads: Of the runtime; None for all performance cores.
         ask: Answers questions.
         progress: Hears how far it is.
 
     Returns:
-        `rows`: `recipe`, `test`, `p50_ms`, `tokens_per_s`, `peak_memory_bytes`, `perplexity`, `samples_ns`, and more.
+        `rows`: `model`, `recipe`, `test`, `p50_ms`, `tokens_per_s`, `peak_memory_bytes`, `perplexity`, `samples_ns`,
+        and more.
 
     Raises:
-        PartialFailureError: some bundles failed; the rows of the others are in its `partial`.
+        PartialFailureError: some models or devices failed; the rows of the others are in its `partial`.
     """
     from merino_edge.flows.bench import BenchOptions, bench
 
     options = BenchOptions(
-        devices=() if device is None else (device,),
+        devices=(device,) if isinstance(device, str) else tuple(device or ()),
         recipes=tuple(recipes),
+        tests=tuple(tests),
         seconds=parse_seconds(time),
         tokens=tokens,
+        text=None if text is None else str(text),
         threads=threads,
     )
-    return bench(_name(subject), options, ask, progress)
+    names = [subjects] if isinstance(subjects, str | Path) else list(subjects or ())
+    return bench([str(name) for name in names], options, ask, progress)
 
 
 def _name(subject: Subject) -> str | None:
