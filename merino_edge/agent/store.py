@@ -128,7 +128,7 @@ class Part:
                 break
             self.hash.update(chunk)
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | bytearray) -> None:
         """Append bytes; they survive the death of this process."""
         self._stream.write(chunk)
         self._stream.flush()
