@@ -25,11 +25,14 @@ class Desk:
         board: The emulated board.
         home: Where this user's devices, runs and settings lie.
         seconds: What each command took.
+        repeats: What is said to be the same twice is really done twice: on one core, for a start of a runtime takes
+            an emulator many seconds.
     """
 
     board: emulator.Board
     home: Path
     seconds: dict[str, float]
+    repeats: bool = True
 
     @property
     def has_a_runtime_that_dies(self) -> bool:

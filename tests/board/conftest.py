@@ -26,7 +26,7 @@ def desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         pytest.fail(f"no emulated board: {error}")
     try:
         board.ssh("dd if=/dev/zero of=/tmp/full bs=1M 2> /dev/null; test $(df --output=avail /tmp | tail -1) = 0")
-        desk = Desk(board, tmp_path_factory.mktemp(name), {})
+        desk = Desk(board, tmp_path_factory.mktemp(name), {}, repeats=cpu == CPUS[0])
         if desk.has_a_runtime_that_dies:
             desk.install_a_runtime_that_dies()
         yield desk
