@@ -57,7 +57,7 @@ demo-model: $(VENV)/.package ## Train the demo model from the corpus in MERINO_E
 test: $(VENV)/.package ## Run the tests against the installed package
 	@$(BIN)/pytest $(TESTS)
 
-test-faults: $(VENV)/.package ## Run the fault campaigns whole: kills, power cuts, broken disks and networks (an hour at most)
+test-faults: $(VENV)/.package ## Run the fault campaigns whole: kills, power cuts, broken disks and networks (an hour or so)
 	@FAULT_SHARE=$(or $(FAULT_SHARE),1) FAULT_SEED=$(or $(FAULT_SEED),1) FAULT_RECORDS=$(abspath build/faults) \
 	    $(BIN)/pytest tests/faults --durations=0
 
