@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import BinaryIO, Iterable, Iterator
 
 from merino_edge.agent.errors import AgentError
-from merino_edge.agent.frames import FrameError, parse_object
+from merino_edge.agent.frames import FrameError, Payload, parse_object
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FOLDERS = ("objects", "releases", "runtimes", "stage")
@@ -128,7 +128,7 @@ class Part:
                 break
             self.hash.update(chunk)
 
-    def write(self, chunk: bytes | bytearray) -> None:
+    def write(self, chunk: Payload) -> None:
         """Append bytes; they survive the death of this process."""
         self._stream.write(chunk)
         self._stream.flush()
