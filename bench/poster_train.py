@@ -1,13 +1,33 @@
 """Train the rows of the poster's table on one token stream with one recipe, and judge them.
 
     bench/poster_train.py --plan .poster                     the rows into .poster/rows.jsonl, the test texts beside
-    bench/poster_train.py --tokens .poster CORPUS            text into token files (GPT-2's BPE, and one of 8,192)
-    bench/poster_train.py --train .poster --out rows.jsonl [--rows NAME,NAME]     on a machine with a GPU
+    bench/poster_train.py --tokens .poster CORPUS            text into token files (GPT-2's BPE)
+    bench/poster_train.py --tokens .poster --kinds bpe8192,bpe16384,gpt2small enwiki2018_part.txt.xz wikinews_en.txt.xz
+    bench/poster_train.py --train .poster --out rows.jsonl [--rows NAME,NAME] [--gpus 2]     on a machine with GPUs
+    bench/poster_train.py --tasks .poster --out tasks.jsonl [--rows NAME,NAME]     14 zero-shot tasks on what is trained
     bench/poster_train.py --loop merino-61m .poster/gpt2 --out loop.jsonl         MFU of the package's own loop
     bench/poster_train.py --collect rows.jsonl --loops loop.jsonl --device "NVIDIA H100"   into bench/results/
 
-Several rows are in flight: one trains, the others compile or are judged meanwhile. A result is written
-as soon as a row ends; the same command goes on with the rows that are not in the results.
+Several rows are in flight on a GPU: one trains, the others compile or are judged meanwhile. A result is
+written as soon as a row ends; the same command goes on with the rows that are not in the results. The
+weights stay in `weights/` of the folder.
+
+What is recorded (`bench/results/poster_train.json`, under `result`): `device`, `versions_there`, `corpus`,
+`recipe`, `training_loop`, `missing` (name: why it was not trained), `repeats`, and `rows`, one for each name
+and seed:
+
+    id, group      name; preset, uniform (plain decoder of equal FLOPs), twin, choice, baseline, small, vocabulary
+    also           other names of the same architecture
+    model          {"architecture": ...} of ours, or {"transformers": the configuration of a baseline}
+    describe       the shape in words; for a baseline the decoder of its widths, depth, FFN and vocabulary
+    flops, flops_with_head              of one forward pass over 1,024 tokens
+    parameters, executed_parameters     of the model itself; of the shape, shared layers counted at every use
+    data, tokens, steps, epochs, seed, learning_rate, sweep, seconds, tokens_per_s, model_flops_utilisation
+    train_loss, curve                   mean of the last 5 % of the steps; [step, loss] pairs
+    judged         for validation, wikitext2, ptb: loss (nats a token), perplexity, bits_per_byte,
+                   word_perplexity (the two tests), tokens, context, stride
+    tasks          where asked: name, documents, accuracy, stderr, accuracy_norm, chance, majority; `average` beside
+    command, date
 """
 
 from __future__ import annotations
@@ -21,6 +41,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +56,12 @@ RESERVE = 8.0  # seconds to judge a row
 
 def write_plan(folder: Path) -> None:
     """Write the rows, the tokenizer and the tests' tokens, all that the machine with the GPU lacks."""
-    from poster.rows import VOCAB_SIZE, poster_rows, small_rows
+    from poster.rows import VOCAB_SIZE, poster_rows, small_rows, vocabulary_rows
 
     from merino_edge.training.data import load_tokenizer
 
     folder.mkdir(exist_ok=True, parents=True)
-    rows = [*poster_rows(), *small_rows()]
+    rows = [*poster_rows(), *small_rows(), *vocabulary_rows()]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tokenizer = load_tokenizer("gpt2", VOCAB_SIZE)
     tokenizer.save(str(folder / "gpt2.json"))
@@ -62,15 +83,17 @@ def write_tokens(folder: Path, corpus: list[str], kinds: list[str]) -> None:
     """Make token files of the corpus, one folder a tokenizer."""
     from merino_edge.training.data import prepare_data
 
-    sizes = {"gpt2": (50_257, str(folder / "gpt2.json")), "bpe8192": (8_192, None)}
+    ours = (50_257, str(folder / "gpt2.json"))
+    sizes = {"gpt2": ours, "gpt2small": ours, "bpe8192": (8_192, None), "bpe16384": (16_384, None)}
     for kind in kinds:
         began = time.monotonic()
         size, tokenizer = sizes[kind]
         data = prepare_data(
             corpus, vocab_size=size, tokenizer=tokenizer, context_length=1024, seed=0, folder=folder / "made" / kind
         )
-        (folder / kind).unlink(missing_ok=True)
-        (folder / kind).symlink_to(data.folder.resolve())
+        (folder / f"{kind}.new").unlink(missing_ok=True)
+        (folder / f"{kind}.new").symlink_to(data.folder.resolve())
+        (folder / f"{kind}.new").rename(folder / kind)
         print(f"{kind}: {data.train_tokens} tokens in {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -81,6 +104,8 @@ def load_texts(folder: Path, kind: str) -> Any:
 
     from merino_edge.training.data import prepare_data
 
+    while not (folder / kind / "data.json").exists():
+        time.sleep(1.0)  # being made
     facts = json.loads((folder / kind / "data.json").read_text(encoding="utf-8"))
     data = prepare_data(
         [str(folder / kind)], vocab_size=facts["vocab_size"], tokenizer=None, context_length=1024, seed=0, folder=folder
@@ -112,55 +137,76 @@ def append(path: Path, record: dict[str, Any]) -> None:
         os.fsync(stream.fileno())
 
 
-def run_row(row: dict[str, Any], options: argparse.Namespace, deadline: float) -> None:
+def deadline(options: argparse.Namespace) -> float:
+    """Return when all must be over, by the clock; the file `deadline` in the folder moves it."""
+    path = options.train / "deadline"
+    return float(path.read_text()) if path.exists() else float(options.until)
+
+
+def weights_file(folder: Path, name: str) -> Path:
+    """Return where the weights of a row are kept."""
+    return folder / "weights" / f"{name.replace(' ', '_')}.pt"
+
+
+def run_row(row: dict[str, Any], options: argparse.Namespace, gpu: int) -> None:
     """Sweep, train and judge one row; several seeds one after the other."""
     import torch
     from poster.trainer import RATES, SWEEP_TOKENS, RowTrainer
 
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.recompile_limit = 64
-    gpu = torch.cuda.is_available()
+    cuda = torch.cuda.is_available()
     tokens = min(options.row_tokens or row["tokens"], row["tokens"])
-    lock = options.train / "turn"
     began = time.monotonic()
-    trainer = RowTrainer(row, load_texts(options.train, row["data"]), "cuda" if gpu else "cpu", gpu)
+    trainer = RowTrainer(row, load_texts(options.train, row["data"]), "cuda" if cuda else "cpu", cuda)
     compile_s = trainer.warm_up()
-    if gpu:
+    if cuda:
         torch.cuda.empty_cache()
     per_token = 3 * row["flops_with_head"] / 1024
-    with gpu_turn(lock):
-        if time.time() + per_token * (tokens + len(RATES) * SWEEP_TOKENS) / EXPECTED + RESERVE > deadline:
-            return append(options.out, {"id": row["id"], "skipped": "no device time left"})
+    with gpu_turn(options.train / f"turn-{gpu}"):
+        needed = per_token * (len(row["seeds"]) * tokens + len(RATES) * SWEEP_TOKENS) / EXPECTED + RESERVE
+        if time.time() + needed > deadline(options):
+            return append(options.out, {"id": row["id"], "skipped": f"needs {needed:.0f} s of a GPU more"})
         tries = trainer.sweep()
         best = min(tries, key=lambda t: t["validation_loss"])
         results = []
         for seed in row["seeds"]:
-            if time.time() + 1.03 * tokens / best["tokens_per_s"] + RESERVE > deadline:
-                return append(options.out, {"id": row["id"], "skipped": "no device time left", "sweep": tries})
+            needed = 1.03 * tokens / best["tokens_per_s"] + RESERVE
+            if time.time() + needed > deadline(options):
+                return append(
+                    options.out, {"id": row["id"], "skipped": f"needs {needed:.0f} s of a GPU more", "sweep": tries}
+                )
             results.append(trainer.train(tokens, best["learning_rate"], seed))
             if len(row["seeds"]) > 1:
                 results[-1]["judged"] = trainer.judge()
-        peak_bytes = torch.cuda.max_memory_allocated() if gpu else 0
-        if gpu:
+        peak_bytes = torch.cuda.max_memory_allocated() if cuda else 0
+        if cuda:
             torch.cuda.empty_cache()
     if len(row["seeds"]) == 1:
+        file = weights_file(options.train, row["id"])
+        file.parent.mkdir(exist_ok=True)
+        torch.save(trainer.model.state_dict(), file.with_suffix(".new"))
+        file.with_suffix(".new").rename(file)
         results[0]["judged"] = trainer.judge()
     unique = {id(p): p.numel() for p in trainer.model.parameters()}
+    facts = {"sweep": tries, "compile_s": compile_s, "wall_s": time.monotonic() - began, "peak_bytes": peak_bytes}
+    facts |= {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    facts |= {"command": f"bench/poster_train.py --train .poster --out rows.jsonl --rows '{row['id']}'"}
     for result in results:
         result["model_flops_utilisation"] = per_token * result["tokens_per_s"] / PEAK
-        facts = {"sweep": tries, "compile_s": compile_s, "wall_s": time.monotonic() - began, "peak_bytes": peak_bytes}
         append(options.out, {**row, "parameters": sum(unique.values()), **facts, **result})
         told = result["judged"]["validation"]["loss"], result["tokens_per_s"], result["model_flops_utilisation"]
-        rates = " ".join(f"{t['validation_loss']:.3f}" for t in tries)
+        rates = " ".join(f"{t['learning_rate']:.4g}:{t['validation_loss']:.3f}" for t in tries)
         print(
             f"{row['id']}: loss {told[0]:.4f} {told[1] / 1e3:.0f}k tokens/s MFU {told[2]:.3f} sweep {rates} "
-            f"compile {compile_s:.0f} s train {result['seconds']:.0f} s wall {facts['wall_s']:.0f} s",
+            f"compile {compile_s:.0f} s train {result['seconds']:.0f} s wall {facts['wall_s']:.0f} s gpu {gpu}",
             flush=True,
         )
 
 
-def worker(options: argparse.Namespace, rows: list[dict[str, Any]], taken: Any, deadline: float) -> None:
+def worker(options: argparse.Namespace, rows: list[dict[str, Any]], taken: Any, gpu: int) -> None:
     """Take rows in order until there are none."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     while True:
         with taken.get_lock():
             number = taken.value
@@ -168,32 +214,67 @@ def worker(options: argparse.Namespace, rows: list[dict[str, Any]], taken: Any, 
         if number >= len(rows):
             return
         try:
-            run_row(rows[number], options, deadline)
+            run_row(rows[number], options, gpu)
         except Exception as error:  # noqa: BLE001  one row must not stop the others; the record says why it is missing
             append(options.out, {"id": rows[number]["id"], "failed": f"{type(error).__name__}: {error}"[:500]})
             print(f"{rows[number]['id']}: {type(error).__name__}: {error}"[:600], flush=True)
+
+
+def wanted_rows(folder: Path, names: str, done: set[str]) -> list[dict[str, Any]]:
+    """Return the rows of the plan that were named, in that order, less those that are done."""
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    wanted = names.split(";" if ";" in names else ",") if names else [row["id"] for row in rows]
+    return [row for name in wanted for row in rows if row["id"] == name and name not in done]
 
 
 def train(options: argparse.Namespace) -> None:
     """Train what is not done, several rows in flight."""
     import torch.multiprocessing as mp
 
-    deadline = time.time() + options.seconds
+    options.until = time.time() + options.seconds
     done = set()
     if options.out.exists():
         records = [json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()]
         done = {record["id"] for record in records if "judged" in record}
-    rows = [json.loads(line) for line in (options.train / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    wanted = options.rows.split(",") if options.rows else [row["id"] for row in rows]
-    rows = [row for name in wanted for row in rows if row["id"] == name and name not in done]
+    rows = wanted_rows(options.train, options.rows, done)
     context = mp.get_context("spawn")
     taken = context.Value("i", 0)
-    workers = [context.Process(target=worker, args=(options, rows, taken, deadline)) for _ in range(options.workers)]
+    workers = [
+        context.Process(target=worker, args=(options, rows, taken, number % options.gpus))
+        for number in range(options.workers * options.gpus)
+    ]
     for process in workers:
         process.start()
         time.sleep(1.0)  # the first row first
     for process in workers:
         process.join()
+
+
+def ask_tasks(options: argparse.Namespace) -> None:
+    """Ask the trained rows the zero-shot tasks, one after the other, waiting for their weights."""
+    import torch
+    from poster.trainer import make_model
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from merino_edge.training.data import end_of_text_id
+    from merino_edge.training.zero_shot import TASKS, average, run_tasks
+
+    torch.set_float32_matmul_precision("high")
+    tokenizer = Tokenizer.from_file(str(options.tasks / "gpt2.json"))
+    end = tokenizer.id_to_token(end_of_text_id(tokenizer))
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end)  # type: ignore[no-untyped-call]
+    for row in wanted_rows(options.tasks, options.rows, set()):
+        while not weights_file(options.tasks, row["id"]).exists():
+            time.sleep(1.0)
+        began = time.monotonic()
+        model = make_model(row)
+        model.load_state_dict(torch.load(weights_file(options.tasks, row["id"]), map_location="cpu"))
+        model.train(False).to("cuda" if torch.cuda.is_available() else "cpu")
+        scores = run_tasks(model, wrapped, list(TASKS), options.limit, batch_size=options.batch)
+        found = {"id": row["id"], "tasks": [asdict(score) for score in scores], "average": average(scores)}
+        append(options.out, {**found, "seconds": time.monotonic() - began, "limit": options.limit})
+        print(f"{row['id']}: {found['average']} in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def time_loop(preset: str, data: str, tokens: int, out: Path) -> None:
@@ -263,11 +344,15 @@ def main() -> None:
     parser.add_argument("corpus", nargs="*")
     parser.add_argument("--train", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("rows.jsonl"))
-    parser.add_argument("--rows", default="", help="names of rows, in the order to take them")
+    parser.add_argument("--rows", default="", help="names of rows, in the order to take them; between ; or commas")
     parser.add_argument("--loop", nargs=2, metavar=("PRESET", "TOKENS"))
     parser.add_argument("--loop-tokens", type=int, default=24_000_000)
     parser.add_argument("--row-tokens", type=int, help="train every row on so many instead of the plan's")
-    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="rows in flight on each GPU")
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--tasks", type=Path, metavar="FOLDER")
+    parser.add_argument("--limit", type=int, help="with --tasks: questions of each task")
+    parser.add_argument("--batch", type=int, default=64, help="with --tasks: sequences of one forward pass")
     parser.add_argument("--seconds", type=float, default=3600, help="start nothing that would end later")
     parser.add_argument("--collect", type=Path, nargs="+", metavar="RESULTS.jsonl")
     parser.add_argument("--loops", type=Path, nargs="*", default=[], help="results of the package's own training loop")
@@ -281,6 +366,8 @@ def main() -> None:
         write_tokens(options.tokens, options.corpus, options.kinds.split(","))
     elif options.train:
         train(options)
+    elif options.tasks:
+        ask_tasks(options)
     elif options.loop:
         time_loop(*options.loop, options.loop_tokens, options.out)
     elif options.collect:

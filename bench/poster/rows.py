@@ -7,6 +7,9 @@ baseline the decoder of its widths, depth, FFN and vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.files import read_json
 from merino_edge.search.cost import count_flops
 from merino_edge.search.engine import SearchRequest, search
-from merino_edge.search.scores import ScoreOptions
+from merino_edge.search.scores import ScoreOptions, score_architecture
 from merino_edge.search.space import load_space
 from merino_edge.units import Limit
 
@@ -28,9 +31,13 @@ PRESETS = ("merino-52m", "merino-61m", "merino-64m")
 UNIFORM_DEPTHS = {"merino-52m": 3, "merino-61m": 6, "merino-64m": 9}  # of width 768, ratio 4: within 2 % of the FLOPs
 CHOOSERS = ("parameters", "parameters-per-depth")
 SMALL_FLOPS = (50.0e9, 51.8e9)  # of a plain decoder of six layers, width 512
-TOKENS = 20_000_000
+SMALL_WITH_HEAD = (60.1e9, 62.0e9)  # of the plain ones of four to six layers, the product with the table included
+SMALL_PLAIN = ((768, 3), (576, 5), (512, 6), (384, 10))  # width and depth, within 4 % of those FLOPs; 640 x 4 is chosen
+VOCABULARIES = {8_192: "bpe8192", 16_384: "bpe16384", VOCAB_SIZE: "gpt2small"}  # of the same text
+TOKENS = 80_000_000  # at most one epoch
 SMALL_TOKENS = 8_000_000
 SEEDS = (0, 1, 2)
+TE_NAS_CANDIDATES = 20
 
 NO_DROPOUT = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "opt": {"dropout": 0.0}}
 
@@ -80,6 +87,38 @@ def choose(vocab_size: int, low: float, high: float, score: str) -> Architecture
     ).winner.architecture
 
 
+def within(vocab_size: int, low: float, high: float, head: bool) -> Iterator[Architecture]:
+    """Yield the poster's space, one of each class of block orders, within a range of FLOPs."""
+    for width in range(256, 769, 64):
+        options = [(depth, ratio) for depth in (1, 2, 3) for ratio in (1, 2, 3, 4)]
+        for blocks in combinations_with_replacement(options, 4):
+            found = Architecture(tuple(Block(width, ratio, depth) for depth, ratio in blocks), width, vocab_size)
+            if low <= count_flops(found, head=head) <= high:
+                yield found
+
+
+def choose_with_head(vocab_size: int, low: float, high: float, score: str) -> Architecture:
+    """Return what a score chooses where the product with the vocabulary table counts too."""
+    found = list(within(vocab_size, low, high, head=True))
+    return max(found, key=lambda a: (score_architecture(a, ScoreOptions(name=score)), -a.unique_parameters))
+
+
+def choose_te_nas(vocab_size: int, low: float, high: float) -> Architecture:
+    """Return what TE-NAS's two scores choose, ranks added, among random architectures of a range of FLOPs."""
+    import random
+
+    from merino_edge.training.scores import network_score
+
+    found = sorted(within(vocab_size, low, high, head=False), key=lambda a: a.digest)
+    found = random.Random(0).sample(found, min(TE_NAS_CANDIDATES, len(found)))  # noqa: S311  no secret
+    ranks = [0] * len(found)
+    for half in ("ntk-condition", "linear-regions"):
+        values = [network_score(half, a) for a in found]
+        for place, index in enumerate(sorted(range(len(found)), key=values.__getitem__)):
+            ranks[index] += place
+    return found[max(range(len(found)), key=ranks.__getitem__)]
+
+
 def _row(name: str, group: str, shape: Architecture, model: Row | None = None, **more: Any) -> Row:
     row = {
         "id": name,
@@ -89,6 +128,8 @@ def _row(name: str, group: str, shape: Architecture, model: Row | None = None, *
         "describe": shape.describe(),
         "flops": count_flops(shape),
         "flops_with_head": count_flops(shape, head=True),
+        "unique_parameters": shape.unique_parameters,
+        "executed_parameters": unshared(shape).unique_parameters,
         "data": "gpt2",
         "tokens": TOKENS,
         "seeds": [0],
@@ -114,21 +155,37 @@ def poster_rows() -> list[Row]:
             else:
                 seen[chosen.digest] = row
     rows += list(seen.values())
+    flops = count_flops(plain(768, UNIFORM_DEPTHS["merino-52m"], VOCAB_SIZE))
+    chosen = choose_te_nas(VOCAB_SIZE, 0.97 * flops, 1.005 * flops)
+    rows.append(_row("te-nas at merino-52m", "choice", chosen))
     order = ("pythia-70m", "gpt2-124m", "opt-125m", "pythia-162m", "cerebras-111m", "opt-350m")
     return rows + [_row(name, "baseline", BASELINES[name][1], BASELINES[name][0]) for name in order]
 
 
 def small_rows() -> list[Row]:
     """Return the models of the seed study: equal FLOPs, a vocabulary for boards, three seeds each."""
-    models = {
-        f"small {score}": choose(SMALL_VOCAB_SIZE, *SMALL_FLOPS, score) for score in (*CHOOSERS, "entropy-poster")
-    }
-    models["small uniform"] = plain(512, 6, SMALL_VOCAB_SIZE)
+    size = SMALL_VOCAB_SIZE
+    models = {score: choose(size, *SMALL_FLOPS, score) for score in (*CHOOSERS, "entropy", "entropy-poster")}
+    models |= {f"{score}, head counted": choose_with_head(size, *SMALL_WITH_HEAD, score) for score in CHOOSERS}
+    models["te-nas"] = choose_te_nas(size, *SMALL_FLOPS)
+    models |= {f"plain {width}x{depth}": plain(width, depth, size) for width, depth in SMALL_PLAIN}
+    shared = models["entropy-poster"]
+    models["entropy-poster, norms of its own for each layer"] = replace(shared, per_layer_norms=True)
+    models["entropy-poster, unshared"] = unshared(shared)
     more = {"data": "bpe8192", "tokens": SMALL_TOKENS, "seeds": list(SEEDS)}
     rows, seen = [], set()
     for name, architecture in models.items():
         if architecture.digest not in seen:
             seen.add(architecture.digest)
-            same = [other for other, a in models.items() if other != name and a.digest == architecture.digest]
-            rows.append(_row(name, "small", architecture, also=same, **more))
+            same = [f"small {n}" for n, a in models.items() if n != name and a.digest == architecture.digest]
+            rows.append(_row(f"small {name}", "small", architecture, also=same, **more))
     return rows
+
+
+def vocabulary_rows() -> list[Row]:
+    """Return the default's blocks under vocabularies of several sizes, each for one epoch of the same text."""
+    blocks = choose(SMALL_VOCAB_SIZE, *SMALL_FLOPS, CHOOSERS[1])
+    return [
+        _row(f"vocabulary {size}", "vocabulary", replace(blocks, vocab_size=size), data=data, seeds=list(SEEDS))
+        for size, data in VOCABULARIES.items()
+    ]

@@ -1,9 +1,10 @@
 """One row trained on one GPU: the recipe that is the same for every row, whatever the model is.
 
 AdamW (0.9, 0.95), weight decay 0.1 on matrices, gradient norm clipped to 1, no dropout; a step is 32
-windows of 1,024 tokens in an order set by the seed; the learning rate rises over 5 % of the steps and
-falls by a cosine to a tenth; fp32 weights, bf16 products. The peak learning rate is the best of
-`RATES` after `SWEEP_TOKENS` tokens, judged on held-out text; the sweep has its own full schedule.
+windows of 1,024 tokens in an order set by the seed; the learning rate rises over 5 % of the steps, 40 at
+least, and falls by a cosine to a tenth; fp32 weights, bf16 products. The peak learning rate is the best of
+`RATES` after `SWEEP_TOKENS` of the first `SWEEP_TEXT` tokens, judged on held-out text; where the best is
+the first or last of them, the next one beyond is tried too. Each try has its own full schedule.
 Layers are compiled one by one, so that a shape is compiled once.
 """
 
@@ -25,10 +26,11 @@ from merino_edge.training.loop import PackedTokens, make_optimizer
 from merino_edge.training.model import MerinoConfig, MerinoForCausalLM, head_loss
 
 RATES = (6e-4, 1.2e-3, 2.4e-3)
-SWEEP_TOKENS = 1_638_400  # 50 steps
+SWEEP_TOKENS = 4_915_200  # 150 steps
+SWEEP_TEXT = 24_000_000  # the beginning of the stream: the same tokens for every row
 SWEEP_VALIDATION = 32_769
 BATCH, CONTEXT = 32, 1024
-WARM_UP, FINAL = 0.05, 0.1
+WARM_UP, LEAST_WARM_UP, FINAL = 0.05, 40, 0.1
 WEIGHT_DECAY = 0.1
 POINTS = 60  # of a recorded curve
 Tokens = npt.NDArray[np.uint16]
@@ -47,11 +49,27 @@ class Texts:
 
 def factor(step: int, steps: int) -> float:
     """Share of the peak learning rate at a step."""
-    warm = max(1, round(WARM_UP * steps))
+    warm = max(1, round(WARM_UP * steps), min(LEAST_WARM_UP, steps // 4))
     if step < warm:
         return (step + 1) / warm
     done = (step - warm) / max(1, steps - warm)
     return FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def make_model(row: dict[str, Any]) -> Any:
+    """Make the model of a row, its weights by torch's current seed."""
+    model = row["model"]
+    if "architecture" in model:
+        return MerinoForCausalLM(MerinoConfig(architecture=model["architecture"], max_position_embeddings=CONTEXT))
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**model["transformers"])
+    if config.model_type == "opt":
+        from transformers.models.opt import modeling_opt
+
+        # windows hold no padding: without this some versions write out a mask and lose the fused kernel
+        modeling_opt.create_causal_mask = lambda *_, **__: None  # type: ignore[assignment]
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
 
 
 class RowTrainer:
@@ -61,20 +79,11 @@ class RowTrainer:
         """Make the model of a row, compiled layer by layer."""
         self.row, self.texts, self.device = row, texts, device
         torch.manual_seed(0)
-        self.model = self._make().to(device)
+        self.model = make_model(self.row).to(device)
         self.compiled = compiled
         self.loss_of: Callable[[Tensor], Tensor] = self._own if isinstance(self.model, MerinoForCausalLM) else self._hub
         self.head_loss: Any = torch.compile(head_loss, dynamic=False) if compiled else head_loss
         self._compile()
-
-    def _make(self) -> Any:
-        model = self.row["model"]
-        if "architecture" in model:
-            return MerinoForCausalLM(MerinoConfig(architecture=model["architecture"], max_position_embeddings=CONTEXT))
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        config = AutoConfig.for_model(**model["transformers"])
-        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
 
     def _layers(self) -> Any:
         body = self.model.base_model
@@ -110,7 +119,7 @@ class RowTrainer:
     def reset(self, seed: int) -> None:
         """Begin with the weights of a seed."""
         torch.manual_seed(seed)
-        self.model.load_state_dict(self._make().state_dict())
+        self.model.load_state_dict(make_model(self.row).state_dict())
         self.model.train(True)
 
     def step(self, ids: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
@@ -138,12 +147,13 @@ class RowTrainer:
         if self.device != "cpu":
             torch.cuda.synchronize()
 
-    def train(self, tokens: int, peak: float, seed: int) -> dict[str, Any]:
-        """Train from scratch; returns curve and speed."""
-        steps = max(2, tokens // (BATCH * CONTEXT))
+    def train(self, tokens: int, peak: float, seed: int, text: Tokens | None = None) -> dict[str, Any]:
+        """Train from scratch, for one epoch at most; returns curve and speed."""
+        text = self.texts.train if text is None else text
+        steps = max(2, min(tokens, (len(text) - CONTEXT) // CONTEXT * CONTEXT) // (BATCH * CONTEXT))
         self.reset(seed)
         optimizer = make_optimizer(self.model, peak, WEIGHT_DECAY)
-        windows = PackedTokens(self.texts.train, CONTEXT, seed, steps * BATCH)
+        windows = PackedTokens(text, CONTEXT, seed, steps * BATCH)
         losses = torch.zeros(steps, device=self.device)
         self.wait()
         began = time.monotonic()
@@ -170,14 +180,18 @@ class RowTrainer:
         }
 
     def sweep(self) -> list[dict[str, Any]]:
-        """Try the learning rates on few tokens."""
-        tries = []
-        for rate in RATES:
-            short = self.train(SWEEP_TOKENS, rate, 0)
-            short["validation_loss"] = self.score(self.texts.validation[:SWEEP_VALIDATION], CONTEXT).loss
-            kept = ("learning_rate", "train_loss", "validation_loss", "tokens_per_s")
-            tries.append({key: short[key] for key in kept})
-        return tries
+        """Try the learning rates on few tokens, from low to high."""
+        tries = [self._try(rate) for rate in RATES]
+        best = min(tries, key=lambda t: t["validation_loss"])
+        if best is tries[0]:
+            return [self._try(RATES[0] / 2), *tries]
+        return [*tries, self._try(RATES[-1] * 2)] if best is tries[-1] else tries
+
+    def _try(self, rate: float) -> dict[str, Any]:
+        short = self.train(SWEEP_TOKENS, rate, 0, self.texts.train[:SWEEP_TEXT])
+        short["validation_loss"] = self.score(self.texts.validation[:SWEEP_VALIDATION], CONTEXT).loss
+        kept = ("learning_rate", "train_loss", "validation_loss", "tokens_per_s")
+        return {key: short[key] for key in kept}
 
     def score(self, ids: Tokens, stride: int) -> Any:
         """Score token ids in windows of the training's context."""

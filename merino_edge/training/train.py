@@ -311,6 +311,7 @@ def _arguments(request: TrainRequest, work: Path, steps: int, sequences: int) ->
         max_grad_norm=1.0,
         use_cpu=not cuda,
         ddp_backend=None if cuda or processes.count() == 1 else "gloo",
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
         logging_strategy="no",
