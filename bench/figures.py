@@ -10,10 +10,10 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from peers.page import compared
+from poster.page import full_rows, small_rows, twenty_million_rows
 from poster.table import figure_rows
 
 from merino_edge.architecture import Architecture
@@ -291,48 +291,6 @@ def peers(r: dict[str, Any]) -> list[Row]:
     return result
 
 
-def poster_train(r: dict[str, Any]) -> list[Row]:
-    """The poster's models, trained on the same tokens by the same recipe."""
-    loss = {(row["id"], row["seed"]): row["judged"]["validation"]["loss"] for row in r["rows"]}
-    loop = r["training_loop"][0]
-    result = [
-        (
-            f"`merino-edge train` on {loop['what']}, context 1,024, one {r['device']}: model FLOPs utilisation of "
-            "989 TFLOP/s once compiled; tokens/s; start-up and compilation, of how much",
-            f"{100 * loop['mfu']:.1f} %; {loop['steady_tokens_per_s'] / 1e3:.0f} k; "
-            f"{loop['startup_seconds']:.0f} of {loop['seconds']:.0f} s",
-        )
-    ]
-    for name in ("merino-52m", "merino-61m", "merino-64m"):
-        tokens = next(row["tokens"] for row in r["rows"] if row["id"] == name)
-        kinds = (name, f"unshared {name}", f"uniform of {name}", f"parameters at {name}")
-        result.append(
-            (
-                f"held-out loss after {tokens / 1e6:.0f} M tokens, nats a token, one seed: {name}; the same layers "
-                "unshared; a plain decoder of equal FLOPs; what parameters (and parameters / depth) choose there",
-                "; ".join(f"{loss[kind, 0]:.3f}" for kind in kinds),
-            )
-        )
-    others = [name for name in ("pythia-70m", "pythia-162m", "gpt2-124m", "opt-125m") if (name, 0) in loss]
-    result.append(
-        (
-            f"the same for the architectures of {'; '.join(others)} (not trained: {', '.join(r['missing'])})",
-            "; ".join(f"{loss[name, 0]:.3f}" for name in others),
-        )
-    )
-    small = ("parameters-per-depth", "parameters", "uniform", "entropy-poster")
-    seeds = {kind: [loss[f"small {kind}", seed] for seed in range(3)] for kind in small}
-    result.append(
-        (
-            "vocabulary 8,192, 8 M tokens, equal FLOPs without the head, three seeds (mean ± standard deviation): "
-            "chosen by `parameters-per-depth` (the default); by `parameters`; a plain decoder of six layers; by "
-            "`entropy-poster`",
-            "; ".join(f"{mean(values):.3f} ± {stdev(values):.3f}" for values in seeds.values()),
-        )
-    )
-    return result
-
-
 def demo_model(r: dict[str, Any]) -> list[Row]:
     """The model that ships."""
     exported, training = r["evaluation"]["exports"][0], r["training"]
@@ -379,6 +337,7 @@ def upload(r: dict[str, Any]) -> list[Row]:
 
 
 SCRIPTS = {  # where the name is another
+    "poster_train_20m": "poster_train.py",
     "proxy_stats": "proxy_study.py --stats bench/results/proxy_study.csv",
     "export_sizes_tflite": "export_sizes.py tflite",
 }
@@ -400,7 +359,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "faults": faults,
     "upload": upload,
     "ring": ring,
-    "poster_train": poster_train,
+    "poster_train": lambda r: [*full_rows(r), *small_rows(r)],
+    "poster_train_20m": twenty_million_rows,
     "poster": figure_rows,
     "demo_model": demo_model,
 }

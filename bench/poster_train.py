@@ -7,6 +7,7 @@
     bench/poster_train.py --tasks .poster --out tasks.jsonl [--rows NAME,NAME]     14 zero-shot tasks on what is trained
     bench/poster_train.py --loop merino-61m .poster/gpt2 --out loop.jsonl         MFU of the package's own loop
     bench/poster_train.py --collect rows.jsonl --loops loop.jsonl --device "NVIDIA H100"   into bench/results/
+    bench/poster_train.py --page                             the recorded rows into docs/training.md
 
 Several rows are in flight on a GPU: one trains, the others compile or are judged meanwhile. A result is
 written as soon as a row ends; the same command goes on with the rows that are not in the results. The
@@ -303,12 +304,13 @@ def time_loop(preset: str, data: str, tokens: int, out: Path) -> None:
     append(out, {"what": f"{preset}, {tokens / 1e6:.0f} M tokens", "import_seconds": imported, **facts})
 
 
-def collect(paths: list[Path], loops: list[Path], device: str, versions: str, corpus: str) -> None:
+def collect(options: argparse.Namespace) -> None:
     """Write what was brought back into the recorded results; a row trained twice shows how well it repeats."""
     from poster import trainer
     from record import write_result
 
-    records = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for path in options.collect for line in path.read_text(encoding="utf-8").splitlines()]
+    planned = [json.loads(line)["id"] for line in options.planned.read_text(encoding="utf-8").splitlines()]
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     repeats = []
     for record in records:
@@ -321,13 +323,16 @@ def collect(paths: list[Path], loops: list[Path], device: str, versions: str, co
         else:
             rows[key] = {name: value for name, value in record.items() if name not in ("shape", "wall_s")}
     have = {name for name, _ in rows}
-    missing = {r["id"]: r.get("skipped") or r.get("failed") for r in records if r["id"] not in have}
+    missing = dict.fromkeys([name for name in planned if name not in have], "no device time left")
+    missing |= {r["id"]: r["failed"] for r in records if r["id"] not in have and "failed" in r}
     document = {
-        "device": device,
-        "versions_there": versions,
-        "corpus": corpus,
+        "device": options.device,
+        "versions_there": options.versions,
+        "corpus": options.corpus_name,
         "recipe": {"text": trainer.__doc__, "rates": trainer.RATES, "sweep_tokens": trainer.SWEEP_TOKENS},
-        "training_loop": [json.loads(line) for path in loops for line in path.read_text(encoding="utf-8").splitlines()],
+        "training_loop": [
+            json.loads(line) for path in options.loops for line in path.read_text(encoding="utf-8").splitlines()
+        ],
         "rows": list(rows.values()),
         "repeats": repeats,
         "missing": missing,
@@ -355,6 +360,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="with --tasks: sequences of one forward pass")
     parser.add_argument("--seconds", type=float, default=3600, help="start nothing that would end later")
     parser.add_argument("--collect", type=Path, nargs="+", metavar="RESULTS.jsonl")
+    parser.add_argument("--planned", type=Path, default=Path(".poster/rows.jsonl"), help="with --collect: the plan")
+    parser.add_argument("--page", action="store_true", help="write the table of docs/training.md")
     parser.add_argument("--loops", type=Path, nargs="*", default=[], help="results of the package's own training loop")
     parser.add_argument("--device", default="")
     parser.add_argument("--corpus-name", default="")
@@ -371,7 +378,11 @@ def main() -> None:
     elif options.loop:
         time_loop(*options.loop, options.loop_tokens, options.out)
     elif options.collect:
-        collect(options.collect, options.loops, options.device, options.versions, options.corpus_name)
+        collect(options)
+    elif options.page:
+        from poster.page import write_page
+
+        write_page()
     else:
         parser.error("give one of --plan, --tokens, --train, --collect")
 

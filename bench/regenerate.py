@@ -76,6 +76,7 @@ STEPS = (
 # Figures that no call here makes, and what does.
 ELSEWHERE = {
     "poster_train": "a GPU: bench/poster_train.py",
+    "poster_train_20m": "the same, earlier and on fewer tokens: kept for what the later one lacks",
     "demo_model": "a GPU: make demo-model",
     "arm": "emulated boards: bench/arm.py",
     "other_tools": "other tools: make other-tools",

@@ -71,6 +71,11 @@ def train(request: TrainRequest, progress: Report | None = None) -> TrainResult:
             empty = dict.fromkeys(("step", "steps", "tokens", "loss", "tokens_per_s", "seconds_left"))
             progress({"stage": "training", **empty, **facts})
 
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise TrainingError(
+            "FSDP does not work on GPUs: the loss reads the token table, which FSDP has cut up",
+            hint="start the same command with torchrun; every GPU then holds the whole model",
+        )
     threads = torch.get_num_threads()
     try:
         with quiet():

@@ -26,6 +26,7 @@ from merino_edge.errors import DataError, UsageError, did_you_mean
 
 Doc = dict[str, Any]
 YES_NO = ["no", "yes"]
+CHOICE_LETTER = re.compile(r"^[A-D]\s*[.?]?\s*")  # of LogiQA, whose full stop is sometimes missing
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def _logiqa() -> list[Doc]:
         answer, passage, question, *choices = lines[i + 1 : i + 8]
         letters = "\n".join(choices)
         text = f"Passage: {passage}\nQuestion: {question}\nChoices:\n{letters}\nAnswer:"
-        docs.append(_choice(text, [c.partition(".")[2].strip() for c in choices], "abcd".index(answer.strip().lower())))
+        endings = [CHOICE_LETTER.sub("", choice).strip() for choice in choices]
+        docs.append(_choice(text, endings, "abcd".index(answer.strip().lower())))
     return docs
 
 

@@ -30,7 +30,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "winogrande.jsonl.xz": json.dumps({"context_options": ["He", "She"], "continuation": "ran.", "gold": 1}) + "\n",
         "lambada_openai.jsonl.xz": json.dumps({"context": "to be or not to", "continuation": "be"}) + "\n",
         "hellaswag_val_full.txt.xz": "Walking: A man walks. he\n2\nsits.\nflies.\nruns on.\nsings.\n",
-        "logiqa_test.txt.xz": "\nb\nA passage.\nWhat follows?\nA.One\nB.Two\nC.Three\nD.Four\n",
+        "logiqa_test.txt.xz": "\nb\nA passage.\nWhat follows?\nA.One\nB Two\nC? Three\nD.Four\n",
     }
     for name, text in files.items():
         (folder / name).write_bytes(lzma.compress(text.encode()))

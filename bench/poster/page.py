@@ -1,0 +1,158 @@
+"""What was recorded of the trained rows, as `docs/training.md` and the README show it: nothing is written by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results" / "poster_train.json"
+PAGE = ROOT / "docs" / "training.md"
+Figure = tuple[str, str]  # what, and the figure
+KINDS = {
+    "itself": "{}",
+    "the same layers unshared": "unshared {}",
+    "a plain decoder of equal FLOPs": "uniform of {}",
+    "what the default (and parameter count) chooses at those FLOPs": "parameters at {}",
+    "what TE-NAS's scores choose there": "te-nas at {}",
+}
+SMALL = {
+    "parameters-per-depth": "chosen by `parameters-per-depth` (the default), a plain decoder of 4 layers of width 640",
+    "parameters": "by `parameters`",
+    "te-nas": "by TE-NAS's scores",
+    "entropy": "by `entropy`",
+    "plain 768x3": "plain decoders of 3 layers of width 768",
+    "plain 576x5": "5 of 576",
+    "plain 512x6": "6 of 512",
+    "plain 384x10": "10 of 384",
+}
+BEGIN, END = "<!-- rows -->", "<!-- /rows -->"
+HEAD = (
+    "| row | what it is | unique; executed parameters, M | GFLOPs without; with head | learning rate | loss "
+    "| bits per byte | WikiText-2: token; word | PTB: token; word |"
+)
+SMALL_HEAD = (
+    "| row | what it is | unique parameters, M | GFLOPs without; with head | learning rate | loss, three seeds |"
+)
+
+
+def _shape(row: dict[str, Any]) -> str:
+    """Return the shape in words, equal layers counted."""
+    parts = row["describe"].partition(", V ")[0].split(" | ")
+    if len(set(parts)) == 1 and parts[0].count("x1 "):
+        return f"{len(parts)} layers {parts[0].replace('x1 ', ' ')}"
+    return " / ".join(parts)
+
+
+def _full(row: dict[str, Any]) -> str:
+    judged = row["judged"]
+    told = [f"{judged['validation']['loss']:.3f}", f"{judged['validation']['bits_per_byte']:.3f}"]
+    for text in ("wikitext2, stride 512", "ptb, stride 512"):
+        told.append(f"{judged[text]['perplexity']:.1f}; {judged[text]['word_perplexity']:.1f}")
+    sizes = f"{row['parameters'] / 1e6:.1f}; {row['executed_parameters'] / 1e6:.1f}"
+    flops = f"{row['flops'] / 1e9:.1f}; {row['flops_with_head'] / 1e9:.1f}"
+    return f"| {row['id']} | {_shape(row)} | {sizes} | {flops} | {row['learning_rate']:g} | {' | '.join(told)} |"
+
+
+def _small(rows: list[dict[str, Any]]) -> str:
+    row, losses = rows[0], [r["judged"]["validation"]["loss"] for r in rows]
+    flops = f"{row['flops'] / 1e9:.1f}; {row['flops_with_head'] / 1e9:.1f}"
+    names = " = ".join([row["id"], *row.get("also", [])]).replace("small ", "")
+    return (
+        f"| {names} | {_shape(row)} | {row['parameters'] / 1e6:.1f} | {flops} | {row['learning_rate']:g} "
+        f"| {mean(losses):.3f} ± {stdev(losses):.3f} |"
+    )
+
+
+def table() -> str:
+    """Return both tables and the list of what is missing."""
+    recorded = json.loads(RESULTS.read_text(encoding="utf-8"))["result"]
+    full = [row for row in recorded["rows"] if row["group"] not in ("small", "vocabulary")]
+    full.sort(key=lambda row: (row["flops"] > 80e9, row["flops"] > 130e9, row["judged"]["validation"]["loss"]))
+    small: dict[str, list[dict[str, Any]]] = {}
+    for row in recorded["rows"]:
+        if row["group"] == "small":
+            small.setdefault(row["id"], []).append(row)
+    tokens = {row["tokens"] for row in full}
+    assert len(tokens) == 1, "every row sees the same tokens"
+    ordered = sorted(small.values(), key=lambda rows: mean(r["judged"]["validation"]["loss"] for r in rows))
+    lines = [
+        f"{tokens.pop() / 1e6:.1f} M tokens each (one epoch), seed 0, {recorded['device']}:",
+        "",
+        HEAD,
+        "| --- | --- | " + " | ".join(["---:"] * 7) + " |",
+        *map(_full, full),
+        "",
+        f"{next(iter(small.values()))[0]['tokens'] / 1e6:.1f} M tokens each, vocabulary 8,192, seeds 0, 1 and 2:",
+        "",
+        SMALL_HEAD,
+        "| --- | --- | " + " | ".join(["---:"] * 4) + " |",
+        *map(_small, ordered),
+        "",
+        "Not trained, for want of device time: " + "; ".join(recorded["missing"]) + ".",
+    ]
+    return "\n".join(lines)
+
+
+def write_page() -> None:
+    """Put the tables between the marks."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", encoding="utf-8")
+
+
+def full_rows(r: dict[str, Any]) -> list[Figure]:
+    """Return the README's rows of the poster's models."""
+    loss = {row["id"]: row["judged"]["validation"]["loss"] for row in r["rows"]}
+    two, one = r["training_loop"]
+    told = [
+        (
+            f"the loop of `merino-edge train` on {two['what']}, then on one GPU: tokens/s; held-out loss",
+            f"{two['steady_tokens_per_s'] / 1e3:.0f} k, {one['steady_tokens_per_s'] / 1e3:.0f} k; "
+            f"{two['validation_loss']:.3f}, {one['validation_loss']:.3f}",
+        )
+    ]
+    for name in ("merino-52m", "merino-61m", "merino-64m"):
+        tokens = next(row["tokens"] for row in r["rows"] if row["id"] == name)
+        have = {what: key.format(name) for what, key in KINDS.items() if key.format(name) in loss}
+        what = f"held-out loss after {tokens / 1e6:.0f} M tokens (one epoch), nats a token, one seed, {name}: "
+        told.append((what + "; ".join(have), "; ".join(f"{loss[key]:.3f}" for key in have.values())))
+    others = [row["id"] for row in r["rows"] if row["group"] == "baseline"]
+    missing = [name for name in r["missing"] if not name.startswith(("small", "vocabulary"))]
+    what = f"the same for {'; '.join(others)} (no device time left for {', '.join(missing)})"
+    return [*told, (what, "; ".join(f"{loss[name]:.3f}" for name in others))]
+
+
+def small_rows(r: dict[str, Any]) -> list[Figure]:
+    """Return the README's row of the seed study."""
+    losses: dict[str, list[float]] = {}
+    for row in r["rows"]:
+        if row["group"] == "small":
+            losses.setdefault(row["id"].removeprefix("small "), []).append(row["judged"]["validation"]["loss"])
+    have = [name for name in SMALL if name in losses]
+    what = "vocabulary 8,192, 8 M tokens, FLOPs without the head within 6 %, three seeds (mean ± standard deviation): "
+    values = (f"{mean(losses[name]):.3f} ± {stdev(losses[name]):.3f}" for name in have)
+    return [(what + "; ".join(SMALL[name] for name in have), "; ".join(values))]
+
+
+def twenty_million_rows(r: dict[str, Any]) -> list[Figure]:
+    """Return the README's rows of an earlier campaign: the use of the GPU, and baselines that the later one lacks."""
+    loss = {row["id"]: row["judged"]["validation"]["loss"] for row in r["rows"]}
+    loop = r["training_loop"][0]
+    others = [name for name in ("pythia-70m", "pythia-162m", "gpt2-124m", "opt-125m") if name in loss]
+    return [
+        (
+            f"`merino-edge train` on {loop['what']}, context 1,024, one {r['device']}: model FLOPs utilisation of "
+            "989 TFLOP/s once compiled; tokens/s; start-up and compilation, of how much",
+            f"{100 * loop['mfu']:.1f} %; {loop['steady_tokens_per_s'] / 1e3:.0f} k; "
+            f"{loop['startup_seconds']:.0f} of {loop['seconds']:.0f} s",
+        ),
+        (
+            "held-out loss of another text after 20 M tokens, learning rates from a shorter sweep, one seed: "
+            + "; ".join(others),
+            "; ".join(f"{loss[name]:.3f}" for name in others),
+        ),
+    ]
