@@ -58,7 +58,7 @@ def test_every_command_of_a_page_can_be_typed(ring: Ring, tmp_path: Path) -> Non
     assert search["latency"].upper == pytest.approx(searched["limits"]["latency_ms"]["upper"])  # type: ignore[attr-defined]
     assert search["memory"].upper == pytest.approx(searched["limits"]["memory_bytes"]["upper"], abs=1)  # type: ignore[attr-defined]
     assert (search["vocab"], search["context"], search["space"]) == (300, 256, "tiny")
-    assert (search["run"], search["device"], bench["device"]) == ("ring", "local", "local")
+    assert (search["run"], search["device"], bench["devices"]) == ("ring", "local", ("local",))
     assert (train["steps"], train["context_length"], train["learning_rate"]) == (40, 64, 1e-3)
     manifests = [json.loads(path.read_text()) for path in sorted(folder.glob("export/*/manifest.json"))]
     assert [e["recipe"] for e in exports] == [m["recipe"] for m in manifests]
