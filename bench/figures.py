@@ -234,7 +234,9 @@ def prefill_chunks(r: dict[str, Any]) -> list[Row]:
         cpu = {chunk["chunk"]: chunk["cpu_ms"] for chunk in row["chunks"]}
         name = f"{row['recipe']} {row['form']}" + (" as TFLite" if row["format"] == "tflite" else "")
         found.append(f"{name} {cpu[max(cpu)] / cpu[row['shipped']]:.2f} x")
-    what = "60 M model, a prompt of 1,024 at once over the same in the chunks that sessions feed: processor time, one thread"
+    what = (
+        "60 M model, a prompt of 1,024 at once over the same in chunks as sessions feed it: processor time, one thread"
+    )
     return [(what, "; ".join(found))]
 
 

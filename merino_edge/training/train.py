@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import gc
 import math
+import os
 import shutil
 import time
 from collections.abc import Mapping
