@@ -36,7 +36,7 @@ FILE_BYTES = 3 << 20
 SLACK_BYTES = 1 << 20
 HANDSHAKE_BYTES = 6000  # of the beginning of a session, where half of the faults fall
 LIMIT_S = 75.0  # connecting 10, handshake 10, login 20, the agent's hello 20; and a loaded machine
-WHOLE_SESSION = {UP: FILE_BYTES + 40_000, DOWN: 12_000}
+WHOLE_SESSION = {UP: FILE_BYTES + 40_000, DOWN: 8_000}
 
 pytestmark = [needs_sshd, pytest.mark.timeout(3600)]
 
@@ -224,7 +224,7 @@ def test_a_network_that_breaks_anywhere_costs_time_and_nothing_else(scratch: Pat
     campaign = Campaign("network", PROMISED)
     server = Server(scratch / "sshd")
     client.allow(server)
-    sessions = plan(campaign, campaign.portion(PROMISED + 110, least=len(KINDS)))
+    sessions = plan(campaign, campaign.portion(PROMISED + 160, least=len(KINDS) * len(WAYS)))
     todo = list(reversed(sessions))
     lock = threading.Lock()
 
