@@ -31,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 TORCH_RECORD = Path(sys.prefix) / ".torch-index"  # the index torch was last taken from
-EXTRAS = "train,tflite,serve,docs,dev"
+EXTRAS = "train,tflite,serve,report,docs,dev"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 
