@@ -240,6 +240,17 @@ def prefill_chunks(r: dict[str, Any]) -> list[Row]:
     return [(what, "; ".join(found))]
 
 
+def arm(r: dict[str, Any]) -> list[Row]:
+    """Whether every recipe's file computes rightly on emulated Arm cores, by runtime."""
+    found = []
+    for runtime in ("onnxruntime-1.32.0", "onnxruntime-1.23.2", "ai-edge-litert-2.3.0"):
+        rows = [row for row in r["rows"] if row["runtime"] == runtime]
+        right = sum(1 for row in rows if row["runs"] and row["right"])
+        found.append(f"{runtime} {right} of {len(rows)}")
+    what = "every recipe in every form on emulated Cortex-A53, A72 and A76: files that run with right numbers"
+    return [(what, "; ".join(found))]
+
+
 def quantization(r: dict[str, Any]) -> list[Row]:
     """What each recipe and quantizer costs a trained model."""
     change = {(row["recipe"], row["quantizer"]): f"{100 * row['perplexity_change']:+.2f} %" for row in r["rows"]}
@@ -358,6 +369,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "export_sizes_tflite": lambda r: export_sizes(r, " as TFLite"),
     "peers": peers,
     "quantization": quantization,
+    "arm": arm,
     "faults": faults,
     "upload": upload,
     "ring": ring,
