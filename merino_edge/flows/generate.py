@@ -126,7 +126,13 @@ class DeployedModel:
         return int(self.manifest["context_length"])
 
     def encode(self, prompt: str, special: bool = True) -> list[int]:
-        """Return the token ids of a prompt, at least one; what a chat template wrote has its special tokens already."""
+        """Return the token ids of a prompt, at least one; what a chat template wrote has its special tokens already.
+
+        Raises:
+            UsageError: the prompt holds what is no text.
+        """
+        if any("\ud800" <= c <= "\udfff" for c in prompt):
+            raise UsageError("the prompt is not valid UTF-8", hint="convert it with: iconv -t UTF-8")
         return list(self.tokenizer.encode(prompt, add_special_tokens=special).ids) or [self.end or 0]
 
     def stream(self, prompt_ids: list[int], sampling: Sampling) -> Generator[str, None, None]:

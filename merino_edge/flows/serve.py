@@ -14,12 +14,13 @@ import queue
 import secrets
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from merino_edge.device.client import Device
-from merino_edge.errors import DeviceError, MerinoEdgeError, UsageError
+from merino_edge.errors import DeviceError, InternalError, MerinoEdgeError, UsageError
 from merino_edge.flows.completions import Completion, RequestError, parse_chat, parse_completion
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
 from merino_edge.flows.generate import DeployedModel
@@ -99,6 +100,9 @@ class Worker:
                 self._continue(job)
             except MerinoEdgeError as error:
                 job.tell("failed", error)
+            except Exception as error:  # noqa: BLE001  a mistake of ours must not leave the others waiting for ever
+                traceback.print_exc()
+                job.tell("failed", InternalError(f"internal error: {type(error).__name__}: {error}"))
             finally:
                 with self._lock:
                     self._open -= 1

@@ -193,6 +193,22 @@ def test_a_lost_device_is_503_and_the_server_lives_on(talker: Talker) -> None:
         assert api.completions.create(model="local-release-1", prompt="w1").object == "text_completion"
 
 
+def test_a_prompt_that_is_no_text_is_refused_and_the_server_lives_on(talker: Talker) -> None:
+    with running(talker) as address:
+        assert status(address, "/v1/completions", b'{"prompt": "\\ud800"}') == 400
+        assert status(address, "/v1/completions", b'{"prompt": "w1"}') == 200
+
+
+def test_a_mistake_of_ours_is_500_and_the_server_lives_on(talker: Talker, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client(talker) as api:
+        with monkeypatch.context() as patch:
+            patch.setattr(DeployedModel, "encode", lambda *_, **__: [])
+            with pytest.raises(openai.InternalServerError, match="internal error") as caught:
+                api.completions.create(model="local-release-1", prompt="w1")
+        assert caught.value.status_code == 500
+        assert api.completions.create(model="local-release-1", prompt="w1").object == "text_completion"
+
+
 def test_what_is_asked_for_wrongly_is_told_in_the_clients_own_errors(talker: Talker) -> None:
     with client(talker) as api, running(talker) as address:
         with pytest.raises(openai.NotFoundError, match="local-release-1"):
