@@ -266,7 +266,7 @@ class OnDevice:
         rows: list[Row] = []
         if not found:
             return rows
-        with progress.task(f"measuring {len(found)} bundles on {name}", len(found)) as task:
+        with progress.task(f"measuring {len(found)} bundle{'s' * (len(found) > 1)} on {name}", len(found)) as task:
             for number, (contender, bundle) in enumerate(found):
                 task.update(number, f"measuring {contender.name} {bundle.label} on {name}")
                 try:
@@ -276,8 +276,9 @@ class OnDevice:
                     self.session.failures.append((f"{contender.name} {bundle.label} on {name}", error))
                 task.update(number + 1)
         for contender in contenders:
-            if contender.subject is not None and contender.subject.run is not None:
-                _keep_records(contender.subject, name)
+            subject = contender.subject
+            if subject is not None and subject.run is not None and subject.run.info()["device"] == name:
+                _keep_records(subject, name)  # what another device showed says nothing of the run's promise
         return rows
 
     def _names(self, contender: Contender, bundle: Bundle) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,8 +22,11 @@ from merino_edge.cli.main import main
 from merino_edge.device.registry import DeviceEntry, Registry
 from merino_edge.errors import DeviceError
 from merino_edge.exporters.to_onnx import export
+from merino_edge.files import write_json
 from merino_edge.flows import bench_torch, devices
 from merino_edge.flows.bench_rows import COLUMNS, hottest_c, was_throttled
+from merino_edge.measurement import read_measurements
+from merino_edge.run import RUN_FILE, Run
 from merino_edge.testing import FakeDevice, tiny_architecture, tiny_architectures, write_bundle
 
 Command = Callable[..., tuple[int, str, str]]
@@ -107,6 +111,20 @@ def test_several_devices_stand_below_each_other(command: Command, models: dict[s
     assert [row["device"] for row in json.loads(out)["rows"]] == ["one", "two"]
     _, table, _ = command(models["small.json"], *words)
     assert " device " in table
+
+
+def test_a_run_keeps_what_its_own_device_showed_and_nothing_of_others(
+    command: Command, models: dict[str, str], tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "runs" / "promised")
+    run.folder.mkdir(parents=True)
+    shutil.copy(models["small.json"], run.architecture_file)
+    write_json(run.folder / RUN_FILE, {"created_at": 0.0, "device": "one"})
+    words = (str(run.folder), "--recipe", "fp32", "-t", "pp16")
+    assert command(*words, "-d", "two")[0] == 0
+    assert list(read_measurements(run.measurements_file)) == []
+    assert command(*words, "-d", "one")[0] == 0
+    assert len(list(read_measurements(run.measurements_file))) == 1
 
 
 def test_a_device_that_is_gone_leaves_the_rows_of_the_others(
