@@ -5,6 +5,7 @@ Subcommands are imported when they are called, so that `--help` is quick.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -111,28 +112,46 @@ def main(argv: list[str] | None = None) -> None:
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:
-        code = _report(UsageError(error.format_message(), hint=_usage_hint(error)), args)
+        code = _report(UsageError(error.format_message(), hint=_usage_hint(error, args)), args)
     except MerinoEdgeError as error:
         code = _report(error, args)
     except (KeyboardInterrupt, click.Abort):
         code = _report(InterruptedByUser("interrupted; what was complete is kept"), args)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         code = 141
     except Exception as error:  # noqa: BLE001  a mistake of ours: say so, and keep the promise of --json
-        import traceback
-
-        traceback.print_exc()
-        code = _report(InternalError(f"internal error: {type(error).__name__}: {error}", hint=_REPORT), args)
+        code = _report_unforeseen(error, args)
     sys.exit(code)
 
 
-def _usage_hint(error: click.ClickException) -> str:
+def _usage_hint(error: click.ClickException | None, args: list[str]) -> str:
     context = getattr(error, "ctx", None)
-    return f"{context.command_path if context else 'merino-edge'} --help"
+    if context:
+        return f"{context.command_path} --help"
+    return f"merino-edge {args[0]} --help" if args and args[0] in COMMANDS else "merino-edge --help"
+
+
+def _close_output() -> None:
+    """Send what is still to be written nowhere, or Python would fail at it once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report_unforeseen(error: Exception, args: list[str]) -> int:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _close_output()
+        where = error.filename or "the output"
+        full = MerinoEdgeError(f"cannot write {where}: {error.strerror}", hint="free some space, or write elsewhere")
+        return _report(full, args)
+    import traceback
+
+    traceback.print_exc()
+    return _report(InternalError(f"internal error: {type(error).__name__}: {error}", hint=_REPORT), args)
 
 
 def _report(error: MerinoEdgeError, args: list[str]) -> int:
+    if error.hint is None and isinstance(error, UsageError):
+        error.hint = _usage_hint(None, args)
     if "--json" in args:
         from merino_edge.cli.output import print_json
 

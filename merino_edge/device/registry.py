@@ -163,7 +163,7 @@ class Registry:
             )
         raise UsageError(
             f"unknown device '{name}'{did_you_mean(name, {*names, *boards})}",
-            hint=f"devices: {', '.join(names)}; boards: {', '.join(boards)}",
+            hint=f"add it: merino-edge devices add {name} --host USER@ADDRESS",
             devices=names,
             boards=boards,
         )

@@ -56,6 +56,7 @@ def run_command(tmp_path: Path) -> Run:
         (("generate", "hello", "--temperature", "-1"), 2, "--temperature"),
         (("doctor", "nowhere"), 2, "unknown device 'nowhere'"),
         (("bench",), 2, "there is no run"),
+        (("bench", "--fail-over", "5%"), 2, "merino-edge bench --help"),
     ],
 )
 def test_a_wrong_call_gets_one_line_and_its_exit_code(
@@ -68,6 +69,11 @@ def test_a_wrong_call_gets_one_line_and_its_exit_code(
     assert words in document["error"]["message"] + str(document["error"]["hint"])
     assert "Traceback" not in done.stderr
     assert sum(line.startswith("error:") for line in done.stderr.splitlines()) == 1
+
+
+def test_a_half_given_option_names_the_help_of_its_command(run_command: Run) -> None:
+    done = run_command("bench", "--compare", "one")
+    assert (done.returncode, "next: merino-edge bench --help" in done.stderr) == (2, True)
 
 
 def test_profile_of_a_board_nobody_added_names_the_command_that_adds_it(run_command: Run) -> None:
@@ -93,3 +99,20 @@ def test_limits_that_nothing_meets_name_the_binding_one_and_the_nearest(run_comm
     error = json.loads(done.stdout)["error"]
     assert error["binding"] == "parameters"
     assert error["nearest"] is not None
+
+
+@pytest.mark.parametrize("words", [("show", "merino-52m"), ("show", "merino-52m", "--json"), ("--version",)])
+def test_a_full_disk_behind_stdout_is_one_line(words: tuple[str, ...]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "merino_edge.cli", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write the output: No space left on device\n  next: ")
+    assert "Traceback" not in done.stderr
