@@ -142,7 +142,7 @@ def _line(turners: Sequence[Turner], number: int, test: str, tokens: int, depth:
 def _verdict(first: str, second: str, found: Ratio, rounds: int) -> tuple[str, str]:
     """Say what a ratio means: `noise` where the interval holds 1, or where there are too few rounds for one."""
     if rounds < FEWEST:
-        return "noise", f"{rounds} rounds show nothing for certain: {found.words()}; give --rounds 10"
+        return "noise", f"too few rounds ({rounds}) to show anything for certain: {found.words()}; give --rounds 10"
     if found.is_noise:
         return "noise", f"noise: no difference is shown: {found.words()}"
     if found.value > 1:
