@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from pathlib import Path
@@ -60,6 +61,13 @@ def main(folder: Path, invoked: str, words: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:  # whoever read us has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would fail at it once more as it ends
+        where = error.filename or "the output"
+        sys.stderr.write(f"{parser.prog}: cannot write {where}: {error.strerror}\n  next: free some space\n")
         return 1
 
 

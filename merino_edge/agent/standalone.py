@@ -100,6 +100,8 @@ class Model:
             `tokens`, `seconds`, `tokens_per_s` and `ended`: `length`, `stop` or `context`.
         """
         asked = check_options(options)
+        if any("\ud800" <= c <= "\udfff" for c in prompt):
+            raise AgentError("request", "the prompt is not valid UTF-8", "convert it with: iconv -t UTF-8")
         end = end_of_text(self._tokenizer)
         ids = list(self._tokenizer.encode(prompt).ids) or [end or 0]
         room = int(self.manifest["context_length"]) - len(ids)

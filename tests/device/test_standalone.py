@@ -139,6 +139,17 @@ def test_what_makes_no_sense_is_one_clear_line(deployed: Path, words: tuple[str,
     assert done.stdout == ""
 
 
+def test_a_full_disk_behind_its_text_is_one_clear_line(deployed: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        command = ["python3", str(deployed), PROMPT, "--max-tokens", "2"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("run.py: cannot write the output: No space left on device\n  next: ")
+    assert "Traceback" not in done.stderr
+
+
 def test_without_a_tokenizer_it_names_the_command(entry: DeviceEntry, talking: Bundle, tmp_path: Path) -> None:
     with open_device(dataclasses.replace(entry, root=str(tmp_path / "root"))) as device:
         assert device.install(talking).run_py is None
@@ -286,6 +297,7 @@ def test_socket_is_private_answers_again_and_again_and_is_gone_at_the_end(deploy
         (b'{"prompt": 1}', 'with a text \\"prompt\\"'),
         (b'{"prompt": "a", "tokens": 3}', "unknown key 'tokens'"),
         (b'{"prompt": "a", "top_p": 2}', "top_p above 0"),
+        (b'{"prompt": "\\ud800"}', "not valid UTF-8"),
         (b'{"prompt": "a", "seed": true}', "seed cannot be True"),
         (b'{"prompt": "a", "stop": [1]}', "stop must be a text"),
         (b"[" * 100_000, "must be one JSON object"),
