@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,11 @@ def evaluate(
     Returns:
         The document of `merino-edge evaluate --json`.
     """
+    if options.tasks and find_spec("lm_eval") is None:
+        raise UsageError("zero-shot tasks need lm-eval", hint="pip install 'merino-edge[eval]'")
     subject, model, name = _open(subject_name, options)
+    if options.exports and subject is not None and not exported_bundles(subject):
+        raise UsageError(f"{subject.name} has no export", hint=f"merino-edge export {subject.name}")
     context = options.context_length or model.context_length
     if context > model.context_length:
         raise UsageError(f"{name} reads {model.context_length} tokens, not {context}", hint="give a shorter --context")
@@ -130,8 +135,6 @@ def _exports(
     """Score each exported file on this machine, and the checkpoint on the same tokens in the same windows."""
     assert subject is not None and subject.checkpoint is not None
     bundles = exported_bundles(subject)
-    if not bundles:
-        raise UsageError(f"{subject.name} has no export", hint=f"merino-edge export {subject.name}")
     held_out = read_validation(subject.checkpoint)
     if held_out is None:
         raise UsageError(f"{subject.checkpoint} holds no held-out tokens", hint="train again")

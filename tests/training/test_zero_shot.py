@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import DataError, UsageError
+from merino_edge.flows import evaluate
 from merino_edge.training import zero_shot
 from merino_edge.training.data import train_tokenizer
 from merino_edge.training.model import MerinoConfig, MerinoForCausalLM
@@ -93,3 +94,10 @@ def test_missing_files_name_the_variable(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("MERINO_EDGE_DATA", raising=False)
     with pytest.raises(DataError, match="MERINO_EDGE_DATA"):
         zero_shot.TASKS["cb"]()
+
+
+def test_what_a_long_evaluation_would_lack_is_told_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
+    monkeypatch.setattr(evaluate, "_open", lambda *_: pytest.fail("a model was opened"))
+    with pytest.raises(UsageError, match="lm-eval"):
+        evaluate.evaluate("run", evaluate.EvaluateOptions(tasks=("boolq",)))
