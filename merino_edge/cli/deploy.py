@@ -84,13 +84,25 @@ def command(
         return
     for each in shown:
         _print_list(each) if listing else _print(each, rollback)
-    if not rollback and not listing and not all(each["trained"] for each in shown):
+    if not listing:
+        _say_next(shown, rollback, dry_run)
+
+
+def _say_next(shown: list[dict[str, Any]], rollback: bool, dry_run: bool) -> None:
+    """Name the command that follows, with the device where `generate` would mean another."""
+    from merino_edge.flows.devices import select_device
+
+    if not rollback and not all(each["trained"] for each in shown):
         click.echo("next: merino-edge train", err=True)
-    elif not dry_run and not listing:
-        click.echo('next: merino-edge generate "Once upon a time"', err=True)
-        for each in shown:
-            if each.get("run_py"):
-                click.echo(f"on {each['device']} itself: python3 {each['run_py']} --help", err=True)
+        return
+    if dry_run:
+        return
+    name = shown[0]["device"]
+    there = "" if select_device(None, None, terminal_progress(quiet=True)) == name else f" --device {name}"
+    click.echo(f'next: merino-edge generate{there} "Once upon a time"', err=True)
+    for each in shown:
+        if each.get("run_py"):
+            click.echo(f"on {each['device']} itself: python3 {each['run_py']} --help", err=True)
 
 
 def _check_company(rollback: bool, listing: bool, release: bool, changes: bool, standalone: bool) -> None:

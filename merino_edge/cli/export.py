@@ -52,7 +52,7 @@ def command(as_json: bool, subject: str | None, **wishes: Any) -> None:
             ("trained", "yes" if document["trained"] else "no: random weights"),
         ]
     )
-    click.echo("next: merino-edge deploy", err=True)
+    click.echo(f"next: merino-edge deploy {document['run'] or ''}".rstrip(), err=True)
 
 
 def _quality(quality: dict[str, Any]) -> str:

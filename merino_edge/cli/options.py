@@ -69,7 +69,7 @@ def json_option(command: _F) -> _F:
 
 def device_option(command: _F) -> _F:
     """Add `--device`."""
-    text = "Device to use (default: the run's, then $MERINO_EDGE_DEVICE, then the configured one, then local)."
+    text = "Device to use (default: $MERINO_EDGE_DEVICE, then the configured one, then local)."
     return click.option("--device", "-d", metavar="NAME", help=text)(command)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from merino_edge.cli.deploy import _say_next
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -116,3 +118,13 @@ def test_a_full_disk_behind_stdout_is_one_line(words: tuple[str, ...]) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: cannot write the output: No space left on device\n  next: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "words"), [("local", 'generate "Once'), ("kitchen", 'generate --device kitchen "Once')]
+)
+def test_deploy_names_the_device_where_generate_would_mean_another(
+    device: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _say_next([{"device": device, "trained": True}], rollback=False, dry_run=False)
+    assert f"next: merino-edge {words}" in capsys.readouterr().err
