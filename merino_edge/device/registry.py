@@ -161,9 +161,10 @@ class Registry:
                 hint=f"merino-edge profile {name} --host pi@ADDRESS",
                 board=name,
             )
+        known = f"devices: {', '.join(names)}; boards: {', '.join(boards)}"
         raise UsageError(
             f"unknown device '{name}'{did_you_mean(name, {*names, *boards})}",
-            hint=f"add it: merino-edge devices add {name} --host USER@ADDRESS",
+            hint=f"{known}; or add it: merino-edge devices add {name} --host USER@ADDRESS",
             devices=names,
             boards=boards,
         )
