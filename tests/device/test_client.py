@@ -178,7 +178,8 @@ def test_measurement_keeps_raw_samples_and_memory(device: AgentDevice, fp32: Bun
 def test_passes_that_are_asked_for_are_those_measured(device: AgentDevice, fp32: Bundle) -> None:
     specs = [TestSpec("tg", 4, 8, warmup=2, repeats=3), TestSpec("pp", 8, warmup=3, repeats=2)]
     found = device.measure(fp32, specs, threads=1, context_length=16, budget_s=60)
-    assert [(len(r.warmup_ns), len(r.samples_ns)) for r in found] == [(8, 12), (3, 2)]
+    taken = [len(r.samples_ns) + len(r.conditions["disturbed_ns"]) for r in found]  # others may disturb a pass
+    assert ([len(r.warmup_ns) for r in found], taken) == ([8, 3], [12, 2])
     memory = found[0].conditions["memory"]
     assert memory["loaded"]["anonymous"] >= memory["empty_runtime"]["anonymous"] > 0
 
