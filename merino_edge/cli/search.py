@@ -129,7 +129,8 @@ def _print(document: dict[str, Any]) -> None:
     pairs += [("limits", line) for line in limit_lines(document)]
     if document["rounds"]:
         kept = "keeps its limits by the device's clock" if document["verified"] else "does NOT keep its limits yet"
-        pairs.append(("verified", f"{kept}, {len(document['rounds'])} measurements"))
+        count = len(document["rounds"])
+        pairs.append(("verified", f"{kept}, {count} {'measurement' if count == 1 else 'measurements'}"))
     print_pairs(pairs)
     if document["sensitivity"]:
         rows = [
