@@ -342,7 +342,8 @@ def _listening(host: str, port: int) -> Iterator[Any]:
             listener.bind((host, port))
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UsageError(f"cannot listen on {host}:{port}: {reason}", hint="choose another with --host or --port") from None
+            hint = "choose another with --host or --port"
+            raise UsageError(f"cannot listen on {host}:{port}: {reason}", hint=hint) from None
         listener.listen(64)
         yield listener
     finally:
