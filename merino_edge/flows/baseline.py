@@ -22,6 +22,7 @@ from merino_edge.errors import (
 from merino_edge.files import read_json, write_json
 from merino_edge.flows.bench_tests import label_of
 from merino_edge.flows.ratios import FEWEST, Ratio, blocks, unpaired
+from merino_edge.progress import Progress
 from merino_edge.units import format_bytes
 
 Row = dict[str, Any]
@@ -72,8 +73,11 @@ def check_device(before: Sequence[Row], facts: Mapping[str, Any]) -> None:
         )
 
 
-def check_saving(path: Path) -> None:
-    """Raise early where a document could not be written later."""
+def check_saving(name: str | None) -> None:
+    """Raise early where a document could not be written later; None saves nothing."""
+    if name is None:
+        return
+    path = Path(name)
     if path.exists() and not path.is_file():
         raise UsageError(f"--save {path} is no plain file", hint="name a file, or a new one")
     if not path.parent.is_dir():
@@ -120,19 +124,22 @@ def guard(
     return document
 
 
-def save(path: Path, document: dict[str, Any]) -> None:
-    """Write a document, whole or not at all.
+def save(name: str | None, document: dict[str, Any], progress: Progress) -> None:
+    """Write a document, whole or not at all, and say where; None saves nothing.
 
     Raises:
         MeasurementError: it holds rows that are not valid, which no later one could be held against.
         MerinoEdgeError: the disk is full; what was measured is in the details.
     """
+    if name is None:
+        return
     _check_valid([row for row in document["rows"] if not row["valid"]], "saved", document)
     try:
-        write_json(path, document)
+        write_json(Path(name), document)
     except MerinoEdgeError as error:
         error.details["partial"] = document
         raise
+    progress.note(f"saved: {name}")
 
 
 def _check_valid(rows: Sequence[Row], what: str, document: dict[str, Any]) -> None:

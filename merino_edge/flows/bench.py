@@ -100,17 +100,14 @@ def bench(
     options.specs(CONTEXT)  # a mistake in them is told before anything is looked for
     text = read_text(options.text, options.tokens) if options.text is not None else None
     before = read_baseline(Path(options.baseline)) if options.baseline is not None else None
-    if options.save is not None:
-        check_saving(Path(options.save))
+    check_saving(options.save)
     with ExitStack() as stack:
         contenders = find_contenders(names, stack, progress)
         session = Session(contenders, options, text, ask, progress, before)
         document = session.document()
         if before is not None:
             document = guard(document, before, options.fail_over, session.again)
-    if options.save is not None:
-        save(Path(options.save), document)
-        progress.note(f"saved: {options.save}")
+    save(options.save, document, progress)
     return document
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from merino_edge.device.client import Device
@@ -41,8 +40,7 @@ def compare(
         The document of `merino-edge bench --compare --json`.
     """
     tests, recipes = options.specs(CONTEXT), _recipes(options.recipes)
-    if options.save is not None:
-        check_saving(Path(options.save))
+    check_saving(options.save)
     with ExitStack() as stack:
         sides = [find_contenders([name], stack, progress)[0] for name in (first, second)]
         name = _device(sides, options, progress)
@@ -62,9 +60,7 @@ def compare(
         "comparison": [_line(turners, number, spec.test, spec.tokens, spec.depth) for number, spec in enumerate(tests)],
     }
     interleaved.check_rounds(turners, tests, document)
-    if options.save is not None:
-        save(Path(options.save), document)
-        progress.note(f"saved: {options.save}")
+    save(options.save, document, progress)
     return document
 
 

@@ -88,8 +88,7 @@ def run_suite(
     check_context(tests, CONTEXT, f"the suite {name}")
     if len(options.recipes) > 1 or len(options.devices) > 1:
         raise UsageError("--suite takes one --recipe and one --device", hint="run it once for each")
-    if options.save is not None:
-        check_saving(Path(options.save))
+    check_saving(options.save)
     device_name = select_device(options.devices[0] if options.devices else None, LOCAL, progress)
     with opened(find_entry(device_name), ask) as device, tempfile.TemporaryDirectory(prefix="merino-edge-") as folder:
         device.sustained, device.on_note = options.sustained, progress.note
@@ -105,9 +104,7 @@ def run_suite(
         "ratios": _ratios(list(chosen), turners, [label_of(s.test, s.tokens, s.depth) for s in tests]),
     }
     interleaved.check_rounds(turners, tests, document)
-    if options.save is not None:
-        save(Path(options.save), document)
-        progress.note(f"saved: {options.save}")
+    save(options.save, document, progress)
     return document
 
 
