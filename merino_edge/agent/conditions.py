@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from typing import Sequence
+from typing import Callable, Sequence
 
 from merino_edge.agent import facts, sensors
 from merino_edge.agent.facts import Machine
@@ -93,6 +93,16 @@ def queued_ns() -> int | None:
     except (OSError, ValueError, IndexError):
         return None
     return total
+
+
+def queued_per_thread(threads: int) -> Callable[[], float | None]:
+    """Return what tells how long each of so many threads has waited for a core so far, on average."""
+
+    def average() -> float | None:
+        total = queued_ns()
+        return None if total is None else total / threads
+
+    return average
 
 
 def is_hot(now: dict[str, object]) -> bool:

@@ -55,6 +55,25 @@ def memory_bytes() -> dict[str, int | None]:
     return found
 
 
+def process_memory(
+    empty: dict[str, int | None], loaded: dict[str, int | None], full: dict[str, int | None]
+) -> dict[str, Any]:
+    """Return what an answer says of a measuring process.
+
+    Args:
+        empty: `memory_bytes` with the runtime alone.
+        loaded: With the model.
+        full: With its cache filled.
+    """
+    peak, base = full["peak"] or 0, empty["peak"] or 0
+    return {
+        "peak_memory_bytes": peak,
+        "model_memory_bytes": max(0, peak - base),
+        "file_backed_bytes": full["file_backed"] or 0,
+        "memory": {"empty_runtime": empty, "loaded": loaded, "cache_full": full},
+    }
+
+
 def is_settled(samples_ns: Sequence[int]) -> bool:
     """Say whether the distribution-free 95 % interval of the median lies within 1 % of it."""
     ordered = sorted(samples_ns)

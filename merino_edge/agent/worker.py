@@ -158,12 +158,8 @@ class Worker:
             self.send(frames.EVENT, {**state, "share": share})
 
         budget = float(request["budget_s"])
-
-        def queued_ns() -> float | None:
-            total = conditions.queued_ns()
-            return None if total is None else total / threads
-
-        timer = measure.Timer(session, budget, progress, self._check, queued_ns, seed=int(request.get("seed", 0)))
+        queued = conditions.queued_per_thread(threads)
+        timer = measure.Timer(session, budget, progress, self._check, queued, seed=int(request.get("seed", 0)))
         state["test"] = "memory"
         progress(0.0)
         timer.fill(context)
@@ -173,16 +169,14 @@ class Worker:
             state.update(test=str(test["test"]), done=number)
             results.append(self._one_test(timer, test, request, state))
         session.close()
-        peak, base = full["peak"] or 0, empty["peak"] or 0
+        found = measure.process_memory(empty, loaded, full)
+        found["memory"]["end"] = measure.memory_bytes()
         return {
             **versions,
             "provider": session.provider,
             "threads": threads,
             "load_ns": load_ns,
-            "peak_memory_bytes": peak,
-            "model_memory_bytes": max(0, peak - base),
-            "file_backed_bytes": full["file_backed"] or 0,
-            "memory": {"empty_runtime": empty, "loaded": loaded, "cache_full": full, "end": measure.memory_bytes()},
+            **found,
             "tests": results,
             "steady_c": request.get("steady_c"),
         }

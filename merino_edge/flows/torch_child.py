@@ -29,12 +29,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     load_ns = time.perf_counter_ns() - begin
     loaded = measure.memory_bytes()
 
-    def queued_ns() -> float | None:
-        total = conditions.queued_ns()
-        return None if total is None else total / threads
-
+    queued = conditions.queued_per_thread(threads)
     timer = measure.Timer(
-        cast("Session", session), request["budget_s"], lambda share: None, lambda: None, queued_ns, seed=0
+        cast("Session", session), request["budget_s"], lambda share: None, lambda: None, queued, seed=0
     )
     most = max(test["tokens"] + test["depth"] for test in request["tests"])
     if most > session.context_length:
@@ -46,16 +43,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     timer.fill(context)
     full = measure.memory_bytes()
     tests = [_one_test(timer, machine, test) for test in request["tests"]]
-    peak, base = full["peak"] or 0, empty["peak"] or 0
     return {
         **VERSIONS,
         "provider": session.provider,
         "threads": threads,
         "load_ns": load_ns,
-        "peak_memory_bytes": peak,
-        "model_memory_bytes": max(0, peak - base),
-        "file_backed_bytes": full["file_backed"] or 0,
-        "memory": {"empty_runtime": empty, "loaded": loaded, "cache_full": full},
+        **measure.process_memory(empty, loaded, full),
         "tests": tests,
         "trained": session.trained,
         "parameters": session.parameters,
