@@ -18,12 +18,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from export_sizes import DEPTHS, RATIOS, WIDTHS
+from export_sizes import DEPTHS, model
 from record import write_result
 
 from merino_edge.agent.measure import memory_bytes
 from merino_edge.agent.opening import open_session
-from merino_edge.architecture import Architecture, Block
 from merino_edge.exporting import ExportOptions
 from merino_edge.flows.export import random_weights, write_bundle
 
@@ -63,8 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         return child(options.child, options.repeats)
-    blocks = tuple(Block(*shape) for shape in zip(WIDTHS, RATIOS, DEPTHS, strict=True))
-    architecture = Architecture(blocks, WIDTHS[0], 50_257)
+    architecture = model(DEPTHS)
     weights, rows = random_weights(architecture, PROMPT, 0), []
     with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
         for format_name, recipe, form in FILES:

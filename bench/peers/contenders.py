@@ -16,8 +16,9 @@ from typing import Any
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.files import read_json
+from merino_edge.flows.suite import BASELINES
 
-GPT2_VOCABULARY, OPT_VOCABULARY = 50_257, 50_272
+GPT2_VOCABULARY = 50_257
 PRESET = Path(__file__).resolve().parents[2] / "merino_edge" / "search" / "presets" / "merino-61m.json"
 INT8, INT4 = "dynamic_wi8_afp32", "weight_only_wi4_b128_afp32"
 INT4_HEAD8 = "weight_only_wi4_b32_head8_afp32"
@@ -47,8 +48,8 @@ def models() -> dict[str, Architecture]:
     return {
         "A60": decoder(a60, 512, GPT2_VOCABULARY),
         "merino-61m": Architecture.from_json(read_json(PRESET, "preset")["architecture"], str(PRESET)),
-        "GPT-2-124M shape": decoder([(768, 4, 1)] * 12, 768, GPT2_VOCABULARY),
-        "OPT-350M shape": decoder([(1024, 4, 1)] * 24, 512, OPT_VOCABULARY),
+        "GPT-2-124M shape": BASELINES["gpt2-124m"],
+        "OPT-350M shape": BASELINES["opt-350m"],
     }
 
 

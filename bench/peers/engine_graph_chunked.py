@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+from chunks import feed_in_chunks
 from engine_graph import Engine as Whole
 
 CHUNK = 256
@@ -19,10 +19,4 @@ class Engine(Whole):
 
     def feed(self, ids: list[int], want: list[int]) -> Any:
         """Append tokens, return `(len(want), V)`."""
-        rows = []
-        for start in range(0, len(ids), CHUNK):
-            chunk = ids[start : start + CHUNK]
-            wanted = [at - start for at in want if start <= at < start + len(chunk)]
-            logits = super().feed(chunk, wanted or [len(chunk) - 1])
-            rows += [np.array(logits)] if wanted else []
-        return np.concatenate(rows)
+        return feed_in_chunks(super().feed, ids, want, CHUNK)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from chunks import feed_in_chunks
 
 from merino_edge.agent.opening import open_session
 
@@ -35,10 +35,4 @@ class Engine:
 
     def feed(self, ids: list[int], want: list[int]) -> Any:
         """Append tokens as generation does, in the session's chunks; return `(len(want), V)`."""
-        rows, start = [], 0
-        for chunk in self._session.chunks(ids):
-            wanted = [at - start for at in want if start <= at < start + len(chunk)]
-            logits = self._session.feed(chunk, wanted or [len(chunk) - 1])
-            rows += [np.array(logits)] if wanted else []
-            start += len(chunk)
-        return np.concatenate(rows)
+        return feed_in_chunks(self._session.feed, ids, want, self._session.prefill_chunk)
