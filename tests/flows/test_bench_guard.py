@@ -16,18 +16,10 @@ import pytest
 
 from merino_edge.architecture import save_architecture
 from merino_edge.cli.main import main
-from merino_edge.flows import devices
 from merino_edge.testing import FakeBoard, FakeDevice, tiny_architecture
 
 Command = Callable[..., tuple[int, dict[str, Any], str]]
 TESTS = ("-t", "tg16@16,pp32")
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
-    device = FakeDevice("local")
-    monkeypatch.setattr(devices, "open_device", lambda entry, ask=None: device)
-    return device
 
 
 @pytest.fixture

@@ -17,20 +17,13 @@ from merino_edge.architecture import Architecture, save_architecture
 from merino_edge.cli.bench_output import tables
 from merino_edge.cli.main import main
 from merino_edge.errors import MeasurementError
-from merino_edge.flows import devices, suite
+from merino_edge.flows import suite
 from merino_edge.flows.bench import BenchOptions
 from merino_edge.testing import FakeDevice, tiny_architecture, tiny_architectures
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 Command = Callable[..., tuple[int, dict[str, Any], str]]
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
-    device = FakeDevice("local")
-    monkeypatch.setattr(devices, "open_device", lambda entry, ask=None: device)
-    return device
 
 
 @pytest.fixture

@@ -31,13 +31,6 @@ CONDITIONS = Conditions(vocab_size=256, context_length=256)
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
-    device = FakeDevice("local")
-    monkeypatch.setattr(devices, "open_device", lambda entry, ask=None: device)
-    return device
-
-
-@pytest.fixture
 def space(tmp_path: Path) -> str:
     return str(write_tiny_space(tmp_path))
 
