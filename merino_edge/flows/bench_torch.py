@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def hub_row(name: str, result: TestResult, answer: Mapping[str, Any], found: Map
         found: Perplexity, where a text was scored.
     """
     unique_bytes = 4 * int(answer["parameters"])
-    here: dict[str, Any] = facts.gather(facts.Machine.here())
+    here = _facts_here()
     return {
         "device": LOCAL,
         "model": name,
@@ -122,6 +123,12 @@ def hub_row(name: str, result: TestResult, answer: Mapping[str, Any], found: Map
         **found,
         "samples_ns": list(result.samples_ns),
     }
+
+
+@cache
+def _facts_here() -> dict[str, Any]:
+    """Return what this machine is; it stays what it is while rows are made."""
+    return facts.gather(facts.Machine.here())
 
 
 def torch_rows(

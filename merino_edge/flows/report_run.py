@@ -11,7 +11,7 @@ from typing import Any
 from merino_edge.architecture import Architecture
 from merino_edge.bundle import Manifest, read_bundle
 from merino_edge.errors import InvalidFileError, UsageError, next_step
-from merino_edge.files import read_json
+from merino_edge.files import parse_json, read_json, read_text
 from merino_edge.flows.conditions import DEFAULT_CONDITIONS, Conditions
 from merino_edge.flows.measuring import Known, gather, shared_key
 from merino_edge.flows.report_reading import Record
@@ -202,7 +202,5 @@ def _training(checkpoint: Path) -> tuple[Record | None, Record | None]:
     numbered = sorted(saves, key=lambda path: int(path.parent.name.rpartition("-")[2]))
     for path in reversed(numbered):
         if (path.parent / "complete.json").is_file():
-            from merino_edge.files import parse_json, read_text
-
             return None, Record(parse_json(read_text(path, "log"), f"log {path}"), f"log {path}", TRAIN_AGAIN)
     return None, None

@@ -13,7 +13,7 @@ from typing import Any
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InvalidFileError, next_step
-from merino_edge.files import read_text
+from merino_edge.files import read_json, read_text
 from merino_edge.flows.part_times import variants
 from merino_edge.flows.quality import VALIDATION_FACTS
 from merino_edge.flows.report_breakdowns import bench_command
@@ -278,8 +278,6 @@ def _bytes_per_token(facts: RunFacts) -> float | None:
     path = facts.run.checkpoint / VALIDATION_FACTS
     if not path.is_file():
         return None
-    from merino_edge.files import read_json
-
     with next_step(TRAIN_AGAIN):
         record = Record(read_json(path, "held-out text"), f"held-out text {path}", TRAIN_AGAIN)
     tokens = record.count("tokens")
