@@ -20,8 +20,9 @@ ICOUNT ?=
 SYSTEM_PACKAGES := openssh-client openssh-server strace iproute2 zsh fish g++ g++-aarch64-linux-gnu \
     qemu-system-arm qemu-utils mmdebstrap e2fsprogs kmod cpio gzip device-tree-compiler
 
-# The Debian release whose libonnxruntime-dev has the headers: 1.21, which later libraries serve as well.
+# The Debian release whose libonnxruntime-dev has the headers: 1.21, which later libraries serve as well; from apt's own mirror.
 HEADERS_SUITE ?= trixie
+DEBIAN_MIRROR ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -114,8 +115,11 @@ old-runtimes: $(VENV)/.dependencies ## Fetch older runtimes that some tests run 
 
 onnxruntime-headers: ## Fetch the headers of onnxruntime for the C++ example's test (Debian, Ubuntu; 100 KB in build/)
 	@command -v dpkg-deb apt-get > /dev/null || { echo 'no apt-get here: name the headers with ORT_INCLUDE=FOLDER'; exit 1; }
-	@place=$(abspath build)/headers.tmp; rm -rf $$place; mkdir -p $$place/lists/partial $$place/archives/partial; \
-	echo 'deb http://deb.debian.org/debian $(HEADERS_SUITE) main' > $$place/sources.list; cd $$place; \
+	@mirror='$(DEBIAN_MIRROR)'; \
+	[ -n "$$mirror" ] || mirror=$$(apt-get indextargets --format '$$(REPO_URI)' | grep -m 1 '/debian/*$$'); \
+	[ -n "$$mirror" ] || { echo 'apt names no mirror of Debian here: DEBIAN_MIRROR=URL, or name the headers with ORT_INCLUDE=FOLDER'; exit 1; }; \
+	place=$(abspath build)/headers.tmp; rm -rf $$place; mkdir -p $$place/lists/partial $$place/archives/partial; \
+	echo "deb $$mirror $(HEADERS_SUITE) main" > $$place/sources.list; cd $$place; \
 	own="-o Dir::Etc::sourcelist=$$place/sources.list -o Dir::Etc::sourceparts=- -o Dir::State::lists=$$place/lists \
 	    -o Dir::Cache=$$place -o APT::Sandbox::User="; \
 	apt-get -q $$own update && apt-get -q $$own download libonnxruntime-dev && dpkg-deb -x libonnxruntime-dev_*.deb tree && \
