@@ -357,6 +357,9 @@ def test_a_client_that_does_not_read_is_given_up_for_the_next(monkeypatch: pytes
         theirs.settimeout(30)
         server._places.acquire()
         threads[-1].start()
+        deadline = time.monotonic() + 30
+        while server._asked.qsize() < len(threads) and time.monotonic() < deadline:
+            time.sleep(0.001)  # the deaf one first, whatever the scheduler does
     started = time.monotonic()
     assert server.answer_next(10)
     assert 0.4 < time.monotonic() - started < 20
