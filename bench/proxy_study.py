@@ -7,6 +7,7 @@
     PYTHONPATH=. python bench/proxy/train.py --plan .proxy/study.jsonl --out results.jsonl   on a machine with a GPU
     bench/proxy_study.py --collect results.jsonl --device "NVIDIA H200"   results into bench/results/proxy_study.csv
     bench/proxy_study.py --rescore              every column that follows from the architecture (half an hour on a core)
+    bench/proxy_study.py --measure local        the latency of each architecture's int8 file there (ten minutes)
 
 The figures land in bench/results/proxy_stats.json; the recipe in bench/results/proxy_study.json.
 """
@@ -68,6 +69,16 @@ def rescore() -> None:
     print(json.dumps({"cpu_seconds_each": seconds}))
 
 
+def measure(device: str) -> None:
+    """Fill the table's columns of measured latency, and record how they were measured."""
+    from proxy.latency import fill_latency
+
+    rows = table.read_table(TABLE)
+    how = fill_latency(rows, device, WORK / "latency" / f"{device}.jsonl")
+    table.write_rows(TABLE, rows)
+    print(write_result("proxy_latency", how))
+
+
 def show(figures: dict[str, Any]) -> None:
     """Print the figures as tables."""
     for name, group in figures["groups"].items():
@@ -107,6 +118,7 @@ def main() -> None:
     parser.add_argument("--collect", type=Path, nargs="+", metavar="RESULTS.jsonl")
     parser.add_argument("--tries", type=Path, nargs="*", default=[], metavar="SWEEP.jsonl", help="with --collect")
     parser.add_argument("--rescore", action="store_true")
+    parser.add_argument("--measure", metavar="DEVICE")
     parser.add_argument("--device", default="not stated")
     parser.add_argument("--versions", default="not stated")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON document")
@@ -117,6 +129,8 @@ def main() -> None:
         write_plan(*arguments.plan)
     elif arguments.rescore:
         rescore()
+    elif arguments.measure:
+        measure(arguments.measure)
     elif arguments.collect:
         collect(arguments.collect, arguments.tries, arguments.device, arguments.versions)
     else:

@@ -23,7 +23,8 @@ COLUMNS = (
     "training_flops", "valid_loss",
     "train_loss_tail", "entropy_poster", "entropy_mhsa_nats", "entropy_ffn_nats", "mean_log_width",
     "mean_log_ffn_width", "width_per_root_depth", "parameters_per_depth",
-    "synflow", "grad_norm", "snip", "ntk_condition", "linear_regions", "w_pca", "pi4_tg_ms_estimate", "architecture",
+    "synflow", "grad_norm", "snip", "ntk_condition", "linear_regions", "w_pca", "pi4_tg_ms_estimate",
+    "measured_tg_ms", "measured_pp128_ms", "architecture",
 )  # fmt: skip
 INTEGERS = {"depth", "decoder_parameters", "executed_parameters", "total_parameters", "flops", "flops_with_head",
             "tokens", "steps", "seed"}  # fmt: skip
