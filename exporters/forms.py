@@ -25,7 +25,7 @@ from merino_edge.exporters.operators import (
     Matrices,
     StandardLayer,
 )
-from merino_edge.exporters.operators_fast import BlockMatrices, FastInt8Matrices, FastLayer, FusedLayer
+from merino_edge.exporters.operators_fast import BlockMatrices, FastInt8Matrices, FastLayer, FusedLayer, HeadInBlocks
 from merino_edge.exporters.operators_gpu import HEAD_MULTIPLE, Float16Matrices, GpuLayer, HalfBlockMatrices
 from merino_edge.exporters.operators_legacy import LegacyLayer
 from merino_edge.exporters.recipes import RECIPES, Recipe
@@ -123,6 +123,8 @@ def matrices_of(recipe: Recipe, form: str) -> Matrices:
     """Return the operators that multiply by weights stored so."""
     if recipe.bits >= 16:
         return Float16Matrices() if recipe.half else Float32Matrices()
+    if recipe.head_block:
+        return HeadInBlocks(recipe.bits, recipe.head_block, recipe.table_bits)
     if recipe.dynamic:
         return FastInt8Matrices() if form == "fast" else DynamicInt8Matrices()
     return (HalfBlockMatrices if recipe.half else BlockMatrices)(recipe.bits, recipe.block, recipe.table_bits)

@@ -156,6 +156,19 @@ class BlockMatrices:
         )
 
 
+class HeadInBlocks(BlockMatrices):
+    """Layers as `FastInt8Matrices`, the token table as `BlockMatrices`.
+
+    The head is one row of products over a matrix that no cache holds. MatMulNBits reads such a matrix at
+    twice the rate of DynamicQuantizeMatMul; layers, which share their weights and read prompts, are better
+    with the latter.
+    """
+
+    def linear(self, g: GraphWriter, name: str, matrices: Sequence[Float32], x: ir.Value) -> ir.Value:
+        """See `Matrices`."""
+        return FastInt8Matrices().linear(g, name, matrices, x)
+
+
 def pack(quantized: QuantizedTensor) -> npt.NDArray[np.uint8]:
     """Return `(out, groups, bytes)` as MatMulNBits stores values: offset by half the range.
 

@@ -54,14 +54,16 @@ def quantize_model(
         UsageError: no such quantizer, one that this recipe cannot use, or too little text for it.
     """
     quantizer = _choose(recipe, options)
-    if quantizer is None or (quantizer == "rtn" and recipe.table_bits == recipe.bits):
+    alike = (recipe.table_bits, recipe.table_block) == (recipe.bits, recipe.block)
+    if quantizer is None or (quantizer == "rtn" and alike):
         return tensors, quantizer
     quantize = _by_name(quantizer, architecture, tensors, options)
     rounded = dict(tensors)
     for name, tensor in tensors.items():
         if tensor.ndim == 2:
-            bits = recipe.table_bits if name == "embedding.weight" else recipe.bits
-            rounded[name] = RoundedMatrix(quantize(name, tensor, recipe.block or tensor.shape[1], bits))
+            table = name == "embedding.weight"
+            bits, block = (recipe.table_bits, recipe.table_block) if table else (recipe.bits, recipe.block)
+            rounded[name] = RoundedMatrix(quantize(name, tensor, block or tensor.shape[1], bits))
     return rounded, quantizer
 
 

@@ -22,7 +22,7 @@ from merino_edge.exporters.side_files import SEVERAL_WIDTHS, SIDE_FILES, has_one
 from merino_edge.exporting import ExportOptions, ExportResult, Tensors
 from merino_edge.files import open_atomic, write_atomic
 
-EXPORTER_VERSION = 3
+EXPORTER_VERSION = 4
 GRAPH, WEIGHTS = "model.onnx", "model.data"
 
 UNROLLED_NOTE = (

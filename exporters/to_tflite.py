@@ -28,7 +28,7 @@ from merino_edge.exporters.to_onnx import check_values
 from merino_edge.exporting import ExportOptions, ExportResult, Tensors
 from merino_edge.files import open_atomic
 
-EXPORTER_VERSION = 2
+EXPORTER_VERSION = 3
 MODEL = "model.tflite"
 SIGNATURE = "serving_default"
 MAX_LAYOUT_CHARACTERS = 512 << 10  # a request to a device is at most 1 MiB

@@ -1,4 +1,4 @@
-"""A bundle of this project, through the session that its agent runs on a board."""
+"""A bundle of this project, opened as its agent does on a board."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from chunks import feed_in_chunks
 
+from merino_edge.agent.large_pages import use_large_pages
 from merino_edge.agent.opening import open_session
 
 
@@ -18,6 +19,7 @@ class Engine:
         folder = Path(path)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self._session = open_session(folder, manifest, threads)
+        use_large_pages()
         self.vocab_size = self._session.vocab_size
         self._kept = 0
 

@@ -20,6 +20,7 @@ It is pushed as one zipapp and talks frames over stdin and stdout. In the order 
     session_tflite.py  ai-edge-litert or tflite-runtime behind it
     runtime_check.py   whether a runtime computes rightly on this CPU
     opening.py     from a bundle to a session
+    large_pages.py     weights in large pages, where the kernel can
     watch.py       what is watched while a model runs: heat, what comes and goes, power
     measure.py     the timing code, the only copy
     conditions.py  temperature, clocks, load, throttling, and whether a measurement counts

@@ -19,6 +19,7 @@ from typing import Any, Callable
 from merino_edge.agent import conditions, frames, measure, watch
 from merino_edge.agent.errors import AgentError
 from merino_edge.agent.facts import Machine, memory
+from merino_edge.agent.large_pages import use_large_pages
 from merino_edge.agent.opening import open_session
 from merino_edge.agent.runtime_check import check_runtime, check_tokenizer
 from merino_edge.agent.sampling import Sampler
@@ -94,12 +95,13 @@ class Worker:
         return check_runtime(str(read_json(Path(str(request["folder"])) / "manifest.json").get("runtime")))
 
     def _load(self, request: dict[str, Any]) -> tuple[Session, dict[str, Any], int]:
-        """Open a bundle; returns (session, manifest, nanoseconds it took)."""
+        """Open a bundle, its weights in large pages; returns (session, manifest, nanoseconds it took)."""
         folder = Path(str(request["folder"]))
         manifest: dict[str, Any] = dict(read_json(folder / "manifest.json"))
         self._check_memory(manifest, int(request.get("context_length") or 0))
         begin = time.perf_counter_ns()
         session = open_session(folder, manifest, int(request["threads"]))
+        use_large_pages()
         return session, manifest, time.perf_counter_ns() - begin
 
     def _check_memory(self, manifest: dict[str, Any], context_length: int) -> None:

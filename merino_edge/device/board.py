@@ -125,7 +125,7 @@ def slow_here(format_name: str, recipe: str, facts: Mapping[str, Any] | None, bo
         facts: What the device says of itself, which beats the board's file; None where it was never asked.
         board: Its kind, for devices never asked.
     """
-    if format_name != "onnx" or not recipe.startswith("weight_only_wi8"):
+    if format_name != "onnx" or not recipe.startswith(("weight_only_wi8", "dynamic_wi8_head")):
         return None
     cpu = facts.get("cpu") if facts else None
     if isinstance(cpu, dict) and isinstance(cpu.get("flags"), list) and cpu["flags"]:
@@ -135,7 +135,7 @@ def slow_here(format_name: str, recipe: str, facts: Mapping[str, Any] | None, bo
     else:
         sets = board.cpu.instruction_sets
         lacking, core = "neon" in sets and "dotprod" not in sets, board.cpu.core
-    return f"{core} has no dot product, so that {recipe} unpacks every weight at every token" if lacking else None
+    return f"{core} has no dot product, so that {recipe} unpacks weights to float32 at every token" if lacking else None
 
 
 def detect_board(facts: Mapping[str, Any]) -> str | None:

@@ -36,8 +36,8 @@ def architectures(draw: st.DrawFn, recipe: Recipe) -> Architecture:
     blocks = draw(st.lists(block, min_size=1, max_size=8 if floats else 4))
     return Architecture(
         tuple(blocks),
-        embedding_width=32 * draw(st.integers(1, 4))
-        if recipe.block
+        embedding_width=recipe.table_block * draw(st.integers(1, 4))
+        if recipe.table_block
         else draw(st.integers(33 if recipe.bits < 16 else 3, 130)),
         vocab_size=draw(st.integers(2 if floats else 65, 700)),
         head_dim=head_dim,

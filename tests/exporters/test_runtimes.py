@@ -26,7 +26,7 @@ FOLDERS = Path(__file__).resolve().parent.parent.parent / "build" / "runtimes"
 OLDER = ("1.19.2", "1.23.2")  # the newest for Python 3.8 and 3.9, and for 3.10
 VERSIONS = (*OLDER, onnxruntime.__version__)
 PIECES = (9, 10, 60)
-RECIPES_HERE = [recipe for recipe in RECIPES.values() if recipe.block in (0, 32)]
+RECIPES_HERE = [recipe for recipe in RECIPES.values() if recipe.block in (0, 32) and recipe.table_block <= 64]
 MODEL = Architecture((Block(64, 2, 2), Block(160, 1, 3), Block(96, 4, 1)), 64, 101, head_dim=32)
 MEGABYTE = 1_000_000
 

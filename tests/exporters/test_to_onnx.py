@@ -53,8 +53,9 @@ def write(architecture: Architecture, folder: Path, recipe: str = "fp32", **opti
 
 
 def can_carry(recipe: Recipe, architecture: Architecture) -> bool:
-    columns = [shape[1] for shape in architecture.tensor_shapes.values() if len(shape) == 2]
-    return recipe.block == 0 or all(c % recipe.block == 0 for c in columns)
+    shapes = {name: shape for name, shape in architecture.tensor_shapes.items() if len(shape) == 2}
+    blocks = {name: recipe.table_block if name == "embedding.weight" else recipe.block for name in shapes}
+    return all(shape[1] % (blocks[name] or 1) == 0 for name, shape in shapes.items())
 
 
 @pytest.mark.parametrize(
