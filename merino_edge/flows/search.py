@@ -31,7 +31,7 @@ from merino_edge.flows.verify import (
 from merino_edge.measurement import read_measurements
 from merino_edge.progress import SILENT, Progress
 from merino_edge.run import Run, check_run_name, create_run, list_runs
-from merino_edge.search.cost import matrix_bytes, recipe_block
+from merino_edge.search.cost import matrix_bytes, recipe_block, table_block
 from merino_edge.search.engine import Candidate, SearchOutcome, takes_time
 from merino_edge.search.engine import search as run_search
 from merino_edge.search.regime import STUDIED_TOKENS, STUDY_BETA, expected_loss, is_studied, study_beta
@@ -97,11 +97,13 @@ def _with_study_beta(space: Space, options: SearchOptions, progress: Progress) -
 def _exportable(space: Space, recipe: str, progress: Progress) -> Space:
     """Leave out what the recipe cannot be written for."""
     matrix_bytes(recipe)  # an unknown recipe is told before anything else
-    block = recipe_block(recipe)
-    result = space.aligned(block) if block > 1 else space
+    block, of_table = recipe_block(recipe), table_block(recipe)
+    result = space.aligned(block, of_table) if max(block, of_table) > 1 else space
     if result.size < space.size:
+        what = "matrices" if block > 1 else "an embedding width"
+        number = max(block, of_table)
         progress.note(
-            f"{recipe} needs matrices that {block} divides: {result.size:,} of {space.size:,} architectures are left"
+            f"{recipe} needs {what} that {number} divides: {result.size:,} of {space.size:,} architectures are left"
         )
     return result
 

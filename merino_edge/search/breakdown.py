@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from merino_edge.architecture import Architecture
-from merino_edge.search.cost import KvBytes, bytes_sum, matrix_bytes, total
+from merino_edge.search.cost import KvBytes, bytes_sum, matrix_bytes, table_bytes, total
 from merino_edge.search.fitting import FloatArray
 from merino_edge.search.latency import FEATURES, LatencyModel
 from merino_edge.search.memory import MemoryModel
@@ -57,7 +57,7 @@ def latency_of_block(model: LatencyModel, architecture: Architecture, block: int
 def memory_by_kind(model: MemoryModel, architecture: Architecture) -> dict[str, float]:
     """Return the bytes of runtime, weights, token table and cache; together what `predict_bytes` says."""
     per_byte = dict(zip(("weights", "table", "cache", "runtime"), model.coefficients, strict=True))
-    table = float(matrix_bytes(model.recipe)(architecture.vocab_size, architecture.embedding_width))
+    table = float(table_bytes(model.recipe)(architecture.vocab_size, architecture.embedding_width))
     stored = float(total(bytes_sum(model.recipe, per_layer_norms=False), architecture))
     cache = float(total(KvBytes(model.context_length), architecture))
     amounts = {"runtime": 1.0, "weights": stored - table, "table": table, "cache": cache}

@@ -155,7 +155,14 @@ RECIPES: dict[str, MatrixSize] = {
     "fp32": _bytes_fp32,
     "dynamic_wi8_afp32": _bytes_int8,
     **{f"weight_only_wi{b}_b{n}_afp32": _bytes_blockwise(b, n) for b in (8, 4) for n in (128, 64, 32)},
+    **{f"weight_only_wi4_b{n}_head8_afp32": _bytes_blockwise(4, n) for n in (128, 64, 32)},
+    **{f"dynamic_wi8_head_b{n}_afp32": _bytes_int8 for n in (128, 64)},
     **{f"dynamic_wi4_b{n}_afp32": _bytes_blockwise(4, n, scale_bytes=2) for n in (128, 64, 32)},  # TFLite
+}
+# Of the token table, which is also the head, where it is stored otherwise than the other matrices.
+TABLES: dict[str, MatrixSize] = {
+    **{f"weight_only_wi4_b{n}_head8_afp32": _bytes_blockwise(8, n) for n in (128, 64, 32)},
+    **{f"dynamic_wi8_head_b{n}_afp32": _bytes_blockwise(8, n) for n in (128, 64)},
 }
 
 
@@ -169,6 +176,7 @@ class Storage:
         per_layer_norms: As in `Architecture`.
         table: Whether the token table counts.
         executed: Count a shared matrix at every use, and the tied table twice.
+        table_matrix: As `matrix`, of the token table; None where it is the same.
     """
 
     matrix: MatrixSize
@@ -176,6 +184,7 @@ class Storage:
     per_layer_norms: bool = False
     table: bool = True
     executed: bool = False
+    table_matrix: MatrixSize | None = None
 
     def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
         """Four attention matrices, two of the FFN, two gains."""
@@ -190,7 +199,8 @@ class Storage:
 
     def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
         """Last norm, output projection, table."""
-        table = self.matrix(vocab_size, embedding_width) * (1 + self.executed) if self.table else 0
+        of_table = self.table_matrix or self.matrix
+        table = of_table(vocab_size, embedding_width) * (1 + self.executed) if self.table else 0
         back = where_changed(last_width, np.asarray(embedding_width), self.matrix(embedding_width, last_width))
         return self.value * last_width + back + table
 
@@ -239,12 +249,12 @@ def parameters_sum(per_layer_norms: bool, *, table: bool = True, executed: bool 
 
 def bytes_sum(recipe: str, per_layer_norms: bool) -> Storage:
     """Return the sum that counts stored bytes under a recipe."""
-    return Storage(matrix_bytes(recipe), 4, per_layer_norms)
+    return Storage(matrix_bytes(recipe), 4, per_layer_norms, table_matrix=table_bytes(recipe))
 
 
 def file_sum(recipe: str, per_layer_norms: bool) -> FileSize:
     """Return the sum that a limit on the file applies to: never less than the file."""
-    return FileSize(matrix_bytes(recipe), 4, per_layer_norms)
+    return FileSize(matrix_bytes(recipe), 4, per_layer_norms, table_matrix=table_bytes(recipe))
 
 
 def matrix_bytes(recipe: str) -> MatrixSize:
@@ -255,10 +265,21 @@ def matrix_bytes(recipe: str) -> MatrixSize:
         raise UsageError(f"unknown recipe '{recipe}'{did_you_mean(recipe, RECIPES)}") from error
 
 
+def table_bytes(recipe: str) -> MatrixSize:
+    """Return how many bytes a recipe needs for the token table `[V, E]`."""
+    return TABLES.get(recipe) or matrix_bytes(recipe)
+
+
 def recipe_block(recipe: str) -> int:
     """Return how many input values share a scale under a recipe, and must divide every matrix's width; else 1."""
-    match = re.fullmatch(r"(?:weight_only|dynamic)_wi\d+_b(\d+)_afp32", recipe)
+    match = re.fullmatch(r"(?:weight_only|dynamic)_wi\d+_b(\d+)(?:_head8)?_afp32", recipe)
     return int(match[1]) if match else 1
+
+
+def table_block(recipe: str) -> int:
+    """Return the same for the token table alone, whose width is the embedding's."""
+    match = re.search(r"_head_b(\d+)_", recipe)
+    return int(match[1]) if match else recipe_block(recipe)
 
 
 def count_flops(architecture: Architecture, tokens: int = FLOPS_TOKENS, head: bool = False) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InvalidFileError, UsageError, check_keys
-from merino_edge.search.cost import Array, KvBytes, Macs, matrix_bytes, on_grid, total, where_changed
+from merino_edge.search.cost import Array, KvBytes, Macs, matrix_bytes, on_grid, table_bytes, total, where_changed
 from merino_edge.search.fitting import FloatArray, conformal_excess, fit_coefficients, judge, leave_one_out
 from merino_edge.search.memory import MemoryModel, MemorySample, estimate_memory, fit_memory
 from merino_edge.search.space import Space
@@ -273,7 +273,7 @@ def estimate_latency(
     bandwidth = float(estimate["bandwidth_bytes_per_s"])
     ms_per_byte, ms_per_mac = 1e3 / bandwidth, 1e3 / rate
     attention = 1e3 / float(estimate["fp32_macs_per_s"])  # scores stay float32 under every recipe
-    head = ms_per_mac + matrix_bytes(recipe)(1, 1024) / 1024 * ms_per_byte / parse_test(test, depth).logits
+    head = ms_per_mac + table_bytes(recipe)(1, 1024) / 1024 * ms_per_byte / parse_test(test, depth).logits
     units = {
         "attention_macs": ms_per_mac,
         "ffn_macs": ms_per_mac,

@@ -158,21 +158,27 @@ class Space:
         """Number of architectures."""
         return sum(group.size for group in self.groups)
 
-    def aligned(self, multiple: int) -> Space:
-        """Return the members whose matrices a recipe can cut into blocks of `multiple` input values.
+    def aligned(self, multiple: int, table: int = 1) -> Space:
+        """Return the members whose matrices a recipe can cut into blocks.
 
         A ratio stays where it fits every width that stays, so that blocks keep a full grid of options.
+
+        Args:
+            multiple: Input values of a block.
+            table: The same of the token table, where it must divide by another number too.
 
         Raises:
             UsageError: nothing is left.
         """
-        embeddings = None if self.embedding_widths is None else _multiples(self.embedding_widths, multiple)
-        widths = None if self.widths is None else _multiples(self.widths, multiple)
+        both = math.lcm(multiple, table)
+        embeddings = None if self.embedding_widths is None else _multiples(self.embedding_widths, both)
+        alone = both if embeddings is None else multiple  # a model's one width is the table's too
+        widths = None if self.widths is None else _multiples(self.widths, alone)
         blocks = tuple(choices.aligned(widths, multiple) for choices in self.blocks)
         result = replace(self, widths=widths, embedding_widths=embeddings, blocks=blocks)
         if () in (widths, embeddings) or any(() in (c.widths, c.ffn_ratios) for c in blocks) or not result.groups:
             raise UsageError(
-                f"space {self.name}: no architecture has only matrices that blocks of {multiple} divide",
+                f"space {self.name}: no architecture has only matrices that blocks of {both} divide",
                 hint="choose a recipe with smaller blocks, or one without: --recipe dynamic_wi8_afp32",
             )
         return result

@@ -102,6 +102,13 @@ def test_a_recipe_of_blocks_leaves_out_what_blocks_do_not_divide(search: Search)
     assert document["space_size"] == len(widths) * 12**4
 
 
+def test_a_head_in_blocks_leaves_out_what_they_do_not_divide_and_no_more(search: Search) -> None:
+    plain = search("--recipe", "dynamic_wi8_afp32", "--file-size", "25MB")[1]
+    document = search("--recipe", "dynamic_wi8_head_b64_afp32", "--file-size", "25MB")[1]
+    assert document["space_size"] == plain["space_size"]  # every width of this space is a multiple of 64
+    assert search("--recipe", "dynamic_wi8_head_b128_afp32")[1]["space_size"] < plain["space_size"]
+
+
 @pytest.mark.parametrize(
     ("device", "words"), [("pi4", "no power sensor"), ("jetson-nano", "its energy was not profiled")]
 )
