@@ -294,7 +294,7 @@ def peers(r: dict[str, Any]) -> list[Row]:
     result = []
     for what, model, other in cases:
         found = [
-            compared(r, other, f"{model}: ours, ONNX int8 fast", test, threads)
+            compared(r, other, f"{model}: ours, ONNX int8 fast, head b128", test, threads)
             for test in ("decode", "prefill")
             for threads in r["threads"]
         ]

@@ -21,11 +21,11 @@ QUIET = 0.02  # share of the time waited for a core up to which a run is called 
 LIKE = {
     "A60": {
         "fp32": "A60: ours, ONNX fp32",
-        "int8": "A60: ours, ONNX int8 fast",
+        "int8": "A60: ours, ONNX int8 fast, head b128",
     },
     "merino-61m": {
         "fp32": "merino-61m: ours, ONNX fp32",
-        "int8": "merino-61m: ours, ONNX int8 fast",
+        "int8": "merino-61m: ours, ONNX int8 fast, head b128",
         "int4": "merino-61m: ours, ONNX int4 b128",
     },
 }
