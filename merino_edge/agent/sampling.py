@@ -11,6 +11,9 @@ from merino_edge.agent.errors import AgentError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+TINY = 1e-300  # what is less likely is never drawn
+MARGIN = 1e-9  # of probability, for the rounding of a sum
+
 
 class Sampler:
     """Temperature, top-k, then top-p (Holtzman et al. 2019), from one seeded stream.
@@ -35,12 +38,23 @@ class Sampler:
         if self.temperature == 0:
             return int(np.argmax(logits))
         scaled = logits.astype(np.float64) / self.temperature
-        order = np.argsort(-scaled, kind="stable")
-        if self.top_k:
-            order = order[: self.top_k]
-        weights = np.exp(scaled[order] - scaled[order[0]])
-        weights /= weights.sum()
-        reached = np.cumsum(weights)
+        weights = np.exp(scaled - scaled.max())
+        order = self._likeliest(scaled, weights)
+        reached = np.cumsum(weights[order])
+        reached /= reached[-1] if self.top_k and self.top_k < len(logits) else weights.sum()
         kept = int(np.searchsorted(reached, self.top_p)) + 1
         draw = self._random.random() * reached[min(kept, len(reached)) - 1]
         return int(order[min(int(np.searchsorted(reached, draw, side="right")), kept - 1)])
+
+    def _likeliest(self, scaled: npt.NDArray[Any], weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return tokens by falling weight, equal ones by their number: as many as can be drawn, or all.
+
+        Sorting a whole vocabulary costs several times what finding its largest few does.
+        """
+        if self.top_k and self.top_k < len(scaled):
+            least = np.partition(scaled, len(scaled) - self.top_k)[len(scaled) - self.top_k]
+        else:  # all that are less likely than this reach 1 - top_p not even together
+            least = scaled.max() + np.log(max((1 - self.top_p - MARGIN) * weights.mean(), 0.0) or TINY)
+        few = np.flatnonzero(scaled >= least)
+        order = few[np.argsort(-scaled[few], kind="stable")]
+        return order[: self.top_k] if self.top_k else order

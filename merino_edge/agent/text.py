@@ -20,6 +20,9 @@ def visible(text: str) -> str:
 class TextStream:
     """Text of token ids that come one by one.
 
+    A token costs what decoding the last few does: what came before them is settled. They are decoded behind a piece
+    that was shown already, since some decoders treat a first token unlike others (SentencePiece's drop its space).
+
     Args:
         tokenizer: Has `decode(ids, skip_special_tokens=True)`.
         stops: Texts at which to stop; they are not shown. Empty ones count for nothing.
@@ -32,8 +35,9 @@ class TextStream:
         self.stopped = False
         self._tokenizer = tokenizer
         self._stops = [stop for stop in stops if stop]
-        self._ids: list[int] = []
-        self._taken = 0  # characters of the decoded text that were handed on
+        self._ids: list[int] = []  # of the last piece that was handed on, and all after it
+        self._settled = 0  # how many of them were handed on
+        self._taken = 0  # characters of their text that were handed on
         self._held = ""  # what might become a stop string
 
     def push(self, token: int) -> str:
@@ -42,21 +46,33 @@ class TextStream:
         Half a character waits for its other half.
         """
         self._ids.append(token)
-        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        return "" if text.endswith("\ufffd") else self._take(text)
+        text = self._decode(self._ids)
+        if text.endswith("\ufffd") or len(text) <= self._taken:
+            return ""
+        new, last = text[self._taken :], self._ids[self._settled :]
+        behind = len(self._decode(last))
+        if behind:  # alone it has a text, so it is no special token: good enough to decode behind
+            self._ids, self._taken = last, behind
+        else:
+            self._taken = len(text)
+        self._settled = len(self._ids)
+        return self._take(new)
 
     def end(self) -> str:
         """Return what was still held back."""
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True) if self._ids else ""
-        shown = self._take(text)
+        shown = self._take(self._decode(self._ids)[self._taken :] if self._ids else "")
+        self._ids, self._settled, self._taken = [], 0, 0
         held, self._held = ("", "") if self.stopped else (self._held, "")
         return shown + held
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
 
     def _take(self, text: str) -> str:
         if self.stopped:
             return ""
-        self._held += text[self._taken :]
-        self._taken = max(self._taken, len(text))
+        self._held += text
         found = [self._held.index(stop) for stop in self._stops if stop in self._held]
         if found:
             self.stopped = True

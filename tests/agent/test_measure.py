@@ -158,6 +158,27 @@ def test_top_p_and_top_k_keep_the_likeliest(top_p: float, top_k: int, kept: set[
     assert {sampler(logits) for _ in range(400)} == kept
 
 
+def draw_by_sorting_all(logits: np.ndarray, temperature: float, top_p: float, top_k: int, random: float) -> int:
+    """What the definitions of top-k and top-p say, with the whole vocabulary sorted."""
+    scaled = logits.astype(np.float64) / temperature
+    order = np.argsort(-scaled, kind="stable")[: top_k or None]
+    weights = np.exp(scaled[order] - scaled[order[0]])
+    reached = np.cumsum(weights / weights.sum())
+    kept = min(int(np.searchsorted(reached, top_p)) + 1, len(reached))
+    return int(order[min(int(np.searchsorted(reached, random * reached[kept - 1], side="right")), kept - 1)])
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 40, 2000])
+@pytest.mark.parametrize("top_p", [0.3003, 0.9503, 1.0])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 2.0, 40.0])  # none: all are equal
+def test_finding_the_likeliest_few_draws_what_sorting_all_does(spread: float, top_p: float, top_k: int) -> None:
+    made = np.random.default_rng(1)
+    sampler, stream = Sampler(0.8, top_p, top_k, 9), np.random.Generator(np.random.PCG64(9))
+    for _ in range(20):
+        logits = np.round(made.normal(size=2000) * spread, 1).astype(np.float32)  # rounded: some are equal
+        assert sampler(logits) == draw_by_sorting_all(logits, 0.8, top_p, top_k, stream.random())
+
+
 @pytest.mark.parametrize("wrong", [(-1.0, 1.0, 0, 0), (1.0, 0.0, 0, 0), (1.0, 1.5, 0, 0), (1.0, 1.0, -1, 0)])
 def test_what_cannot_be_sampled_with_is_refused(wrong: tuple[float, float, int, int]) -> None:
     with pytest.raises(AgentError, match="cannot sample"):
