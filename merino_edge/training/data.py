@@ -224,10 +224,17 @@ def write_validation(data: TokenData, folder: Path, tokens: int = VALIDATION_TOK
     `bytes` and `words` (split at blanks) of the text they decode to; ends of documents are tokens, no bytes.
     """
     token_ids = np.asarray(data.validation()[:tokens], np.int32)
-    text = Tokenizer.from_file(str(data.tokenizer)).decode(token_ids.tolist(), skip_special_tokens=True)
+    text = held_out_text(data, tokens)
     np.save(folder / "validation_tokens.npy", token_ids)
     facts = {"tokens": len(token_ids), "bytes": len(text.encode()), "words": len(text.split()), "source": data.source}
     write_json(folder / "validation.json", facts)
+
+
+def held_out_text(data: TokenData, tokens: int) -> str:
+    """Return the text of the first held-out tokens, without the ends of its documents."""
+    token_ids = data.validation()[:tokens].tolist()
+    text: str = Tokenizer.from_file(str(data.tokenizer)).decode(token_ids, skip_special_tokens=True)
+    return text
 
 
 def _token_type(vocab_size: int) -> type[np.uint16] | type[np.uint32]:

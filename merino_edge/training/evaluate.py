@@ -8,6 +8,7 @@ nothing known; a smaller stride leaves each window `context_length - stride` tok
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from merino_edge.errors import DataError, InvalidFileError
 from merino_edge.training.model import MerinoConfig, MerinoForCausalLM
 
 MAX_LOGITS = 1 << 26  # values of one batch's logits: 256 MiB of float32
+MAX_HASTY = 1 << 22  # where the clock is looked at after each
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def evaluate_tokens(
     context_length: int,
     stride: int | None = None,
     progress: Callable[[float], None] | None = None,
+    seconds: float | None = None,
 ) -> Evaluation:
     """Score a sequence of tokens.
 
@@ -90,6 +93,7 @@ def evaluate_tokens(
         context_length: Tokens of one window.
         stride: Tokens from one window to the next, at most the context; by default equal to it.
         progress: Told the share that is done, 0 to 1.
+        seconds: Begin no window after so long; what was scored until then is the result.
 
     Raises:
         DataError: there are fewer than two tokens, or the stride skips some.
@@ -102,7 +106,8 @@ def evaluate_tokens(
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    total, done, limit = 0.0, 0, 1
+    total, done, limit, scored = 0.0, 0, 1, 0
+    until = math.inf if seconds is None else time.monotonic() + seconds
     batch: list[tuple[int, int, int]] = []
     plan = list(windows(len(token_ids), context_length, stride))
     try:
@@ -115,14 +120,16 @@ def evaluate_tokens(
             nll, vocab_size = _score(model, torch.from_numpy(ids).to(device))
             for row, (begin, _, first) in zip(nll, batch, strict=True):
                 total += float(row[first - begin - 1 :].sum(dtype=torch.float64))
-            limit = max(1, MAX_LOGITS // (context_length * vocab_size))
-            done += len(batch)
+            limit = max(1, (MAX_LOGITS if seconds is None else MAX_HASTY) // (context_length * vocab_size))
+            done, scored = done + len(batch), window[1] - 1
             batch = []
             if progress:
                 progress(done / len(plan))
+            if time.monotonic() >= until:
+                break
     finally:
         model.train(training)
-    return Evaluation(total, len(token_ids) - 1, context_length, stride)
+    return Evaluation(total, scored, context_length, stride)
 
 
 def _score(model: torch.nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -34,6 +34,8 @@ DECAY_SHARE = 0.2  # of the steps, at the end of warm-up, stable, decay
 PROBE_STEPS = 10  # after which a time budget becomes a number of steps
 PROBE_SHARE = 0.1  # of the time, where even so few steps take longer
 REFITS = (0.25, 0.5, 0.75, 0.9)  # shares of the time at which that number is looked at again
+SCORING_SPEED = 2.5  # tokens scored in the time that training takes for one: a third of the FLOPs, and a margin
+MOST_RESERVED = 0.2  # of the time, however long scoring would take
 ENDLESS = 1 << 40  # steps, while their number is unknown
 COMPLETE = "complete.json"  # the last file of a save: a save without it was interrupted
 
@@ -82,7 +84,9 @@ class Plan:
         warmup: Steps of rising learning rate; None for a tenth of the steps, at most 50.
         schedule: One of `request.SCHEDULES`.
         seconds_used: By earlier processes of the same training.
-        reserve: Share of the time budget to leave for what comes after the last step.
+        reserve: Share of the time budget to leave for what comes after the last step, at least.
+        scored: Tokens that are scored then.
+        reserved: Seconds that are left for that, as far as is known.
     """
 
     steps: int | None
@@ -91,6 +95,8 @@ class Plan:
     schedule: str
     seconds_used: float = 0.0
     reserve: float = 0.0
+    scored: int = 0
+    reserved: float = 0.0
 
     def factor(self, step: int) -> float:
         """Share of the learning rate at a step."""
@@ -104,10 +110,12 @@ class Plan:
             return 1.0 - (1.0 - FINAL_SHARE) * max(0.0, (done - (1.0 - DECAY_SHARE)) / DECAY_SHARE)
         return FINAL_SHARE + (1.0 - FINAL_SHARE) * 0.5 * (1.0 + math.cos(math.pi * done))
 
-    def refit(self, step: int, elapsed: float, step_seconds: float) -> None:
-        """Fit the number of steps to the time that is left."""
+    def refit(self, step: int, elapsed: float, step_seconds: float, tokens_per_step: int) -> None:
+        """Fit the number of steps to the time that is left when the held-out tokens will have been scored."""
         if self.seconds is not None:
-            left = (1.0 - self.reserve) * self.seconds - elapsed
+            scoring = self.scored / tokens_per_step * step_seconds / SCORING_SPEED
+            self.reserved = min(MOST_RESERVED * self.seconds, max(self.reserve * self.seconds, scoring))
+            left = self.seconds - self.reserved - elapsed
             self.steps = max(step, step + int(left / step_seconds))
 
 
@@ -208,9 +216,9 @@ class Watch(TrainerCallback):
             due = self._refits < len(REFITS) and share >= REFITS[self._refits]
         if due and self._probed[0] and timed:
             self._refits = sum(share >= s for s in REFITS)
-            self.plan.refit(step, self.elapsed(), (now - self._probed[1]) / timed)
+            self.plan.refit(step, self.elapsed(), (now - self._probed[1]) / timed, self.tokens_per_step)
             self.on_plan(self.plan)
-        if share >= 1.0:
+        if self.elapsed() >= self.plan.seconds - self.plan.reserved:
             self.plan.steps = step
 
     def _tell(self, step: int, here: int) -> None:

@@ -21,13 +21,21 @@ from transformers import GenerationConfig
 
 from merino_edge.checkpoint import WEIGHTS
 from merino_edge.errors import TrainingError
-from merino_edge.files import read_json, sync_folder, write_json
+from merino_edge.files import sync_folder, write_json
 from merino_edge.training import processes, speed
-from merino_edge.training.data import TokenData, end_of_text_id, write_validation
+from merino_edge.training.data import TokenData, end_of_text_id, held_out_text, write_validation
 from merino_edge.training.evaluate import Evaluation
 from merino_edge.training.loop import Watch
 from merino_edge.training.model import MerinoForCausalLM
 from merino_edge.training.request import TrainRequest, TrainResult
+
+VALIDATION_SHARE = 1 / 16  # held-out tokens scored for each token trained on, so that it takes little time
+LEAST_VALIDATION = 8_192  # tokens
+
+
+def held_out_tokens(trained: int) -> int:
+    """Return how many held-out tokens a checkpoint keeps, and is scored on where the time suffices."""
+    return max(LEAST_VALIDATION, int(VALIDATION_SHARE * trained))
 
 
 @contextmanager
@@ -65,8 +73,8 @@ def write_checkpoint(
         raise TrainingError("the validation loss is no number", hint="train again with a lower --learning-rate")
     with _replacing(request.output) as folder:
         _write_model(model, data, request, folder)
-        write_validation(data, folder, evaluation.tokens + 1)
-        held_out = read_json(folder / "validation.json")
+        write_validation(data, folder, held_out_tokens(tokens))
+        scored = held_out_text(data, evaluation.tokens + 1)
         seconds = time.monotonic() - started
         rate = tokens / watch.elapsed() if watch.elapsed() else 0.0
         result = TrainResult(
@@ -76,7 +84,7 @@ def write_checkpoint(
             train_loss=watch.curve[-1]["loss"] if watch.curve else float("nan"),
             validation_loss=evaluation.loss,
             perplexity=evaluation.perplexity,
-            bits_per_byte=evaluation.bits_per_byte(held_out["bytes"]),
+            bits_per_byte=evaluation.bits_per_byte(len(scored.encode())),
             tokens_per_s=rate,
             seconds=seconds,
             startup_seconds=watch.startup_seconds(),

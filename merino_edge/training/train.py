@@ -43,13 +43,11 @@ from merino_edge.training.loop import (
 )
 from merino_edge.training.model import MerinoConfig, MerinoForCausalLM
 from merino_edge.training.request import Report, TrainRequest, TrainResult, smaller_micro_batch, with_defaults
-from merino_edge.training.save import write_checkpoint
+from merino_edge.training.save import LEAST_VALIDATION, held_out_tokens, write_checkpoint
 
 __all__ = ["TrainRequest", "TrainResult", "train"]
 
 PLAN = "plan.json"
-VALIDATION_SHARE = 1 / 16  # held-out tokens scored for each token trained on, so that it takes little time
-LEAST_VALIDATION = 8_192  # tokens
 RESERVE = 0.05  # of a time budget, for scoring and writing
 
 
@@ -174,12 +172,14 @@ def _finish(
     started: float,
     report: Report,
 ) -> TrainResult:
-    """Score the held-out tokens and write the checkpoint."""
+    """Score the held-out tokens, as many as a time budget leaves time for, and write the checkpoint."""
+    limit = watch.plan.seconds
     evaluation = evaluate_tokens(
         model,
-        data.validation()[: max(LEAST_VALIDATION, int(VALIDATION_SHARE * tokens))],
+        data.validation()[: held_out_tokens(tokens)],
         request.context_length,
         progress=lambda share: report({"stage": "validation", "step": round(100 * share), "steps": 100}),
+        seconds=None if limit is None else max(limit - watch.elapsed(), RESERVE * limit),
     )
     return write_checkpoint(request, data, model, watch, evaluation, tokens, started)
 
@@ -203,7 +203,7 @@ def _open_work(work: Path, request: TrainRequest, data: TokenData) -> tuple[Plan
             used, steps = old.get("seconds_used", 0.0), old.get("steps")
     elif processes.is_main():
         write_json(work / PLAN, {"request": record, "steps": steps, "seconds_used": 0.0})
-    return Plan(steps, request.seconds, request.warmup, request.schedule, used, RESERVE), record
+    return Plan(steps, request.seconds, request.warmup, request.schedule, used, RESERVE, LEAST_VALIDATION), record
 
 
 def _steps(request: TrainRequest, data: TokenData) -> int | None:

@@ -77,6 +77,14 @@ def test_mode_of_the_model_is_restored(model: MerinoForCausalLM) -> None:
     assert model.training
 
 
+def test_a_time_limit_scores_the_beginning_and_says_how_much(model: MerinoForCausalLM) -> None:
+    ids = np.random.default_rng(0).integers(0, 20, 400)
+    hasty = evaluate_tokens(model, ids, 16, seconds=0.0)
+    assert 0 < hasty.tokens < 399
+    assert hasty.nll_nats_sum == pytest.approx(evaluate_tokens(model, ids[: hasty.tokens + 1], 16).nll_nats_sum)
+    assert evaluate_tokens(model, ids, 16, seconds=60.0).tokens == 399
+
+
 def test_checkpoint_is_scored_on_its_held_out_tokens(model: MerinoForCausalLM, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     np.save(tmp_path / "validation_tokens.npy", IDS.astype(np.int32))

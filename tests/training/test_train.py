@@ -224,6 +224,16 @@ def test_time_budget_is_kept(request_for: Any) -> None:
     assert result.curve[-1]["learning_rate"] < 0.3 * max(point["learning_rate"] for point in result.curve)
 
 
+@pytest.mark.parametrize(
+    ("step_seconds", "reserved"), [(0.01, 5.0), (1.0, 12.8), (10.0, 20.0)]
+)  # a twentieth at least, what scoring takes, a fifth at most
+def test_a_time_budget_leaves_time_for_the_held_out_tokens(step_seconds: float, reserved: float) -> None:
+    plan = Plan(None, 100.0, None, "cosine", reserve=0.05, scored=8192)
+    plan.refit(0, 0.0, step_seconds, 256)
+    assert plan.reserved == pytest.approx(reserved)
+    assert plan.steps == int((100.0 - reserved) / step_seconds)
+
+
 def test_without_a_budget_it_is_one_epoch(request_for: Any) -> None:
     result = train(request_for(steps=None))
     record = read_json(result.checkpoint / "training.json")
