@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from merino_edge.cli.output import print_json, print_table
+from merino_edge.cli.output import print_json, print_table, windows
 from merino_edge.flows.bench_rows import COLUMNS
 from merino_edge.flows.bench_tests import label_of
 from merino_edge.units import format_bytes
@@ -166,7 +166,11 @@ def _notes(document: dict[str, Any]) -> None:
     reasons = {str(row["energy_reason"]) for row in rows if row["energy_mj_per_token"] is None}
     if reasons:
         click.echo(f"energy: {'; '.join(sorted(reasons))}", err=True)
-    kinds = list(dict.fromkeys((r["tokenizer"], r["text"]) for r in rows if r["perplexity"] is not None))
+    scored = [row for row in rows if row["perplexity"] is not None]
+    cuts = sorted({windows(row["perplexity_tokens"], row["context_length"]) for row in scored})
+    if cuts:
+        click.echo(f"perplexity on {' or '.join(cuts)}", err=True)
+    kinds = list(dict.fromkeys((row["tokenizer"], row["text"]) for row in scored))
     if len(kinds) > 1:
         for number, (tokenizer, text) in enumerate(kinds, start=1):
             click.echo(f"perplexity {number}: tokenizer {tokenizer}, text: {text}", err=True)

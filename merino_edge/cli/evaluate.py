@@ -41,7 +41,7 @@ def command(as_json: bool, subject: str | None, **flags: Any) -> None:
 
 
 def _print_texts(rows: list[dict[str, Any]]) -> None:
-    columns = ("text", "tokens", "context", "stride", "perplexity a token", "a word", "words", "bits per byte")
+    columns = ("text", "tokens", "window", "stride", "perplexity a token", "a word", "words", "bits per byte")
     print_table(
         columns,
         [
@@ -56,12 +56,22 @@ def _print_texts(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_exports(rows: list[dict[str, Any]]) -> None:
-    columns = ("exported file", "held-out tokens", "perplexity", "checkpoint", "change", "bits per byte")
+    columns = (
+        "exported file",
+        "held-out tokens",
+        "window",
+        "stride",
+        "perplexity",
+        "checkpoint",
+        "change",
+        "bits per byte",
+    )
     print_table(
         columns,
         [
             (
-                row["bundle"], f"{row['tokens']:,}", f"{row['perplexity']:.3f}", f"{row['checkpoint_perplexity']:.3f}",
+                row["bundle"], f"{row['tokens']:,}", str(row["context_length"]), str(row["stride"]),
+                f"{row['perplexity']:.3f}", f"{row['checkpoint_perplexity']:.3f}",
                 f"{100 * row['change']:+.2f} %", f"{row['bits_per_byte']:.4f}",
             )
             for row in rows

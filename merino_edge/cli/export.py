@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from merino_edge.cli.options import SHARE, json_option
-from merino_edge.cli.output import print_json, print_pairs, terminal_progress
+from merino_edge.cli.output import print_json, print_pairs, terminal_progress, windows
 from merino_edge.units import format_bytes
 
 
@@ -60,5 +60,6 @@ def _quality(quality: dict[str, Any]) -> str:
         return f"not measured: {quality['reason']}"
     return (
         f"perplexity {quality['perplexity_fp32']:.4g} in fp32, {quality['perplexity']:.4g} in this file: "
-        f"{100 * quality['perplexity_change']:+.2f} % ({quality['tokens']} tokens, {quality['text']})"
+        f"{100 * quality['perplexity_change']:+.2f} % ({windows(quality['tokens'], quality['context_length'])}; "
+        f"{quality['text']})"
     )

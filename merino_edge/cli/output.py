@@ -54,6 +54,11 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
         click.echo(f"{name:<{width}}  {value}")
 
 
+def windows(tokens: int, context_length: int, stride: int | None = None) -> str:
+    """Say how a text was cut for a perplexity; without a stride no window overlaps another."""
+    return f"{tokens:,} tokens, window {context_length}, stride {stride or context_length}"
+
+
 def interval(value: float, upper: float, form: Callable[[float], str]) -> str:
     """Write the interval around a prediction, as wide below it as above."""
     return f"{form(max(0.0, 2 * value - upper))} to {form(upper)}"

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from merino_edge.cli.options import COUNT, SECONDS, json_option
-from merino_edge.cli.output import print_json, print_pairs, terminal_progress
+from merino_edge.cli.output import print_json, print_pairs, terminal_progress, windows
 from merino_edge.units import format_count
 
 
@@ -50,6 +50,7 @@ def command(as_json: bool, subject: str | None, **flags: Any) -> None:
     if as_json:
         print_json(document)
         return
+    scored = windows(document["validation_tokens"], document["context_length"], document["stride"])
     print_pairs(
         [
             ("checkpoint", document["checkpoint"]),
@@ -59,7 +60,7 @@ def command(as_json: bool, subject: str | None, **flags: Any) -> None:
             ),
             ("speed", f"{document['tokens_per_s']:,.0f} tokens/s" + _of_peak(document)),
             ("loss", f"training {document['train_loss']:.4f}, held-out text {document['validation_loss']:.4f}"),
-            ("perplexity", f"{document['perplexity']:.2f} ({document['bits_per_byte']:.3f} bits per byte)"),
+            ("perplexity", f"{document['perplexity']:.2f} ({document['bits_per_byte']:.3f} bits per byte; {scored})"),
         ]
     )
     click.echo(f"next: merino-edge export {document['run']}", err=True)

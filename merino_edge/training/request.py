@@ -104,6 +104,7 @@ class TrainResult:
         validation_loss: On the held-out tokens that lie in the checkpoint, nats per token.
         perplexity: Exp of it.
         bits_per_byte: The same for each byte of the held-out text.
+        validation_tokens: Scored ones; windows of the context's length that do not overlap.
         tokens_per_s: Over all steps, the first ones included.
         seconds: Of the whole call (earlier, killed calls apart).
         startup_seconds: Of the call until steps took their usual time: text, model, compilation.
@@ -120,6 +121,7 @@ class TrainResult:
     validation_loss: float
     perplexity: float
     bits_per_byte: float
+    validation_tokens: int
     tokens_per_s: float
     seconds: float
     startup_seconds: float

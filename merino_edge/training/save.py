@@ -85,6 +85,7 @@ def write_checkpoint(
             validation_loss=evaluation.loss,
             perplexity=evaluation.perplexity,
             bits_per_byte=evaluation.bits_per_byte(len(scored.encode())),
+            validation_tokens=evaluation.tokens,
             tokens_per_s=rate,
             seconds=seconds,
             startup_seconds=watch.startup_seconds(),
@@ -98,7 +99,7 @@ def write_checkpoint(
 
 
 def _record(request: TrainRequest, data: TokenData, result: TrainResult) -> dict[str, Any]:
-    names = ["steps", "tokens", "train_loss", "validation_loss", "perplexity", "bits_per_byte"]
+    names = ["steps", "tokens", "train_loss", "validation_loss", "perplexity", "bits_per_byte", "validation_tokens"]
     names += ["tokens_per_s", "seconds", "startup_seconds", "steady_tokens_per_s", "mfu", "memory_bytes"]
     cuda = torch.cuda.is_available()
     return {
