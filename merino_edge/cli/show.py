@@ -34,7 +34,6 @@ def _print(document: dict[str, Any]) -> None:
         [str(i), str(b["width"]), f"{b['ffn_ratio']:g}", str(b["depth"])] for i, b in enumerate(architecture["blocks"])
     ]
     print_table(["block", "width", "FFN ratio", "layers"], rows, title=document["name"])
-    entropy = document["entropy"]
     pairs = [
         ("embedding", f"{architecture['vocab_size']} x {architecture['embedding_width']}, tied with the head"),
         (
@@ -49,8 +48,7 @@ def _print(document: dict[str, Any]) -> None:
         ("KV cache", f"{format_bytes(document['kv_cache_bytes'])} for {document['context_length']} tokens"),
     ]
     pairs += [(f"file {recipe}", format_bytes(size)) for recipe, size in document["file_bytes"].items()]
-    terms = {name: value for name, value in entropy.items() if name != "blocks"}
-    pairs += [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in terms.items()]
+    pairs += _entropy(document["entropy"])
     if document["searched_score"] is not None:
         searched = document["searched_score"]
         weights = f", beta {searched['beta']:g}" if "beta" in searched else ""
@@ -64,3 +62,22 @@ def _print(document: dict[str, Any]) -> None:
             )
         )
     print_pairs(pairs)
+
+
+def _entropy(terms: dict[str, Any]) -> list[tuple[str, str]]:
+    """Write the paper's score as the sum that it is: of attention and FFN, each less for depth."""
+    weights = f"beta {terms['beta']:g}, alpha {terms['alpha1']:g} and {terms['alpha2']:g}, eps {terms['eps']:g}"
+    if not terms["in_domain"]:
+        return [("entropy", f"0: outside the formula's domain, gamma is 1 or more ({weights})")]
+
+    def part(name: str) -> str:
+        return (
+            f"{terms[f'h_{name}']:,.0f} nats = {terms[f'sum_{name}_nats']:,.0f} over {terms['layers']} layers"
+            f" x (1 - gamma {terms[f'gamma_{name}']:.4f})"
+        )
+
+    return [
+        ("entropy", f"{terms['score']:,.0f} nats ({weights})"),
+        ("  attention", part("mhsa")),
+        ("  FFN", part("ffn")),
+    ]
