@@ -62,7 +62,7 @@ def find_form(recipe: Recipe, form: str, architecture: Architecture, runtime_ver
     """
     if form not in FORMS:
         known = f"forms: {', '.join(FORMS)}"
-        raise UsageError(f"unknown form '{form}' of an ONNX export{did_you_mean(form, FORMS)}", hint=known)
+        raise UsageError(f"unknown form '{form}' of an ONNX export{did_you_mean(form, FORMS, listed=True)}", hint=known)
     if recipe.half and architecture.head_dim % HEAD_MULTIPLE:
         raise UsageError(
             f"recipe '{recipe.name}' needs a head_dim that is a multiple of {HEAD_MULTIPLE}, "

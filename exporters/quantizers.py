@@ -72,7 +72,7 @@ def _choose(recipe: Recipe, options: ExportOptions) -> str | None:
     name, text = options.quantizer, options.calibration
     if name not in (*QUANTIZERS, "auto"):
         raise UsageError(
-            f"unknown quantizer '{name}'{did_you_mean(name, QUANTIZERS)}",
+            f"unknown quantizer '{name}'{did_you_mean(name, QUANTIZERS, listed=True)}",
             hint=f"quantizers: auto, {', '.join(QUANTIZERS)}",
         )
     enough = text is not None and len(text) >= FEWEST_CALIBRATION_TOKENS

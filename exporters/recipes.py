@@ -148,7 +148,7 @@ def find_recipe(name: str, architecture: Architecture) -> Recipe:
     """
     if name not in RECIPES:
         known = f"recipes: {', '.join(RECIPES)}"
-        raise UsageError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}", hint=known)
+        raise UsageError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES, listed=True)}", hint=known)
     _check_blocks(RECIPES[name], architecture)
     return RECIPES[name]
 

@@ -92,7 +92,9 @@ def find_recipe(name: str, form: str, architecture: Architecture) -> recipes.Rec
     """
     allowed = f"recipes: {', '.join(RECIPES)}; forms: {', '.join(FORMS)}"
     if form not in FORMS:
-        raise UsageError(f"unknown form '{form}' of a TFLite export{did_you_mean(form, FORMS)}", hint=allowed)
+        raise UsageError(
+            f"unknown form '{form}' of a TFLite export{did_you_mean(form, FORMS, listed=True)}", hint=allowed
+        )
     if name not in RECIPES and name in recipes.RECIPES:
         nearest = name.replace("weight_only_wi4", "dynamic_wi4")
         nearest = nearest if nearest in RECIPES else "dynamic_wi8_afp32"
@@ -101,7 +103,7 @@ def find_recipe(name: str, form: str, architecture: Architecture) -> recipes.Rec
             hint=f"nearest: --recipe {nearest}, or --format onnx --recipe {name}",
         )
     if name not in RECIPES:
-        raise UsageError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}", hint=allowed)
+        raise UsageError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES, listed=True)}", hint=allowed)
     recipe = RECIPES[name]
     if form not in recipe.forms:
         raise UsageError(

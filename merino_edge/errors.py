@@ -23,6 +23,7 @@ Each class fixes the ``kind`` that ``--json`` prints and the exit code of the co
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -167,13 +168,35 @@ def next_step(hint: str) -> Iterator[None]:
         raise
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest known word, or the list of allowed ones."""
+def did_you_mean(word: str, known: Iterable[str], listed: bool = False) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest known word, or the list of allowed ones.
+
+    Args:
+        word: What was written.
+        known: What is allowed.
+        listed: The hint lists them already.
+    """
     choices = sorted(known)
     near = difflib.get_close_matches(word, choices, n=1)
     if near:
         return f"; did you mean '{near[0]}'?"
-    return f"; known: {', '.join(choices)}" if choices else ""
+    return f"; known: {', '.join(choices)}" if choices and not listed else ""
+
+
+def writing_hint(error: OSError, elsewhere: str = "choose another folder") -> str:
+    """Return what helps where a file could not be written: space helps only a full disk.
+
+    Args:
+        error: What the system said.
+        elsewhere: How to write somewhere else.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"free some space or {elsewhere}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{elsewhere}, one that you may write to"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return f"{elsewhere}: something else has that name"
+    return elsewhere
 
 
 def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> None:

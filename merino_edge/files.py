@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from merino_edge.errors import InvalidFileError, MerinoEdgeError
+from merino_edge.errors import InvalidFileError, MerinoEdgeError, writing_hint
 
 SCHEMA_VERSION = 1
 
@@ -51,9 +51,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         temporary = None
         sync_folder(path.parent)
     except OSError as error:
-        raise MerinoEdgeError(
-            f"cannot write {path}: {error.strerror or error}", hint="free some space or choose another folder"
-        ) from error
+        raise MerinoEdgeError(f"cannot write {path}: {error.strerror or error}", hint=writing_hint(error)) from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -160,7 +158,9 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
                 raise
             os.fsync(stream.fileno())
     except OSError as error:
-        raise MerinoEdgeError(f"cannot append to {path}: {error.strerror or error}", hint="free some space") from error
+        raise MerinoEdgeError(
+            f"cannot append to {path}: {error.strerror or error}", hint=writing_hint(error)
+        ) from error
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

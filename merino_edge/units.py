@@ -50,7 +50,7 @@ def parse_ms(text: str) -> float:
 
 def parse_seconds(text: str) -> float:
     """Parse a time to seconds."""
-    return parse_ms(text) / 1e3
+    return _parse(text, TIME_MS, "time", "5m") / 1e3
 
 
 def parse_bytes(text: str) -> int:

@@ -106,7 +106,8 @@ def load_board(name: str) -> Board:
     """
     if name not in board_names():
         raise UsageError(
-            f"unknown board '{name}'{did_you_mean(name, board_names())}", hint=f"boards: {', '.join(board_names())}"
+            f"unknown board '{name}'{did_you_mean(name, board_names(), listed=True)}",
+            hint=f"boards: {', '.join(board_names())}",
         )
     text = resources.files(_PACKAGE).joinpath(f"{name}.toml").read_text(encoding="utf-8")
     return parse_board(text, name)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from merino_edge.errors import DeviceError
+from merino_edge.errors import DeviceError, writing_hint
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
@@ -229,7 +229,7 @@ class LocalTransport:
                 Path(temporary).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            raise DeviceError(f"cannot write {target}: {error.strerror or error}", hint="free some space") from error
+            raise DeviceError(f"cannot write {target}: {error.strerror or error}", hint=writing_hint(error)) from error
         if progress is not None:
             progress(len(content), len(content))
 

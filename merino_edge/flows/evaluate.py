@@ -56,8 +56,7 @@ def evaluate(
     Returns:
         The document of `merino-edge evaluate --json`.
     """
-    if options.tasks and find_spec("lm_eval") is None:
-        raise UsageError("zero-shot tasks need lm-eval", hint="pip install 'merino-edge[eval]'")
+    _check_tasks(options)
     subject, model, name = _open(subject_name, options)
     if options.exports and subject is not None and not exported_bundles(subject):
         raise UsageError(f"{subject.name} has no export", hint=f"merino-edge export {subject.name}")
@@ -75,6 +74,17 @@ def evaluate(
             hint="give --data FILE or --tasks NAME, or set MERINO_EDGE_DATA to the data folder",
         )
     return document
+
+
+def _check_tasks(options: EvaluateOptions) -> None:
+    """Refuse an unknown task before a model is loaded."""
+    if not options.tasks:
+        return
+    if find_spec("lm_eval") is None:
+        raise UsageError("zero-shot tasks need lm-eval", hint="pip install 'merino-edge[eval]'")
+    from merino_edge.training.zero_shot import check_tasks
+
+    check_tasks([name for name in options.tasks if name != "all"])
 
 
 def _open(subject_name: str | None, options: EvaluateOptions) -> tuple[Subject | None, Opened, str]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from merino_edge.architecture import Architecture
 from merino_edge.bundle import TOKENIZER, Bundle, Manifest, bundle_label, describe_file, read_bundle, write_manifest
 from merino_edge.checkpoint import WEIGHTS, read_checkpoint
-from merino_edge.errors import ExportError, InvalidFileError, MerinoEdgeError, UsageError, did_you_mean
+from merino_edge.errors import ExportError, InvalidFileError, MerinoEdgeError, UsageError, did_you_mean, writing_hint
 from merino_edge.exporting import Exporter, ExportOptions, ExportResult
 from merino_edge.files import sha256_file, sync_folder
 from merino_edge.flows.conditions import DEFAULT_CONDITIONS, run_conditions
@@ -95,7 +95,7 @@ def load_exporter(format_name: str) -> Exporter:
     found = {point.name: point for point in entry_points(group=EXPORTERS)}
     if format_name not in found:
         raise UsageError(
-            f"no exporter writes '{format_name}'{did_you_mean(format_name, found)}",
+            f"no exporter writes '{format_name}'{did_you_mean(format_name, found, listed=True)}",
             hint=f"formats: {', '.join(sorted(found))}",
         )
     exporter: Exporter = found[format_name].load()
@@ -172,10 +172,7 @@ def write_bundle(
 
 
 def _cannot_write(parent: Path, error: OSError) -> MerinoEdgeError:
-    return MerinoEdgeError(
-        f"cannot write a bundle into {parent}: {error.strerror or error}",
-        hint="free some space or choose another folder",
-    )
+    return MerinoEdgeError(f"cannot write a bundle into {parent}: {error.strerror or error}", hint=writing_hint(error))
 
 
 def _manifest(

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from merino_edge.errors import DataError, InvalidFileError, MerinoEdgeError
+from merino_edge.errors import DataError, InvalidFileError, MerinoEdgeError, writing_hint
 from merino_edge.files import canonical_json, read_json, sync_folder, write_json
 from merino_edge.training.request import Report
 from merino_edge.training.text import SEPARATOR, Piece, TextSource, open_text
@@ -304,7 +304,8 @@ def _make(
         sync_folder(folder.parent)
     except OSError as error:
         raise DataError(
-            f"cannot write tokens to {folder}: {error.strerror or error}", hint="free some space"
+            f"cannot write tokens to {folder}: {error.strerror or error}",
+            hint=writing_hint(error, "set XDG_CACHE_HOME to another folder"),
         ) from error
     finally:
         if temporary is not None and temporary.exists():

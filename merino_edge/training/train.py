@@ -24,7 +24,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from merino_edge.checkpoint import WEIGHTS, read_config
-from merino_edge.errors import TrainingError
+from merino_edge.errors import TrainingError, writing_hint
 from merino_edge.files import read_json, sha256_file, write_json
 from merino_edge.settings import cache_home
 from merino_edge.training import processes
@@ -88,9 +88,7 @@ def train(request: TrainRequest, progress: Report | None = None) -> TrainResult:
             processes.disconnect()
             return result
     except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            f"training into {request.output} stopped: {error}", hint="free some space; the same command goes on"
-        ) from error
+        raise TrainingError(f"training into {request.output} stopped: {error}", hint=_hint(error)) from error
     except RuntimeError as error:
         if "PytorchStreamWriter" not in str(error) and "file write failed" not in str(error):
             raise
@@ -99,6 +97,12 @@ def train(request: TrainRequest, progress: Report | None = None) -> TrainResult:
         ) from error
     finally:
         torch.set_num_threads(threads)
+
+
+def _hint(error: OSError | SafetensorError) -> str:
+    """Return what to do where a training could not be written: what was saved stays."""
+    space = writing_hint(error, "move the run to another disk") if isinstance(error, OSError) else "free some space"
+    return f"{space}; the same command goes on"
 
 
 def _data(request: TrainRequest, report: Report) -> TokenData:

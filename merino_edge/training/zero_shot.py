@@ -196,6 +196,30 @@ def _config(name: str, docs: list[Doc]) -> dict[str, Any]:
     return config
 
 
+def check_tasks(names: Sequence[str]) -> None:
+    """Refuse tasks that do not exist, before a model is loaded for them.
+
+    Raises:
+        UsageError: lm-eval is missing, or knows no such task.
+    """
+    foreign = [name for name in names if name not in TASKS]
+    if foreign:
+        manager = _task_manager(foreign)
+        for name in foreign:
+            _foreign(name, manager)
+
+
+def _task_manager(names: Sequence[str]) -> Any:
+    """Return lm-eval's list of tasks, with those in files of one's own."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UsageError("zero-shot tasks need lm-eval", hint="pip install 'merino-edge[eval]'") from error
+    files = [Path(name) for name in names if name.endswith((".yaml", ".yml"))]
+    with _silenced():
+        return TaskManager(include_path=[str(file.parent) for file in files] or None)
+
+
 def run_tasks(
     model: Any, tokenizer: Any, names: Sequence[str], limit: int | None = None, batch_size: int = 8
 ) -> list[TaskScore]:
@@ -215,13 +239,11 @@ def run_tasks(
     try:
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager, get_task_dict
+        from lm_eval.tasks import get_task_dict
     except ImportError as error:
         raise UsageError("zero-shot tasks need lm-eval", hint="pip install 'merino-edge[eval]'") from error
-    files = [Path(name) for name in names if name.endswith((".yaml", ".yml"))]
-    scores = []
+    scores, manager = [], _task_manager(names)
     with _silenced():
-        manager = TaskManager(include_path=[str(f.parent) for f in files] or None)
         language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     for name in names:
         docs = TASKS[name]()[:limit] if name in TASKS else None
@@ -258,7 +280,7 @@ def _foreign(name: str, manager: Any) -> str:
         return stated.group(1)
     if name not in manager.all_tasks:
         raise UsageError(
-            f"there is no task '{name}'{did_you_mean(name, [*TASKS, *manager.all_tasks])}",
+            f"there is no task '{name}'{did_you_mean(name, [*TASKS, *manager.all_tasks], listed=True)}",
             hint="ours: " + ", ".join(TASKS) + "; others by lm-eval's name or --tasks FILE.yaml",
         )
     return name

@@ -128,3 +128,35 @@ def test_deploy_names_the_device_where_generate_would_mean_another(
 ) -> None:
     _say_next([{"device": device, "trained": True}], rollback=False, dry_run=False)
     assert f"next: merino-edge {words}" in capsys.readouterr().err
+
+
+def test_a_time_budget_is_asked_for_in_minutes_and_a_latency_in_milliseconds(run_command: Run) -> None:
+    assert "write it like 5m" in run_command("train", "--time", "short").stderr
+    assert "write it like 50ms" in run_command("search", "--latency", "short").stderr
+
+
+@pytest.mark.parametrize("option", ["--format", "--recipe", "--form", "--quantizer"])
+def test_an_export_that_does_not_exist_lists_those_that_do_once(option: str, run_command: Run) -> None:
+    run_command("search", "--parameters", "6M", "--vocab", "300", "--no-verify", "--run", "small")
+    done = run_command("export", "small", option, "xyz")
+    assert done.returncode == 2
+    told = done.stderr[done.stderr.index("error:") :]
+    known = {"--format": "tflite", "--recipe": "dynamic_wi8_afp32", "--form": "unrolled", "--quantizer": "gptq"}
+    assert told.count(known[option]) == 1
+    assert told.index("next:") < told.index(known[option])
+
+
+def test_show_writes_the_entropy_as_the_sum_that_it_is(run_command: Run) -> None:
+    lines = dict(
+        line.split("  ", 1) for line in run_command("show", "merino-61m").stdout.splitlines() if "nats" in line
+    )
+    assert lines["entropy"].strip() == "525,134 nats (beta 0.0625, alpha 1 and 1, eps 0.01)"
+    outside = run_command("show", "merino-61m", "--beta", "5").stdout
+    assert "0: outside the formula's domain" in outside
+    assert "_" not in "".join(line.split("  ")[0] for line in outside.splitlines() if not line.startswith("file "))
+
+
+def test_an_unknown_task_is_refused_before_anything_is_loaded(run_command: Run) -> None:
+    pytest.importorskip("lm_eval", reason="not installed: lm_eval (pip install 'merino-edge[eval]')")
+    done = run_command("evaluate", "--tasks", "arc_eazy")  # there is no run either
+    assert (done.returncode, "there is no task 'arc_eazy'; did you mean 'arc_easy'?" in done.stderr) == (2, True)

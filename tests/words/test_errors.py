@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
 
 from merino_edge import errors
-from merino_edge.errors import InfeasibleError, InvalidFileError, MerinoEdgeError, check_keys, did_you_mean
+from merino_edge.errors import (
+    InfeasibleError,
+    InvalidFileError,
+    MerinoEdgeError,
+    check_keys,
+    did_you_mean,
+    writing_hint,
+)
+from merino_edge.files import write_json
 
 EXIT_CODES = {
     "MerinoEdgeError": 1,
@@ -52,6 +63,33 @@ def test_the_json_object_carries_message_hint_code_and_details() -> None:
         "binding": "latency_ms",
         "least": 6.5,
     }
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "free some space or choose another folder"),
+        (errno.EACCES, "choose another folder, one that you may write to"),
+        (errno.EROFS, "choose another folder, one that you may write to"),
+        (errno.ENOTDIR, "choose another folder: something else has that name"),
+        (errno.EIO, "choose another folder"),
+    ],
+)
+def test_space_is_asked_for_only_where_it_would_help(number: int, words: str) -> None:
+    assert writing_hint(OSError(number, "so it is")) == words
+
+
+def test_a_file_where_a_folder_should_be_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MerinoEdgeError, match="cannot write") as caught:
+        write_json(tmp_path / "file" / "facts.json", {})
+    assert caught.value.hint == "choose another folder: something else has that name"
+
+
+def test_names_that_the_hint_lists_are_not_listed_twice() -> None:
+    assert did_you_mean("q", ["aaa", "bbb"]) == "; known: aaa, bbb"
+    assert did_you_mean("q", ["aaa", "bbb"], listed=True) == ""
+    assert did_you_mean("aab", ["aaa", "bbb"], listed=True) == "; did you mean 'aaa'?"
 
 
 def test_all_errors_are_caught_as_one() -> None:
