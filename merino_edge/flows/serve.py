@@ -8,9 +8,9 @@ text at a time; further requests wait in a short queue, and what comes beyond it
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import json
-import queue
 import secrets
 import threading
 import time
@@ -30,6 +30,7 @@ DEFAULT_PORT = 8000
 DEFAULT_WAITING = 8
 MAX_BODY_BYTES = 1 << 20
 RETRY_AFTER_S = 1
+GONE_AFTER_S = 0.5  # without a token, until it is looked whether the client is still there
 
 
 # -- the one thread that speaks with the device --
@@ -63,11 +64,11 @@ class Worker:
         self.model = model
         self.name = f"{model.device}-release-{model.release}"
         self.created = int(time.time())
-        self._jobs: queue.Queue[Job | None] = queue.Queue()
-        self._open = 0
         self._most = waiting + 1
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()  # guards the three below
+        self._waiting: collections.deque[Job] = collections.deque()
         self._at_work: Job | None = None
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
@@ -77,25 +78,36 @@ class Worker:
         Raises:
             RequestError: 429 where too many wait already.
         """
-        with self._lock:
-            if self._open >= self._most:
+        with self._changed:
+            if len(self._waiting) + (self._at_work is not None) >= self._most:
                 raise RequestError(429, "too many requests wait; try again", "rate_limit_error", "rate_limit_exceeded")
-            self._open += 1
-        self._jobs.put(job)
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def drop(self, job: Job) -> None:
+        """Nobody waits for a job any more: stop at its next token, or give up its place among those that wait."""
+        job.cancelled.set()
+        with self._changed, contextlib.suppress(ValueError):  # it is at work, or done
+            self._waiting.remove(job)
 
     def stop(self) -> None:
         """Cancel what is at work, drop what waits, end the thread."""
-        self._jobs.put(None)
-        job = self._at_work
-        if job is not None:
-            job.cancelled.set()
+        with self._changed:
+            self._stopping = True
+            self._waiting.clear()
+            if self._at_work is not None:
+                self._at_work.cancelled.set()
+            self._changed.notify()
         self._thread.join(timeout=10.0)
 
+    def _next(self) -> Job | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._stopping)
+            self._at_work = None if self._stopping else self._waiting.popleft()
+            return self._at_work
+
     def _run(self) -> None:
-        while True:
-            job = self._at_work = self._jobs.get()
-            if job is None:
-                return
+        while (job := self._next()) is not None:
             try:
                 self._continue(job)
             except MerinoEdgeError as error:
@@ -104,9 +116,8 @@ class Worker:
                 traceback.print_exc()
                 job.tell("failed", InternalError(f"internal error: {type(error).__name__}: {error}"))
             finally:
-                with self._lock:
-                    self._open -= 1
-                self._at_work = None
+                with self._changed:
+                    self._at_work = None
 
     def _continue(self, job: Job) -> None:
         if job.cancelled.is_set():
@@ -180,7 +191,7 @@ def make_app(worker: Worker) -> Any:
         job = Job(asked, lambda kind, value: _hand_over(loop, events, kind, value))
         worker.submit(job)
         if asked.stream:
-            return StreamingResponse(_server_sent(worker, job, events), media_type="text/event-stream")
+            return StreamingResponse(_server_sent(request, worker, job, events), media_type="text/event-stream")
         return JSONResponse(await _whole(request, worker, job, events))
 
     routes = [
@@ -247,13 +258,11 @@ async def _whole(request: Any, worker: Worker, job: Job, events: asyncio.Queue[t
     """Wait for the whole text; a client that goes away frees the device."""
     text = ""
     while True:
-        try:
-            kind, value = await asyncio.wait_for(events.get(), timeout=1.0)
-        except TimeoutError:
-            if await request.is_disconnected():
-                job.cancelled.set()
-                raise RequestError(499, "the client is gone") from None
-            continue
+        event = await _next_event(request, events)
+        if event is None:
+            worker.drop(job)
+            raise RequestError(499, "the client is gone")
+        kind, value = event
         if kind == "text":
             text += value
         elif kind == "failed":
@@ -263,12 +272,27 @@ async def _whole(request: Any, worker: Worker, job: Job, events: asyncio.Queue[t
             return {**document, "usage": _usage(value)}
 
 
-async def _server_sent(worker: Worker, job: Job, events: asyncio.Queue[tuple[str, Any]]) -> AsyncIterator[str]:
+async def _next_event(request: Any, events: asyncio.Queue[tuple[str, Any]]) -> tuple[str, Any] | None:
+    """Wait for what the worker tells next; None where the client has gone meanwhile, as while a request waits."""
+    while True:
+        try:
+            return await asyncio.wait_for(events.get(), timeout=GONE_AFTER_S)
+        except TimeoutError:
+            if await request.is_disconnected():
+                return None
+
+
+async def _server_sent(
+    request: Any, worker: Worker, job: Job, events: asyncio.Queue[tuple[str, Any]]
+) -> AsyncIterator[str]:
     """Yield the text as server-sent events; a client that goes away frees the device."""
     number = _new_id(job.asked)
     try:
         while True:
-            kind, value = await events.get()
+            event = await _next_event(request, events)
+            if event is None:
+                return
+            kind, value = event
             if kind == "failed":
                 yield f"data: {json.dumps(_failure(value).document)}\n\n"
                 break
@@ -282,7 +306,7 @@ async def _server_sent(worker: Worker, job: Job, events: asyncio.Queue[tuple[str
             break
         yield "data: [DONE]\n\n"
     finally:
-        job.cancelled.set()
+        worker.drop(job)
 
 
 def serve(

@@ -183,6 +183,27 @@ def test_a_client_that_goes_away_frees_the_device(talker: Talker) -> None:
     assert talker.ended == 2
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_while_it_waits_costs_nothing_and_frees_its_place(stream: bool, talker: Talker) -> None:
+    talker.pause_s = 0.1
+    body = json.dumps({"prompt": "w1", "max_tokens": 1, "stream": stream}).encode()
+    with running(talker, waiting=1) as address:
+        api = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=20)
+        first = api.completions.create(model="local-release-1", prompt="w1", max_tokens=60, stream=True)
+        next(iter(first))  # six seconds of work
+        gone = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
+        gone.request("POST", "/v1/completions", body)
+        time.sleep(0.3)
+        assert status(address, "/v1/completions", body) == 429
+        gone.close()
+        begin = time.monotonic()
+        while status(address, "/v1/completions", json.dumps({"prompt": ""}).encode()) == 429:
+            assert time.monotonic() - begin < 4.0  # its place is free long before the first is done
+            time.sleep(0.1)
+        first.close()
+    assert talker.ended == 2  # the first, and the one that was let in
+
+
 def test_a_lost_device_is_503_and_the_server_lives_on(talker: Talker) -> None:
     with client(talker) as api:
         talker.broken = True
