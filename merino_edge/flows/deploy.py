@@ -10,7 +10,7 @@ from typing import Any
 from merino_edge.bundle import TOKENIZER, Bundle, bundle_label
 from merino_edge.device.board import slow_here
 from merino_edge.device.client import Device, InstallResult, TextCheck
-from merino_edge.device.registry import device_folder
+from merino_edge.device.registry import Registry, device_folder
 from merino_edge.errors import UsageError
 from merino_edge.files import sha256_file, write_atomic
 from merino_edge.flows.chat import find_template, keep_template
@@ -183,6 +183,11 @@ def choose_release(device: str, numbers: Sequence[int], now: int | None, wanted:
 def tokenizer_store(device: str) -> Path:
     """Folder on the host of the tokenizers of what was deployed to a device: text stays on the host."""
     return device_folder(device) / "tokenizers"
+
+
+def deployed_to() -> list[str]:
+    """Return the devices that a model with a tokenizer was deployed to from this host."""
+    return [name for name in Registry().names() if any(tokenizer_store(name).glob("*.json"))]
 
 
 def template_file(device: str, digest: str) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+import shlex
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from merino_edge.bundle import TOKENIZER
 from merino_edge.device.client import Device, GenerateOptions
 from merino_edge.errors import UsageError
 from merino_edge.flows.chat import read_template
-from merino_edge.flows.deploy import template_file, tokenizer_store
+from merino_edge.flows.deploy import deployed_to, template_file, tokenizer_store
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
 from merino_edge.progress import SILENT, Progress
 
@@ -92,14 +93,19 @@ class DeployedModel:
         stats: Of the last text: `tokens`, `seconds`, `load_ms`, `prefill_ms`.
     """
 
-    def __init__(self, name: str, device: Device) -> None:
+    def __init__(self, name: str, device: Device, again: Sequence[str] = ("generate", "PROMPT")) -> None:
         """Ask an open device what it has deployed.
+
+        Args:
+            name: The device's name.
+            device: Itself.
+            again: The words of the command, which a hint repeats for a device that has something.
 
         Raises:
             UsageError: nothing, or random weights, or no tokenizer is here.
         """
         self.device = name
-        self._device = device
+        self._device, self._again = device, again
         self.stats: dict[str, float] = {}
         self.refresh()
 
@@ -107,7 +113,7 @@ class DeployedModel:
         """Notice where another release was switched to."""
         current = self._device.current()
         if current is None:
-            raise UsageError(f"nothing is deployed on {self.device}", hint=f"merino-edge deploy --device {self.device}")
+            raise self._nothing()
         self.release = int(current["release"])
         self.manifest = current["manifest"]
         if not self.manifest["trained"]:
@@ -119,6 +125,18 @@ class DeployedModel:
         self.end = end_of_text(self.tokenizer)
         said = self.tokenizer.token_to_id(self.chat.words.get("eos_token", "")) if self.chat else None
         self.ends = tuple(sorted({token for token in (self.end, said) if token is not None}))
+
+    def _nothing(self) -> UsageError:
+        """Say that nothing is deployed, and where something is, as far as this host knows."""
+        text, hint = f"nothing is deployed on {self.device}", f"merino-edge deploy --device {self.device}"
+        others = [name for name in deployed_to() if name != self.device]
+        if others:
+            names = others[0] if len(others) == 1 else "DEVICE"
+            text += (
+                f"; {' and '.join(others)} {'has a model' if len(others) == 1 else 'have models'} deployed from here"
+            )
+            hint = shlex.join(["merino-edge", *self._again, "--device", names])
+        return UsageError(text, hint=hint)
 
     @property
     def context_length(self) -> int:
@@ -167,7 +185,7 @@ def generate(
     """
     name = select_device(device_name, None, progress)
     with opened(find_entry(name), ask) as device:
-        model = DeployedModel(name, device)
+        model = DeployedModel(name, device, ("generate", prompt))
         prompt_ids = model.encode(prompt)
         text = ""
         for piece in model.stream(prompt_ids, sampling):

@@ -350,7 +350,7 @@ def serve(
 
 
 def _model(name: str, device: Device) -> DeployedModel:
-    return DeployedModel(name, device)
+    return DeployedModel(name, device, ("serve",))
 
 
 @contextlib.contextmanager

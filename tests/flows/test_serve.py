@@ -16,13 +16,14 @@ import pytest
 
 from merino_edge.bundle import TOKENIZER, BundleFile
 from merino_edge.device.client import GenerateOptions
+from merino_edge.device.registry import DeviceEntry, Registry
 from merino_edge.errors import DeviceError, UsageError
 from merino_edge.exporters.to_onnx import export
 from merino_edge.files import sha256_file
 from merino_edge.flows.chat import ChatTemplate, find_template, keep_template, read_template
 from merino_edge.flows.completions import RequestError, parse_completion
 from merino_edge.flows.deploy import tokenizer_store
-from merino_edge.flows.generate import DeployedModel
+from merino_edge.flows.generate import DeployedModel, Sampling, generate
 from merino_edge.flows.serve import Worker, make_app, serve
 from merino_edge.testing import FakeDevice, tiny_architecture, write_bundle
 
@@ -181,6 +182,32 @@ def test_a_client_that_goes_away_frees_the_device(talker: Talker) -> None:
         assert done.usage.completion_tokens == 1
         assert time.monotonic() - begin < 4.0  # not the five seconds that the first would have taken
     assert talker.ended == 2
+
+
+@pytest.mark.parametrize(
+    ("others", "words", "command"),
+    [
+        ([], "nothing is deployed on local", "merino-edge deploy --device local"),
+        (["pi4"], "local; pi4 has a model deployed from here", "merino-edge generate 'it'\"'\"'s w1' --device pi4"),
+        (["pi4", "pi5"], "local; pi4 and pi5 have models", "merino-edge generate 'it'\"'\"'s w1' --device DEVICE"),
+    ],
+)
+def test_where_nothing_is_deployed_the_command_for_the_device_that_has_something_is_named(
+    others: list[str], words: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from merino_edge.flows import devices
+
+    for name in others:
+        Registry().add(DeviceEntry(name, host="nobody@nowhere", board="pi4", root=None, transport="paramiko"))
+        tokenizer_store(name).mkdir(parents=True)
+        (tokenizer_store(name) / "0.json").write_text("{}")
+    monkeypatch.setattr(devices, "open_device", lambda entry, ask=None: FakeDevice("local"))
+    with pytest.raises(UsageError, match=words) as caught:
+        generate("it's w1", None, Sampling(), lambda piece: None)
+    assert caught.value.hint == command
+    with pytest.raises(UsageError) as caught:
+        serve(None, "127.0.0.1", 0, 1)
+    assert str(caught.value.hint).startswith("merino-edge serve" if others else "merino-edge deploy")
 
 
 @pytest.mark.parametrize("stream", [True, False])
