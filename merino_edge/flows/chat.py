@@ -1,18 +1,20 @@
 """A conversation as one prompt: the tokenizer's own chat template, in Jinja's sandbox.
 
 A template is kept beside the tokenizer of what was deployed, where its checkpoint or bundle has one:
-`chat_template.jinja`, or `chat_template` in `tokenizer_config.json`, as Hugging Face writes them.
+`chat_template.jinja`, or `chat_template` in `tokenizer_config.json`, as Hugging Face writes them. Training takes it
+over from beside the tokenizer that it was told to use, an export from the checkpoint.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from merino_edge.errors import InvalidFileError, UsageError
-from merino_edge.files import parse_json, read_json, read_text, write_json
+from merino_edge.files import parse_json, read_json, read_text, write_atomic, write_json
 
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 MAX_TEMPLATE_BYTES = 1 << 18
@@ -77,6 +79,17 @@ def find_template(*folders: Path | None) -> ChatTemplate | None:
         found = {name: _word(value) for name, value in config.items() if name.endswith("_token")}
         return ChatTemplate(text, {name: word for name, word in found.items() if word is not None})
     return None
+
+
+def copy_template(source: Path, target: Path) -> tuple[str, ...]:
+    """Write the template of one folder into another's `tokenizer_config.json`; return the names of what was written."""
+    template = find_template(source)
+    if template is None:
+        return ()
+    there = read_json(target / CONFIG, "tokenizer's settings") if (target / CONFIG).is_file() else {}
+    text = json.dumps({**there, **template.words, "chat_template": template.text}, indent=2, ensure_ascii=False)
+    write_atomic(target / CONFIG, text + "\n")  # other tools read it too: nothing of ours in it
+    return (CONFIG,)
 
 
 def _named(value: Any) -> Any:

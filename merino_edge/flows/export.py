@@ -22,6 +22,7 @@ from merino_edge.checkpoint import WEIGHTS, read_checkpoint
 from merino_edge.errors import ExportError, InvalidFileError, MerinoEdgeError, UsageError, did_you_mean, writing_hint
 from merino_edge.exporting import Exporter, ExportOptions, ExportResult
 from merino_edge.files import sha256_file, sync_folder
+from merino_edge.flows.chat import copy_template
 from merino_edge.flows.conditions import DEFAULT_CONDITIONS, run_conditions
 from merino_edge.flows.quality import Judge, compare_quality, find_judge, limit_of, not_measured
 from merino_edge.flows.runtime_version import fits_runtime, profiled_runtime
@@ -154,11 +155,12 @@ def write_bundle(
     except OSError as error:
         raise _cannot_write(parent, error) from error
     try:
-        options = replace(options, tokenizer=weights.tokenizer)
+        options, more = replace(options, tokenizer=weights.tokenizer), ()
         result = exporter(architecture, weights.tensors, temporary, recipe, options)
         if weights.tokenizer is not None:
             shutil.copyfile(weights.tokenizer, temporary / TOKENIZER)
-        manifest = _manifest(architecture, weights, temporary, format_name, recipe, result, options)
+            more = (TOKENIZER, *copy_template(weights.tokenizer.parent, temporary))
+        manifest = _manifest(architecture, weights, temporary, format_name, recipe, result, options, more)
         quality = _judged(architecture, weights, temporary, manifest, judge, tell)
         manifest = replace(manifest, quality=quality)
         write_manifest(temporary, manifest)
@@ -183,9 +185,10 @@ def _manifest(
     recipe: str,
     result: ExportResult,
     options: ExportOptions,
+    more: tuple[str, ...] = (),
 ) -> Manifest:
-    """Describe what an exporter wrote, but for its quality."""
-    names = [*result.files, *([TOKENIZER] if weights.tokenizer is not None else [])]
+    """Describe what an exporter wrote and the files `more` beside it, but for its quality."""
+    names = dict.fromkeys((*result.files, *more))
     return Manifest(
         architecture=architecture,
         format=format_name,

@@ -13,18 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
-from merino_edge.bundle import TOKENIZER, BundleFile
+from merino_edge.bundle import TOKENIZER, BundleFile, read_bundle
 from merino_edge.device.client import GenerateOptions
 from merino_edge.device.registry import DeviceEntry, Registry
 from merino_edge.errors import DeviceError, UsageError
 from merino_edge.exporters.to_onnx import export
+from merino_edge.exporting import ExportOptions
 from merino_edge.files import sha256_file
 from merino_edge.flows.chat import ChatTemplate, find_template, keep_template, read_template
 from merino_edge.flows.completions import RequestError, parse_completion
-from merino_edge.flows.deploy import tokenizer_store
+from merino_edge.flows.deploy import keep_tokenizer, tokenizer_store
+from merino_edge.flows.export import Weights
+from merino_edge.flows.export import write_bundle as write_exported
 from merino_edge.flows.generate import DeployedModel, Sampling, generate
 from merino_edge.flows.serve import Worker, make_app, serve
+from merino_edge.reference import random_tensors
 from merino_edge.testing import FakeDevice, tiny_architecture, write_bundle
 
 openai = pytest.importorskip("openai", reason="not installed: openai (pip install openai)")
@@ -56,7 +61,7 @@ class Talker(FakeDevice):
 
 @pytest.fixture
 def talker(tmp_path: Path) -> Talker:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import decoders, pre_tokenizers
 
     vocabulary = {f"Ġw{i}": i for i in range(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="Ġw0"))
@@ -325,6 +330,25 @@ def chatty(talker: Talker, tmp_path: Path) -> Talker:
     (tokenizer,) = store.glob("*.json")
     keep_template(tokenizer.with_suffix(".chat"), find_template(folder))
     return talker
+
+
+@pytest.mark.parametrize("form", ["standard", "unrolled"])
+def test_the_template_of_a_checkpoint_travels_in_its_bundle(form: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, "w0")).save(str(checkpoint / TOKENIZER))
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "eos_token": "w7"}))
+    architecture = tiny_architecture(WORDS)
+    weights = Weights(random_tensors(architecture, 0), 32, tokenizer=checkpoint / TOKENIZER)
+    options = ExportOptions(context_length=32, parity=False, form=form)
+    bundle = write_exported(architecture, weights, tmp_path / "export", "onnx", "fp32", options)
+    assert read_bundle(bundle.folder).manifest.files == bundle.manifest.files
+    assert [f.name for f in bundle.manifest.files].count("tokenizer_config.json") == 1
+    assert find_template(bundle.folder) == ChatTemplate(TEMPLATE, find_template(bundle.folder).words)
+    assert find_template(bundle.folder).words["eos_token"] == "w7"
+    keep_tokenizer("pi4", bundle)
+    (kept,) = tokenizer_store("pi4").glob("*.chat")
+    assert read_template(kept) == find_template(bundle.folder)
 
 
 def test_a_conversation_is_answered_in_the_tokenizers_template(chatty: Talker) -> None:

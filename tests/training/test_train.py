@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from merino_edge.architecture import Architecture, Block
 from merino_edge.checkpoint import read_checkpoint
 from merino_edge.errors import TrainingError, UsageError
-from merino_edge.files import read_json
+from merino_edge.files import read_json, write_json
 from merino_edge.training import loop
 from merino_edge.training.evaluate import evaluate_checkpoint
 from merino_edge.training.loop import PackedTokens, Plan
@@ -238,6 +238,30 @@ def test_without_a_budget_it_is_one_epoch(request_for: Any) -> None:
     result = train(request_for(steps=None))
     record = read_json(result.checkpoint / "training.json")
     assert result.steps == math.ceil(record["data"]["train_tokens"] / 256)
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_the_chat_template_beside_a_tokenizer_comes_into_the_checkpoint(
+    in_a_file: bool, request_for: Any, tmp_path: Path
+) -> None:
+    first = train(request_for("1", steps=1)).checkpoint
+    given = tmp_path / "given"
+    given.mkdir()
+    shutil.copyfile(first / "tokenizer.json", given / "tokenizer.json")
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    config: dict[str, Any] = {"eos_token": {"content": "<|endoftext|>"}, "bos_token": "a", "model_max_length": 7}
+    if in_a_file:
+        (given / "chat_template.jinja").write_text(template)
+    else:
+        config["chat_template"] = template
+    write_json(given / "tokenizer_config.json", config)
+    second = train(request_for("2", steps=1, tokenizer=str(given / "tokenizer.json"))).checkpoint
+    third = train(request_for("3", steps=1, start_from=second)).checkpoint
+    for folder in (second, third):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+        assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.model_max_length) == ("a", "<|endoftext|>", 32)
+    assert AutoTokenizer.from_pretrained(first).chat_template is None
 
 
 def test_loss_that_is_no_number_is_an_error(request_for: Any, monkeypatch: pytest.MonkeyPatch) -> None:
