@@ -155,7 +155,8 @@ def write_bundle(
     except OSError as error:
         raise _cannot_write(parent, error) from error
     try:
-        options, more = replace(options, tokenizer=weights.tokenizer), ()
+        options = replace(options, tokenizer=weights.tokenizer)
+        more: tuple[str, ...] = ()
         result = exporter(architecture, weights.tensors, temporary, recipe, options)
         if weights.tokenizer is not None:
             shutil.copyfile(weights.tokenizer, temporary / TOKENIZER)

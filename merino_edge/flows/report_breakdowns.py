@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 
 from merino_edge.flows.conditions import TESTS
 from merino_edge.flows.part_times import shares_of_parts
 from merino_edge.flows.report_promises import latency_label
-from merino_edge.flows.report_run import RunFacts
+from merino_edge.flows.report_run import RunFacts, train_command
 from merino_edge.measurement import Measurement
 from merino_edge.report.contents import Bar, Breakdown, Missing, Part
 from merino_edge.search.breakdown import latency_by_kind, memory_by_kind
@@ -65,13 +66,14 @@ def _parts(values: Mapping[str, float]) -> tuple[Part, ...]:
 
 def make_memory(facts: RunFacts) -> Breakdown | Missing:
     """Break the peak memory down into runtime, weights, cache and the rest."""
-    bars, model = [], facts.memory_model
+    bars, model, record = [], facts.memory_model, facts.memory_record
+    if model is not None and facts.other_context is not None:
+        model = replace(model, context_length=facts.other_context)
     if model is not None:
         parts = memory_by_kind(model, facts.architecture)
         total = sum(parts.values())
         low, high = total * max(0.0, 1 - model.band), total * (1 + model.band)
         bars.append(Bar("estimated" if model.estimate else "predicted", _parts(parts), low, high))
-    record = next((r for r in reversed(facts.mine_in(valid=True)) if _same_memory(facts, r)), None)
     note = "Predicted: the memory model's terms, and its band. " if bars else ""
     if record is not None:
         bars.append(Bar("measured", _parts(_measured_memory(facts, record))))
@@ -79,17 +81,16 @@ def make_memory(facts: RunFacts) -> Breakdown | Missing:
             "Measured: the peak of the measuring process and, of it, the empty runtime; weights and cache are counted "
         )
         note += f"at {record.context_length:,} tokens, the rest is what remains."
+        if facts.other_context is not None:
+            note += (
+                f" Both bars are at {record.context_length:,} tokens, the context of the training; the search asked for"
+                f" {facts.conditions.context_length:,}, which takes training with it: {train_command(facts)}"
+            )
     else:
         note += f"Not measured yet; next: {bench_command(facts)}"
     if not bars:
         return _nothing_measured(facts)
     return Breakdown("memory", "Peak memory", "bytes", tuple(bars), note)
-
-
-def _same_memory(facts: RunFacts, record: Measurement) -> bool:
-    means = facts.conditions
-    wanted = (means.format, means.recipe, means.context_length)
-    return facts.searched is None or (record.key.format, record.key.recipe, record.context_length) == wanted
 
 
 def _measured_memory(facts: RunFacts, record: Measurement) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from merino_edge.bundle import bundle_label
-from merino_edge.flows.report_run import RunFacts
+from merino_edge.flows.report_run import RunFacts, train_command
 from merino_edge.flows.verify import DEVICE_LIMITS, latency_of
 from merino_edge.report.bars import asked
 from merino_edge.report.contents import BROKEN, ESTIMATED, KEPT, OPEN, PREDICTED, Promise, Verdict, quantity
@@ -97,7 +97,10 @@ def make_verdict(facts: RunFacts, promises: tuple[Promise, ...]) -> Verdict:
     if ESTIMATED in states:
         command = shlex.join(["merino-edge", "profile", facts.device])
         return Verdict(ESTIMATED, f"Estimate only: {facts.device} was not measured", _sentence(told), command)
-    if {p.name for p in promises if p.state == PREDICTED} == {"file_bytes"}:
+    open_ones = {p.name for p in promises if p.state == PREDICTED}
+    if open_ones == {"memory_bytes"} and facts.other_context is not None:
+        bench = train_command(facts)
+    if open_ones == {"file_bytes"}:
         bench = shlex.join(["merino-edge", "export", facts.run.name, "--recipe", facts.conditions.recipe])
     return Verdict(PREDICTED, "Predicted, not measured yet", _sentence(told), bench)
 

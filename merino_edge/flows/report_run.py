@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,6 +110,31 @@ class RunFacts:
         """Return the records of this model, oldest first, under the search's key where any is."""
         mine = [r for r in self.records if r.key.architecture_digest == self.architecture.digest and r.valid == valid]
         return [r for r in mine if shared_key(r) == self.key] or mine
+
+    @cached_property
+    def memory_record(self) -> Measurement | None:
+        """The newest record that tells the memory of this model, at the context asked for where there is one."""
+        means = self.conditions
+        found = [
+            record
+            for record in self.mine_in(valid=True)
+            if self.searched is None or (record.key.format, record.key.recipe) == (means.format, means.recipe)
+        ]
+        asked = [record for record in found if record.context_length == means.context_length]
+        return next(reversed((asked if self.searched else []) or found), None)
+
+    @property
+    def other_context(self) -> int | None:
+        """The context that memory was measured at, where it is not the one that was asked for."""
+        record = self.memory_record
+        if self.searched is None or record is None or record.context_length == self.conditions.context_length:
+            return None
+        return record.context_length
+
+
+def train_command(facts: RunFacts) -> str:
+    """Return what trains a run with the context that its search asked for."""
+    return shlex.join(["merino-edge", "train", facts.run.name, "--context", str(facts.conditions.context_length)])
 
 
 def read_run(run: Run) -> RunFacts:

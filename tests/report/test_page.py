@@ -94,6 +94,27 @@ def test_predicted_parts_add_up_to_what_the_search_predicts(ring: Ring, tmp_path
     assert memory == pytest.approx(predicted["memory_bytes"], abs=4)
 
 
+def test_memory_measured_at_the_context_of_the_training_is_shown_with_it(ring: Ring, tmp_path: Path) -> None:
+    folder = ring.stage("benched", tmp_path)
+    lines = [json.loads(line) for line in (folder / "measurements.jsonl").read_text().splitlines()]
+    assert {line["context_length"] for line in lines} == {64, 256}  # of the training, and of the search
+    (folder / "measurements.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines if line["context_length"] == 64)
+    )
+    searched = json.loads((folder / "search.json").read_text())
+    searched["measured"] = None
+    (folder / "search.json").write_text(json.dumps(searched))
+    page = page_of(folder)
+    predicted, measured = (sum(p["value"] for p in bar["parts"]) for bar in page.data["memory"]["bars"])
+    cache = Architecture.from_json(searched["architecture"]).kv_cache_bytes
+    assert cache(64) == next(p["value"] for p in page.data["memory"]["bars"][1]["parts"] if p["kind"] == "cache")
+    assert predicted < searched["predicted"]["memory_bytes"]
+    assert measured in {line["peak_memory_bytes"] for line in lines if line["context_length"] == 64}
+    assert "Both bars are at 64 tokens, the context of the training; the search asked for 256" in page.shown
+    assert "merino-edge train ring --context 256" in page.shown
+    assert "not measured" not in page.data["memory"]["note"].lower()
+
+
 def test_measured_memory_adds_up_to_the_peak(ring: Ring, tmp_path: Path) -> None:
     folder = ring.stage("searched", tmp_path)
     searched, data = json.loads((folder / "search.json").read_text()), page_of(folder).data
