@@ -70,6 +70,12 @@ def measure_parts(facts: RunFacts, ask: Ask | None = None, progress: Progress = 
         )
 
 
+def parts_tried(facts: RunFacts) -> bool:
+    """Say whether the variants of the run's model were all measured, validly or not."""
+    digests = {record.key.architecture_digest for record in facts.records}
+    return all(architecture.digest in digests for architecture, _ in variants(facts.architecture).values())
+
+
 def shares_of_parts(known: Mapping[str, Known], architecture: Architecture, test: str) -> dict[str, float] | None:
     """Return the share of each part in a measured latency, `other` for all that is left.
 

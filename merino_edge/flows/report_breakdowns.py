@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from merino_edge.flows.conditions import TESTS
-from merino_edge.flows.part_times import shares_of_parts
+from merino_edge.flows.part_times import parts_tried, shares_of_parts
 from merino_edge.flows.report_promises import latency_label
 from merino_edge.flows.report_run import RunFacts, train_command
 from merino_edge.measurement import Measurement
@@ -45,14 +45,18 @@ def make_latency(facts: RunFacts) -> tuple[Breakdown, ...] | Missing:
     if facts.searched is not None and not facts.latency_models:
         note = "This run's search kept no latency model; a new search tells the parts. "
     if facts.latency_models:
-        note = (
-            "Predicted: the latency model's terms, as fitted after the last measurement, and its band. It learns from "
-        )
+        word = "Estimated" if all(model.estimate for model in facts.latency_models.values()) else "Predicted"
+        note = f"{word}: the latency model's terms, as fitted after the last measurement, and its band. It learns from "
         note += "whole models: costs that grow together share one term, and a part without time has it in another. "
     if facts.mine:
         note += "Measured: the whole model; the line under a bar spans its passes, each a process of its own. "
         if split:
             note += "Its parts are twice the difference to models with half of the part (see the commands)."
+        elif parts_tried(facts):
+            note += (
+                "Its parts were measured too, but disturbed, or differing by less than that spread; again, when the"
+                f" device does nothing else: {parts_command(facts)}"
+            )
         else:
             note += f"To measure parts too: {parts_command(facts)}"
     else:
@@ -74,7 +78,7 @@ def make_memory(facts: RunFacts) -> Breakdown | Missing:
         total = sum(parts.values())
         low, high = total * max(0.0, 1 - model.band), total * (1 + model.band)
         bars.append(Bar("estimated" if model.estimate else "predicted", _parts(parts), low, high))
-    note = "Predicted: the memory model's terms, and its band. " if bars else ""
+    note = f"{bars[0].label.capitalize()}: the memory model's terms, and its band. " if bars else ""
     if record is not None:
         bars.append(Bar("measured", _parts(_measured_memory(facts, record))))
         note += (

@@ -72,7 +72,7 @@ def train_command(run: str, training: Record | None) -> str:
     if training is None:
         return shlex.join(words)
     request, source = training.inside("request"), training.inside("data").text("source")
-    if not re.fullmatch(r"wikitext2|python.*", source):  # the text taken where none is named
+    if not re.fullmatch(r"wikitext2|Python .* documentation", source):  # the text taken where none is named
         words += ["--data", source]
     for key, flag in (("tokens", "--tokens"), ("steps", "--steps")):
         if request.optional(key) is not None:

@@ -369,7 +369,7 @@ def make_searched(facts: RunFacts) -> Facts | Missing:
         ("space", f"{s.text('space')}: {s.count('space_size'):,} architectures"),
         ("looked at", f"{s.count('evaluated'):,} ({s.text('mode')}) in {format_ms(looked)}"),
         ("keep the limits", f"{s.count('feasible'):,}, of which {s.count('front_size'):,} on the Pareto front"),
-        ("measured", f"{len(s.each('rounds'))} times in this search, {s.count('known_models')} models known"),
+        ("measurements", f"{len(s.each('rounds'))} in this search; models known: {s.count('known_models')}"),
     ]
     binding = [c for c in s.each("constraints") if c.flag("binding")]
     told.append(("limits that bind", ", ".join(c.text("name").partition("_")[0] for c in binding) or "none"))

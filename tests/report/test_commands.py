@@ -62,3 +62,18 @@ def test_every_command_of_a_page_can_be_typed(ring: Ring, tmp_path: Path) -> Non
     assert (train["steps"], train["context_length"], train["learning_rate"]) == (40, 64, 1e-3)
     manifests = [json.loads(path.read_text()) for path in sorted(folder.glob("export/*/manifest.json"))]
     assert [e["recipe"] for e in exports] == [m["recipe"] for m in manifests]
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [("Python 3.11 documentation", False), ("wikitext2", False), ("python.txt", True), ("my texts", True)],
+)
+def test_the_text_of_a_training_is_named_unless_nobody_named_it(
+    source: str, told: bool, ring: Ring, tmp_path: Path
+) -> None:
+    folder = ring.stage("trained", tmp_path)
+    record = json.loads((folder / "checkpoint" / "training.json").read_text())
+    record["data"]["source"] = source
+    (folder / "checkpoint" / "training.json").write_text(json.dumps(record))
+    (train,) = (command for command in page_of(folder).data["commands"] if command.startswith("merino-edge train"))
+    assert ("--data" in train) == told

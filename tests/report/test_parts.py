@@ -82,6 +82,19 @@ def test_a_run_whose_parts_were_measured_shows_them(
     assert points == {p["architecture"] for p in before["landscape"]["points"]}
 
 
+def test_parts_that_noise_hides_are_not_asked_for_as_if_they_had_never_been_measured(
+    ring: Ring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ring.stage("searched", tmp_path)
+    assert "To measure parts too" in page_of(folder).data["latency"][0]["note"]
+    device = FakeDevice("local")
+    monkeypatch.setattr(devices, "open_device", lambda entry, ask=None: device)
+    monkeypatch.setattr("merino_edge.flows.report_breakdowns.shares_of_parts", lambda *_: None)  # as noise has it
+    report(str(folder), ReportOptions(measure_parts=True))
+    note = page_of(folder).data["latency"][0]["note"]
+    assert "differing by less than that spread; again, when the device does nothing else: merino-edge report" in note
+
+
 def test_another_machine_under_the_same_name_is_refused(
     ring: Ring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
