@@ -117,7 +117,7 @@ def format_count(value: float) -> str:
 
 def format_ms(value: float) -> str:
     """Format milliseconds: ``3.42 ms``, ``1.2 s``."""
-    return _scaled(value, (("s", 1e3), ("ms", 1.0), ("us", 1e-3)))
+    return _scaled(value, (("s", 1e3), ("ms", 1.0), ("us", 1e-3), ("ns", 1e-6)))
 
 
 def _scaled(value: float, steps: tuple[tuple[str, float], ...]) -> str:

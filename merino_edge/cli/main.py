@@ -15,7 +15,14 @@ from typing import Any
 import click
 
 from merino_edge import __version__
-from merino_edge.errors import InternalError, InterruptedByUser, MerinoEdgeError, UsageError, did_you_mean
+from merino_edge.errors import (
+    InternalError,
+    InterruptedByUser,
+    InvalidFileError,
+    MerinoEdgeError,
+    UsageError,
+    did_you_mean,
+)
 
 _REPORT = "this is a mistake in merino-edge: please report it with the lines above"
 _HELP_IS_ASKED = "help"
@@ -111,14 +118,19 @@ def main(argv: list[str] | None = None) -> None:
         code = 0
     except click.exceptions.Exit as error:
         code = error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = error.exit_code
     except click.ClickException as error:
         code = _report(UsageError(error.format_message(), hint=_usage_hint(error, args)), args)
     except MerinoEdgeError as error:
         code = _report(error, args)
     except (KeyboardInterrupt, click.Abort):
         code = _report(InterruptedByUser("interrupted; what was complete is kept"), args)
-    except BrokenPipeError:
-        _close_output()
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        _close_output()  # the reader of a pipe has gone; click makes that its own exit
         code = 141
     except Exception as error:  # noqa: BLE001  a mistake of ours: say so, and keep the promise of --json
         code = _report_unforeseen(error, args)
@@ -152,6 +164,8 @@ def _report_unforeseen(error: Exception, args: list[str]) -> int:
 def _report(error: MerinoEdgeError, args: list[str]) -> int:
     if error.hint is None and isinstance(error, UsageError):
         error.hint = _usage_hint(None, args)
+    if error.hint is None and isinstance(error, InvalidFileError):
+        error.hint = "correct the file, or name another"
     if "--json" in args:
         from merino_edge.cli.output import print_json
 

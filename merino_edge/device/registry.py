@@ -163,7 +163,7 @@ class Registry:
             )
         known = f"devices: {', '.join(names)}; boards: {', '.join(boards)}"
         raise UsageError(
-            f"unknown device '{name}'{did_you_mean(name, {*names, *boards})}",
+            f"unknown device '{name}'{did_you_mean(name, {*names, *boards}, listed=True)}",
             hint=f"{known}; or add it: merino-edge devices add {name} --host USER@ADDRESS",
             devices=names,
             boards=boards,

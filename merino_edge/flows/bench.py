@@ -20,6 +20,7 @@ from merino_edge.flows.bench_rows import NO_QUALITY, bundle_row
 from merino_edge.flows.bench_subjects import Contender, bundles_of, find_contenders
 from merino_edge.flows.bench_tests import check_context, check_passes, default_tests, parse_tests
 from merino_edge.flows.bench_torch import torch_rows
+from merino_edge.flows.conditions import check_threads
 from merino_edge.flows.deploy import subject_device
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
 from merino_edge.flows.measuring import MEASUREMENTS, shared_key, to_measurement, what_changed
@@ -287,6 +288,7 @@ class OnDevice:
         options, manifest = self.session.options, bundle.manifest
         tests = options.specs(manifest.context_length)
         check_context(tests, manifest.context_length, contender.name)
+        check_threads(self.name, self.facts, options.threads)
         context = manifest.context_length
         results = self.device.measure(bundle, tests, options.threads, context, options.seconds, None)
         records = [to_measurement(result, bundle, self.facts, context) for result in results]

@@ -115,3 +115,10 @@ def run_conditions(run: Run | None) -> Conditions | None:
     if not isinstance(searched.get("conditions"), Mapping):
         raise InvalidFileError(f"search {run.search_file}: 'conditions' is missing", hint="merino-edge search")
     return Conditions.from_json(searched["conditions"], f"search {run.search_file}")
+
+
+def check_threads(device: str, facts: Mapping[str, Any], threads: int | None) -> None:
+    """Refuse more threads than a device has cores: they would wait for each other, and every time be noise."""
+    cores = facts.get("cpu", {}).get("cores")
+    if threads is not None and isinstance(cores, int) and threads > cores:
+        raise UsageError(f"--threads {threads}: {device} has {cores} cores", hint=f"--threads {cores}, or leave it out")

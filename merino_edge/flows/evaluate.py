@@ -64,6 +64,8 @@ def evaluate(
     if context > model.context_length:
         raise UsageError(f"{name} reads {model.context_length} tokens, not {context}", hint="give a shorter --context")
     stride = options.stride or max(1, context // 2)
+    if stride > context:
+        raise UsageError(f"--stride {stride} skips tokens of windows of {context}", hint=f"--stride {context} or less")
     document: dict[str, Any] = {"model": name, "run": subject.run.name if subject and subject.run else None}
     document["texts"] = _texts(model, options, context, stride, progress)
     document["tasks"], document["average"] = _tasks(model, options, progress)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,24 @@ class Weights:
 
 
 def load_exporter(format_name: str) -> Exporter:
-    """Find the exporter of a format among the installed ones."""
+    """Load the exporter of a format."""
+    exporter: Exporter = find_exporter(format_name).load()
+    return exporter
+
+
+def find_exporter(format_name: str) -> EntryPoint:
+    """Find the exporter of a format among the installed ones.
+
+    Raises:
+        UsageError: none writes it.
+    """
     found = {point.name: point for point in entry_points(group=EXPORTERS)}
     if format_name not in found:
         raise UsageError(
             f"no exporter writes '{format_name}'{did_you_mean(format_name, found, listed=True)}",
             hint=f"formats: {', '.join(sorted(found))}",
         )
-    exporter: Exporter = found[format_name].load()
-    return exporter
+    return found[format_name]
 
 
 def random_weights(architecture: Architecture, context_length: int, seed: int = 0) -> Weights:

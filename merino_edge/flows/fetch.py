@@ -97,7 +97,8 @@ def _unpack(archive: Path, target: Path, source: str) -> Path:
             stream.extractall(target, filter="data")
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise InvalidFileError(
-            f"{source} is no archive of a bundle: {error}", hint="make one with: tar -czf NAME.tar.gz -C FOLDER ."
+            f"{source} is no archive of a bundle: {str(error).splitlines()[0].rstrip(':')}",
+            hint="make one with: tar -czf NAME.tar.gz -C FOLDER .",
         ) from error
     manifests = [target / MANIFEST, *sorted(target.glob(f"*/{MANIFEST}"))]
     folders = [manifest.parent for manifest in manifests if manifest.is_file()]

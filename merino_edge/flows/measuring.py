@@ -23,7 +23,7 @@ from merino_edge.bundle import Bundle, describe_file, write_manifest
 from merino_edge.device.client import Device, TestResult, TestSpec
 from merino_edge.exporting import ExportOptions
 from merino_edge.files import open_atomic
-from merino_edge.flows.conditions import GENERATED_TOKENS, PROMPT_TOKENS, TESTS, Conditions
+from merino_edge.flows.conditions import GENERATED_TOKENS, PROMPT_TOKENS, TESTS, Conditions, check_threads
 from merino_edge.flows.export import random_weights, write_bundle
 from merino_edge.flows.runtime_version import runtime_version
 from merino_edge.measurement import (
@@ -142,6 +142,7 @@ def measure_architecture(
     Returns:
         One record a test, valid or not.
     """
+    check_threads(device.name, facts, conditions.threads)
     with tempfile.TemporaryDirectory(prefix="merino-edge-") as folder:
         options = ExportOptions(
             form=conditions.form,

@@ -125,6 +125,8 @@ def _encode(text: str, tokenizer: Path) -> TokenIds:
         characters += len(piece.text)
         if characters > MANY_CHARACTERS:
             break
+    if not characters:
+        raise DataError(f"{text} holds no text", hint="name another with --text")
     return np.asarray(Tokenizer.from_file(str(tokenizer)).encode("".join(pieces)).ids, np.int32)
 
 
@@ -164,7 +166,7 @@ def compare_quality(
     """
     token_ids = held_out.evaluated
     if len(token_ids) <= FEWEST_TOKENS:
-        return not_measured(f"{len(token_ids) - 1} held-out tokens are too few to judge by")
+        return not_measured(f"{max(0, len(token_ids) - 1)} held-out tokens are too few to judge by")
     try:
         after = _nats(folder, manifest, token_ids, lambda share: tell(share / 2))
         before = after if fp32[0] == folder else _nats(*fp32, token_ids, lambda share: tell(0.5 + share / 2))

@@ -17,6 +17,7 @@ from typing import Any
 from merino_edge.errors import InfeasibleError, InvalidFileError, UsageError
 from merino_edge.files import write_atomic, write_lines
 from merino_edge.flows.devices import board_of, find_entry, is_unregistered_board, select_device
+from merino_edge.flows.export import find_exporter
 from merino_edge.flows.profile_file import estimated_profile, read_profile
 from merino_edge.flows.verify import (
     DEVICE_LIMITS,
@@ -60,6 +61,7 @@ def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any
     state = _open_state(name, options)
     progress.note(options.conditions.sentence(name, " or ".join(map(str, space.vocab_sizes))))
     options = _with_study_beta(space, options, progress)
+    find_exporter(options.conditions.format)
     cost = score_cost(options.score)
     if cost is not None:
         progress.note(

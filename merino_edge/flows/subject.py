@@ -72,7 +72,12 @@ def resolve_subject(name: str | None, make_run: bool = True) -> Subject:
         with resources.as_file(resources.files("merino_edge.search") / "presets" / f"{name}.json") as file:
             architecture = load_preset(file)
         return Subject(name, architecture, run=_own_run(name, architecture) if make_run else None)
-    known = [run.name for run in list_runs()] + preset_names()
+    if path.is_dir():
+        raise UsageError(
+            f"the folder '{name}' is no run, checkpoint or bundle: it has no {RUN_FILE}, {WEIGHTS} or {MANIFEST}",
+            hint="make a run with: merino-edge search --latency 50ms",
+        )
+    known = {*(run.name for run in list_runs()), *preset_names()}
     raise UsageError(
         f"'{name}' is no run, checkpoint folder, bundle, preset or architecture file{did_you_mean(name, known)}",
         hint="make a run with: merino-edge search --latency 50ms",

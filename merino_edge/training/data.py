@@ -145,6 +145,8 @@ def load_tokenizer(name: str, vocab_size: int) -> Tokenizer:
 
     GPT-2's comes from `$MERINO_EDGE_DATA/gpt2_bpe` where that is set, otherwise from the Hugging Face hub.
     """
+    if Path(name).is_dir():
+        raise DataError(f"tokenizer {name} is a folder", hint=f"give the file in it: --tokenizer {name}/tokenizer.json")
     try:
         tokenizer = _gpt2() if name == "gpt2" else Tokenizer.from_str(Path(name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -153,5 +153,7 @@ def score_text(
     if max_tokens is not None and len(ids) > max_tokens:
         ids = ids[:max_tokens]
         text = str(opened.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
+    if len(ids) < 2:
+        raise DataError(f"{name} holds too little text to score: {len(ids)} tokens", hint="name another with --data")
     evaluation = evaluate_tokens(opened.model, ids, context_length, stride, progress)
     return ScoredText(name, len(text.encode()), len(text.split()) + text.count("\n"), evaluation)

@@ -58,12 +58,20 @@ def run_command(tmp_path: Path) -> Run:
         (("generate", "hello", "--temperature", "-1"), 2, "--temperature"),
         (("doctor", "nowhere"), 2, "unknown device 'nowhere'"),
         (("bench",), 2, "there is no run"),
+        (("search", "--format", "foo", "--parameters", "9M"), 2, "no exporter writes 'foo'"),
+        (("search", "--latency", "1ns"), 3, "at most 1.00 ns"),
+        (("show", "empty"), 1, "not valid JSON"),
+        (("show", "folder"), 2, "the folder 'folder' is no run, checkpoint or bundle"),
+        (("deploy", "--bundle", "empty"), 1, "empty is no archive of a bundle: file could not be opened successfully"),
+        (("deploy", "--bundle", "folder"), 2, "no run, checkpoint or bundle"),
         (("bench", "--fail-over", "5%"), 2, "merino-edge bench --help"),
     ],
 )
 def test_a_wrong_call_gets_one_line_and_its_exit_code(
-    run_command: Run, args: tuple[str, ...], code: int, words: str
+    run_command: Run, args: tuple[str, ...], code: int, words: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "folder").mkdir()
     done = run_command(*args, "--json")
     assert done.returncode == code, done.stderr
     document = json.loads(done.stdout)
@@ -160,3 +168,36 @@ def test_an_unknown_task_is_refused_before_anything_is_loaded(run_command: Run) 
     pytest.importorskip("lm_eval", reason="not installed: lm_eval (pip install 'merino-edge[eval]')")
     done = run_command("evaluate", "--tasks", "arc_eazy")  # there is no run either
     assert (done.returncode, "there is no task 'arc_eazy'; did you mean 'arc_easy'?" in done.stderr) == (2, True)
+
+
+def test_the_command_alone_shows_its_help(run_command: Run) -> None:
+    done = run_command()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: merino-edge")
+
+
+def test_more_threads_than_cores_are_refused_before_anything_is_measured(run_command: Run) -> None:
+    run_command("search", "--parameters", "6M", "--vocab", "300", "--context", "256", "--no-verify", "--run", "small")
+    done = run_command("bench", "small", "--recipe", "fp32", "--threads", "4096", "--time", "1s")
+    assert done.returncode == 2
+    assert "--threads 4096: local has" in done.stderr
+
+
+def test_an_empty_text_to_judge_an_export_by_is_refused(tmp_path: Path) -> None:
+    from merino_edge.errors import DataError
+    from merino_edge.flows.quality import find_held_out
+
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match="holds no text"):
+        find_held_out(tmp_path, 300, str(tmp_path / "empty.txt"))
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    environment = {**os.environ, "MERINO_EDGE_RUNS": str(tmp_path / "runs"), "XDG_DATA_HOME": str(tmp_path / "data")}
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "merino_edge.cli", "show", "merino-61m"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=tmp_path, env=environment, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
