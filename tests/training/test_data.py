@@ -84,6 +84,12 @@ def test_missing_tokenizer_is_refused() -> None:
         load_tokenizer("nowhere.json", 300)
 
 
+def test_a_folder_given_as_tokenizer_is_told_which_file_is_meant(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder") as caught:
+        load_tokenizer(str(tmp_path), 300)
+    assert str(caught.value.hint).endswith(f"--tokenizer {tmp_path}/tokenizer.json")
+
+
 def test_text_with_too_few_merges_is_refused_with_both_numbers() -> None:
     with pytest.raises(DataError, match=r"yields a vocabulary of 2.., the architecture has 8192"):
         train_tokenizer(["a small text, a small text"], 8192)

@@ -12,6 +12,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from merino_edge.errors import DataError, UsageError
+from merino_edge.flows.evaluate import EvaluateOptions, evaluate
 from merino_edge.training.data import train_tokenizer
 from merino_edge.training.standard_texts import open_hub, read_texts, score_text
 
@@ -66,6 +67,17 @@ def test_a_shortened_text_is_counted_as_short_as_it_is(folder: Path) -> None:
     row = score_text(opened, "cats", TEXT, 32, 32, max_tokens=20).to_json()
     assert row["tokens"] == 19
     assert row["bytes"] < len(TEXT.encode()) / 2
+
+
+def test_a_text_that_is_too_short_to_score_is_named(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"note\.txt holds too little text to score: 0 tokens") as caught:
+        score_text(open_hub(str(folder)), "note.txt", "", 256, 256)
+    assert caught.value.hint == "name another with --data"
+
+
+def test_a_stride_that_skips_tokens_is_refused_before_any_text_is_read(folder: Path) -> None:
+    with pytest.raises(UsageError, match="--stride 300 skips tokens of windows of 256"):
+        evaluate(None, EvaluateOptions(model=f"hf:{folder}", stride=300, data=("nowhere.txt",)))
 
 
 def test_standard_texts_come_from_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
