@@ -18,7 +18,11 @@ from merino_edge.cli.output import print_json, print_table, terminal_progress
 @click.option("--stride", type=click.IntRange(1), help="Tokens to the next window (default: half the context).")
 @click.option("--tokens", type=COUNT, help="At most so many tokens of each text.")
 @click.option("--tasks", multiple=True, metavar="NAME|FILE|all", help="Zero-shot tasks: ours, lm-eval's, a YAML file.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many questions of each task.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    help="So many questions of each task: ours at random, always the same; others the first.",
+)
 @click.option("--exports", is_flag=True, help="Score the run's exported files too, beside the checkpoint.")
 @json_option
 def command(as_json: bool, subject: str | None, **flags: Any) -> None:

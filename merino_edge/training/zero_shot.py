@@ -22,10 +22,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from merino_edge.errors import DataError, UsageError, did_you_mean
 
 Doc = dict[str, Any]
 YES_NO = ["no", "yes"]
+SAMPLE_SEED = 0
 CHOICE_LETTER = re.compile(r"^[A-D]\s*[.?]?\s*")  # of LogiQA, whose full stop is sometimes missing
 
 
@@ -162,6 +165,13 @@ TASKS: dict[str, Callable[[], list[Doc]]] = {
 }
 
 
+def drawn(docs: list[Doc], limit: int | None) -> list[Doc]:
+    """Return so many documents at random, always the same ones: a file may be sorted by its answers."""
+    if limit is None or limit >= len(docs):
+        return docs
+    return [docs[at] for at in np.random.default_rng(SAMPLE_SEED).permutation(len(docs))[:limit]]
+
+
 def guessing(docs: Sequence[Doc]) -> tuple[float, float]:
     """Return what chance and the most frequent answer score on documents; a word to be found has neither."""
     if "gold" not in docs[0]:
@@ -229,7 +239,7 @@ def run_tasks(
         model: A causal model of transformers, ours among them.
         tokenizer: Its tokenizer, as transformers has it.
         names: Of our 14, of lm-eval's own (from the hub), or paths of lm-eval YAML files.
-        limit: Only the first so many documents of each.
+        limit: So many documents of each: of ours a fixed random sample, of others the first.
         batch_size: Sequences of one forward pass.
 
     Raises:
@@ -246,7 +256,7 @@ def run_tasks(
     with _silenced():
         language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     for name in names:
-        docs = TASKS[name]()[:limit] if name in TASKS else None
+        docs = drawn(TASKS[name](), limit) if name in TASKS else None
         task = _config(name, docs) if docs is not None else _foreign(name, manager)
         with _silenced():
             tasks = get_task_dict([task], manager)

@@ -61,6 +61,14 @@ def test_guessing_is_counted_from_the_documents(data: Path) -> None:
     assert guessing(zero_shot.TASKS["lambada"]()) == (0.0, 0.0)
 
 
+def test_a_limit_draws_from_all_of_a_sorted_task_and_always_the_same() -> None:
+    docs = [{"gold": number // 100} for number in range(300)]
+    few = zero_shot.drawn(docs, 30)
+    assert {doc["gold"] for doc in few} == {0, 1, 2}
+    assert few == zero_shot.drawn(docs, 30) and len(few) == 30
+    assert zero_shot.drawn(docs, 300) == zero_shot.drawn(docs, None) == docs
+
+
 def test_accuracy_is_that_of_the_likeliest_choice(data: Path, model: Any, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lm_eval")
     scores = {score.task: score for score in run_tasks(*model, ["cb", "winogrande", "lambada"])}
