@@ -33,6 +33,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 FOLDERS = ("objects", "releases", "runtimes", "stage")
 SPARE_BYTES = 8 << 20  # left free, so that journal and logs can always be written
 FLUSH_AHEAD_BYTES = 8 << 20  # of an upload, before the disk is told to begin
+FLUSH_REST_S = 0.1  # from one such flush to the next: each ends in a commit that holds up what is being written
 _CHUNK = 1 << 20
 
 
@@ -120,6 +121,7 @@ class Part:
         self._stream = stream
         self._flusher: threading.Thread | None = None
         self._unflushed = 0
+        self._rest_until = 0.0
         self._flush_error: OSError | None = None
         self.hash = hashlib.sha256()
         while True:
@@ -134,7 +136,8 @@ class Part:
         self._stream.flush()
         self.hash.update(chunk)
         self._unflushed += len(chunk)
-        if self._unflushed >= FLUSH_AHEAD_BYTES and (self._flusher is None or not self._flusher.is_alive()):
+        idle = self._flusher is None or not self._flusher.is_alive()
+        if idle and self._unflushed >= FLUSH_AHEAD_BYTES and time.monotonic() >= self._rest_until:
             self._unflushed = 0
             self._flusher = threading.Thread(target=self._flush_ahead, daemon=True)
             self._flusher.start()
@@ -145,6 +148,7 @@ class Part:
             os.fsync(self._stream.fileno())
         except OSError as error:
             self._flush_error = error  # the kernel tells it once only
+        self._rest_until = time.monotonic() + FLUSH_REST_S
 
     def settle(self) -> None:
         """Wait for what is being flushed; the file may be closed afterwards."""
