@@ -41,9 +41,15 @@ class Environment:
 
 
 def flush(path: Path) -> None:
-    """Bring to the disk what `scp` leaves in memory; an upload to the agent ends with that."""
+    """Bring a file to the disk: what `scp` leaves in memory; an upload to the agent ends with that."""
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())
+
+
+def clear(folder: Path) -> None:
+    """Remove what was sent before: else the next transfer of each way begins with that."""
+    for old in (folder / "sent", *folder.glob("*/objects/*")):
+        old.unlink(missing_ok=True)
 
 
 def send(way: str, path: Path, folder: Path, server: Server, client: Client) -> tuple[float, float]:
@@ -90,6 +96,8 @@ def measure(megabytes: int, turns: int, folder: Path, server: Server, client: Cl
         for way in WAYS if turn % 2 == 0 else reversed(WAYS):
             path = folder / "file"
             path.write_bytes(os.urandom(1 << 20) * (megabytes - 1) + os.urandom(1 << 20))
+            clear(folder)
+            flush(path)  # else whoever flushes what arrives may wait for this file as well
             took, fact = send(way, path, folder, server, client)
             seconds[way].append(took)
             if way == "scp":
