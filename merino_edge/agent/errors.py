@@ -11,6 +11,7 @@ KINDS = (
     "runtime",  # the runtime cannot be imported, crashes, or computes wrongly
     "disk",  # full, read-only, or broken
     "request",  # the host asked something this agent does not know
+    "usage",  # somebody asked for what this machine cannot do
     "cancelled",  # the host asked to stop
     "failed",  # anything else
 )

@@ -315,8 +315,14 @@ class Agent:
             return record
 
     def _threads(self, request: dict[str, Any]) -> int:
-        threads = request.get("threads")
-        return len(facts.performance_cores(self.machine)) if threads is None else whole_number(threads, "threads", 1)
+        best = len(facts.performance_cores(self.machine))
+        if request.get("threads") is None:
+            return best
+        threads, most = whole_number(request["threads"], "threads", 1), max(best, os.cpu_count() or 1)
+        if threads > most:  # they would only wait for one another, and the machine for all of them
+            hint = f"--threads {most} at most; without it: {best}"
+            raise AgentError("usage", f"{threads} threads are more than the device's {most} cores", hint)
+        return threads
 
     def _ask(self, lock: int, runtime: str, asked: dict[str, object], beside: str | None = None) -> dict[str, object]:
         """Ask a fresh child of a runtime; the kept one, which holds memory, ends first."""

@@ -25,6 +25,7 @@ from merino_edge.errors import (
     MeasurementError,
     MerinoEdgeError,
     ProtocolError,
+    UsageError,
 )
 
 SILENCE_S = 10.0
@@ -43,6 +44,7 @@ _ERRORS: Mapping[str, type[MerinoEdgeError]] = {
     "memory": MeasurementError,
     "runtime": DeviceError,
     "request": ProtocolError,
+    "usage": UsageError,
     "cancelled": DeviceError,
     "failed": DeviceError,
 }

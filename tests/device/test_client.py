@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def test_weights_of_a_measurement_are_made_on_the_device(device: AgentDevice, tm
         assert device.push(bundle).bytes_sent == 0
         (timed,) = device.measure(bundle, [TestSpec("tg", 2, 4)], 1, 64, 0.1)
         assert min(timed.samples_ns) > 0
+
+
+def test_more_threads_than_the_device_has_cores_are_refused(device: AgentDevice, int8: Bundle) -> None:
+    device.push(int8)
+    for threads in ((os.cpu_count() or 1) + 1, 1000):
+        with pytest.raises(UsageError, match=f"{threads} threads are more than the device's") as caught:
+            device.measure(int8, [TestSpec("tg", 2, 4)], threads, 64, 0.1)
+        assert str(caught.value.hint).startswith("--threads ")
 
 
 def test_install_switches_and_names_what_was_before(device: AgentDevice, fp32: Bundle, int8: Bundle) -> None:
