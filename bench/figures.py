@@ -324,7 +324,7 @@ def faults(r: dict[str, Any]) -> list[Row]:
         "kills": "kill -9 at system calls of install, upgrade, rollback, collection, twice in a row as well",
         "kill-ends": "kill -9 of the host, the agent and sshd at random bytes of a deployment",
         "power": "power cuts that lose what was not flushed",
-        "board-power": "an emulated board (ext4) whose power goes during a deployment or as it ends",
+        "board-power": "an emulated board (ext4) whose power goes in each stage of a deployment",
         "errors": "EIO, ENOSPC, EDQUOT, EROFS and EMFILE at any call",
         "network": "networks that close, reset, stall, trickle or garble at any byte",
         "host-keys": "host keys judged beside `ssh`, under three policies",

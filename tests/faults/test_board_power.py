@@ -3,6 +3,9 @@
 The guest is a real kernel with ext4 on a disk of its own. What it had not written is lost, and so is what it had
 written to a new place of that disk and not flushed: QEMU keeps the disk's map in its own memory until the guest
 flushes. What the guest had flushed is safe. A card may lose more than that: `test_power.py` loses all unflushed.
+
+The agent there tells when a stage of its work begins (`telling_agent.py`), and the plug is pulled at a random time
+within that stage. What is counted is the last stage that the board told of before it died.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ import emulator
 import pytest
 from campaign import Campaign
 from image import TOOLS
+from telling_agent import STAGES, stage_mark
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.bundle import MANIFEST, Bundle
@@ -36,13 +41,16 @@ from merino_edge.errors import MerinoEdgeError
 from merino_edge.exporters.to_onnx import export
 from merino_edge.testing import write_bundle
 
+SENT, DONE = "sent", "done"
+WHEN = (SENT, *STAGES, DONE)
+LEAST = 3  # cuts in each stage
 PROMISED = 22
 NAIVE = 4
-WHEN = ("while it is sent", "while it is installed", "while it is installed", "when it was done")
 LEAST_SHARE = 0.1  # below that no board is booted
 NAME, CPU = "power-cuts", "cortex-a72"
 HOME = "/home/pi"
-STORE, AGENT, QUICK = f"{HOME}/store", f"{HOME}/agent.pyz", f"{HOME}/quick_agent.py"
+STORE, AGENT = f"{HOME}/store", f"{HOME}/agent.pyz"
+PROGRAM = "telling_agent.py"
 MODEL = Architecture((Block(256, 2, 2),), embedding_width=256, vocab_size=2048)  # 4 MB: a second or so on the way
 MISSING = [tool for tool in (*TOOLS, emulator.QEMU, "qemu-img", "fdtput", "ssh") if shutil.which(tool) is None]
 
@@ -55,23 +63,70 @@ pytestmark = [
 ]
 
 
-class Counted:
-    """A channel that notes when it had sent so many bytes, and calls somebody then."""
+@dataclass(frozen=True)
+class Plan:
+    """When the plug is pulled: so long after a byte was sent, or after a stage was told."""
 
-    def __init__(self, channel: Channel, at: int, then: Callable[[], None]) -> None:
-        self._channel, self._left, self._then = channel, at, then
-        self.last_sent = 0.0
+    stage: str
+    at: int = 0
+    after_s: float = 0.0
+
+
+class Watched:
+    """A channel that pulls the plug as planned, and notes when each stage was told."""
+
+    def __init__(self, channel: Channel, plan: Plan, pull: Callable[[], None]) -> None:
+        self._channel, self._plan, self._left = channel, plan, plan.at
+        self._timer = threading.Timer(plan.after_s, pull)
+        self._heard = b""
+        self.began: dict[str, float] = {}
 
     def send(self, data: bytes) -> None:
         self._channel.send(data)
         if 0 < self._left <= len(data):
-            self._then()
+            self._timer.start()
         self._left -= len(data)
-        if len(data) > 1000:
-            self.last_sent = time.monotonic()
+
+    def recv(self, max_bytes: int, timeout_s: float) -> bytes:
+        data = self._channel.recv(max_bytes, timeout_s)
+        self._heard = (self._heard + data)[-4096:]
+        for stage in STAGES:
+            if stage not in self.began and stage_mark(stage) in self._heard:
+                self.began[stage] = time.monotonic()
+                if stage == self._plan.stage:
+                    self._timer.start()
+        return data
+
+    def end(self) -> None:
+        """Pull nothing any more."""
+        self._timer.cancel()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._channel, name)
+
+
+@dataclass
+class Deployment:
+    """What became of one.
+
+    Attributes:
+        installed: The board said that the release is in use.
+        done: And that it has collected what no release needs.
+        began: When each stage was told.
+        release: Its number.
+        stage_s: How long each stage took, where it was not cut.
+    """
+
+    installed: bool = False
+    done: bool = False
+    release: int = 0
+    began: dict[str, float] = field(default_factory=dict)
+    stage_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def last(self) -> str:
+        """The last stage that the board told of."""
+        return DONE if self.done else next((stage for stage in reversed(STAGES) if stage in self.began), SENT)
 
 
 class Wall:
@@ -80,7 +135,6 @@ class Wall:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
         self.boots = 0
-        self.install_s = 0.0  # from the last byte of a deployment to its end
 
     def plug_in(self) -> None:
         """Boot from what is on the disk."""
@@ -93,17 +147,19 @@ class Wall:
         emulator.kill(NAME)
 
     @contextlib.contextmanager
-    def link(self, at: int = 0, then: Callable[[], None] = lambda: None) -> Iterator[AgentLink]:
-        """Open a conversation with the agent there; after so many bytes to it, something happens."""
+    def link(self, plan: Plan = Plan(DONE), into: Deployment | None = None) -> Iterator[AgentLink]:
+        """Open a conversation with the agent there, the plug to be pulled as planned."""
         transport = open_ssh(DeviceEntry(NAME, self.board.address, "pi4", None, "paramiko"))
         try:
-            argv = ["env", f"PYTHONPATH={AGENT}", "python3", "-S", "-B", QUICK, "--root", STORE]
-            channel = Counted(transport.open(argv), at, then)
+            argv = ["env", f"PYTHONPATH={AGENT}", "python3", "-S", "-B", f"{HOME}/{PROGRAM}", "--root", STORE]
+            channel = Watched(transport.open(argv), plan, self.pull)
+            if into is not None:
+                into.began = channel.began
             link = AgentLink(channel, "the board")
             try:
                 yield link
-                self.install_s = time.monotonic() - channel.last_sent
             finally:
+                channel.end()
                 link.close()
         finally:
             transport.close()
@@ -113,14 +169,21 @@ class Wall:
         transport = open_ssh(DeviceEntry(NAME, self.board.address, "pi4", None, "paramiko"))
         try:
             transport.put(agent_program()[0], AGENT)
-            transport.put(Path(board.__file__).with_name("quick_agent.py"), QUICK)
+            transport.put(Path(__file__).with_name(PROGRAM), f"{HOME}/{PROGRAM}")
         finally:
             transport.close()
 
-    def deploy(self, bundle: Bundle, at: int = 0, then: Callable[[], None] = lambda: None) -> int:
-        """Deploy; return the release."""
-        with self.link(at, then) as link:
-            return install_bundle(link, bundle, board.RUNTIME).release
+    def deploy(self, bundle: Bundle, plan: Plan = Plan(DONE), into: Deployment | None = None) -> Deployment:
+        """Deploy and collect; what was reached stands in `into` even where it is cut."""
+        result = Deployment() if into is None else into
+        with self.link(plan, result) as link:
+            result.release = install_bundle(link, bundle, board.RUNTIME).release
+            result.installed = True
+            link.ask("collect", keep=2)
+            result.done = True
+            ends = [*(result.began[stage] for stage in STAGES[1:]), time.monotonic()]
+            result.stage_s = {s: end - result.began[s] for s, end in zip(STAGES, ends, strict=True)}
+        return result
 
 
 @pytest.fixture
@@ -138,27 +201,24 @@ def wall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wall]:
         shutil.rmtree(emulator.run_folder(NAME), ignore_errors=True)
 
 
-def cut(wall: Wall, bundle: Bundle, at: int, after_s: float) -> tuple[bool, str | None]:
-    """Deploy and pull the plug at a byte and some time later, or as soon as all is done; say whether it was.
+def cut(wall: Wall, bundle: Bundle, plan: Plan) -> tuple[Deployment, str | None]:
+    """Deploy and pull the plug as planned, at the latest as soon as all is done.
 
     The second is what was said without a next step, None where nothing was.
     """
-    timer = threading.Timer(after_s, wall.pull)
-    said, wrong = False, None
+    result, wrong = Deployment(), None
     try:
-        wall.deploy(bundle, at, timer.start)
-        said = True
+        wall.deploy(bundle, plan, result)
     except MerinoEdgeError as error:
         wrong = None if board.is_plain(error) else f"no plain word: {error.message!r}, next: {error.hint!r}"
     finally:
         wall.pull()
-        timer.cancel()
-    return said, wrong
+    return result, wrong
 
 
 def what_is_wrong(wall: Wall, former: str, bundle: Bundle, said: bool) -> str | None:
     """Return what is broken on the board after it has booted again; the last step is a deployment unaided."""
-    new = hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest()
+    new = digest_of(bundle)
     try:
         with wall.link() as link:
             found = link.ask("releases")
@@ -166,7 +226,7 @@ def what_is_wrong(wall: Wall, former: str, bundle: Bundle, said: bool) -> str | 
             if now not in ({new} if said else {former, new}):
                 return f"release {found['current']} is current: {'it said that all was done' * said}, {found}"
             link.ask("verify", release=found["current"])
-        release = wall.deploy(bundle)
+        release = wall.deploy(bundle).release
         with wall.link() as link:
             link.ask("verify", release=release)
             link.ask("collect", keep=1)
@@ -177,36 +237,53 @@ def what_is_wrong(wall: Wall, former: str, bundle: Bundle, said: bool) -> str | 
         return f"after the boot: {error.message} ({error.hint})"
 
 
+def digest_of(bundle: Bundle) -> str:
+    """Return the digest by which a release is told from another."""
+    return hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest()
+
+
+def plan_of(stage: str, campaign: Campaign, size: int, stage_s: dict[str, float]) -> Plan:
+    """Draw when the plug is pulled."""
+    at = campaign.random.randint(1, size) if stage == SENT else 0
+    return Plan(stage, at, campaign.random.uniform(0, stage_s.get(stage, 0.0)))
+
+
 def test_board_that_loses_its_power_keeps_the_old_release_or_the_new(wall: Wall, tmp_path: Path) -> None:
     campaign = Campaign("board-power", PROMISED)
-    first = write_bundle(tmp_path / "first", export, MODEL)
+    former = write_bundle(tmp_path / "first", export, MODEL)
     wall.deploy(write_bundle(tmp_path / "warm", export, MODEL, seed=1000))  # the first of all takes longer
-    wall.deploy(first)
-    size, install_s = sum(f.bytes for f in first.manifest.files), wall.install_s
-    former = hashlib.sha256((first.folder / MANIFEST).read_bytes()).hexdigest()
-    news = 0
-    for number in range(campaign.portion(PROMISED)):
+    stage_s = wall.deploy(former).stage_s
+    size, least = sum(f.bytes for f in former.manifest.files), campaign.portion(LEAST)
+    news, number, most = 0, 0, 2 * max(campaign.portion(PROMISED), least * len(WHEN))
+    while number < most and (lacking := lacks(campaign, least)):
+        stage = lacking[number % len(lacking)]
+        plan = plan_of(stage, campaign, size, stage_s)
         bundle = write_bundle(tmp_path / f"bundle{number}", export, MODEL, seed=number + 1)
-        when = WHEN[number % len(WHEN)]
-        at = {"while it is sent": campaign.random.randint(1, size), "while it is installed": size}.get(when, 0)
-        after_s = campaign.random.uniform(0, install_s) if at == size else 0.0
-        said, wrong = cut(wall, bundle, at, after_s)
+        result, wrong = cut(wall, bundle, plan)
         wall.plug_in()
-        campaign.hit("when it was done" if said else when)
-        place = f"cut {number}, {when}, at byte {at} of {size} and {after_s:.2f} of {install_s:.2f} s later"
-        news += said
-        for problem in (wrong, what_is_wrong(wall, former, bundle, said)):
+        campaign.hit(result.last)
+        news += result.installed
+        for problem in (wrong, what_is_wrong(wall, digest_of(former), bundle, result.installed)):
             if problem:
-                campaign.fail(f"{place}: {problem}")
-        former = hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest()
-        shutil.rmtree(bundle.folder)
+                campaign.fail(f"cut {number} at {result.last!r}, {plan}: {problem}")
+        shutil.rmtree(former.folder)
+        former, number = bundle, number + 1
     campaign.facts = {
         "emulated": f"{CPU}, QEMU {wall.board.qemu}",
-        "said_done": news,
+        "stage_s": {stage: round(seconds, 3) for stage, seconds in stage_s.items()},
+        "said_installed": news,
         "naive_broken_of": broken_without_flushing(wall, campaign),
         "boots": wall.boots,
     }
+    if lacking := lacks(campaign, least):
+        campaign.fail(f"fewer than {least} cuts each in: {', '.join(lacking)}")
     campaign.finish()
+
+
+def lacks(campaign: Campaign, least: int) -> list[str]:
+    """Return the stages that too few cuts have hit; all while there are too few at all."""
+    lacking = [stage for stage in WHEN if campaign.hits[stage] < least]
+    return lacking or (list(WHEN) if sum(campaign.hits.values()) < campaign.portion(PROMISED) else [])
 
 
 def broken_without_flushing(wall: Wall, campaign: Campaign) -> list[int]:
