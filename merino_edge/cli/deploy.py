@@ -60,6 +60,9 @@ def command(
         raise UsageError("--all names all devices; leave out --device")
     _check_company(rollback, listing, release is not None, bool(keep or dry_run), standalone)
     _check_bundle(bundle, sha256, subject is not None or rollback or listing)
+    if subject is not None and (rollback or listing):
+        hint = f"merino-edge deploy --{'rollback' if rollback else 'list'} --device NAME"
+        raise UsageError(f"a device knows its own releases: leave out {subject}", hint=hint)
 
     def one(device: str | None, ask: Any, progress: Any) -> dict[str, Any]:
         if listing:

@@ -55,6 +55,8 @@ def run_command(tmp_path: Path) -> Run:
         (("export", "norun"), 2, "norun"),
         (("deploy",), 2, "there is no run"),
         (("deploy", "--rollback", "--standalone"), 2, "--standalone goes with a deployment"),
+        (("deploy", "some-run", "--rollback"), 2, "a device knows its own releases: leave out some-run"),
+        (("deploy", "some-run", "--list"), 2, "a device knows its own releases: leave out some-run"),
         (("generate", "hello", "--temperature", "-1"), 2, "--temperature"),
         (("doctor", "nowhere"), 2, "unknown device 'nowhere'"),
         (("bench",), 2, "there is no run"),
