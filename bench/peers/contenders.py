@@ -17,6 +17,7 @@ from typing import Any
 from merino_edge.architecture import Architecture, Block
 from merino_edge.files import read_json
 from merino_edge.flows.suite import BASELINES
+from merino_edge.search.cost import count_flops
 
 GPT2_VOCABULARY = 50_257
 PRESET = Path(__file__).resolve().parents[2] / "merino_edge" / "search" / "presets" / "merino-61m.json"
@@ -59,6 +60,11 @@ def models() -> dict[str, Architecture]:
 def macs_per_token(architecture: Architecture) -> int:
     """Multiplications of one token by weights, the head among them."""
     return sum(uses * math.prod(shape) for shape, uses in executed(architecture))
+
+
+def flops_ratio(larger: str, smaller: str) -> float:
+    """FLOPs of one pass over the prompt with all logits, one model's over another's."""
+    return count_flops(models()[larger], PROMPT, head=True) / count_flops(models()[smaller], PROMPT, head=True)
 
 
 def executed(architecture: Architecture) -> list[tuple[tuple[int, ...], int]]:
@@ -243,6 +249,10 @@ def goals() -> list[Goal]:
         "nearly all of a token's time is DynamicQuantizeMatMul with one row: the runtime's kernel, "
         "which on one thread reads weights at half of what that thread can"
     )
+    every_row = (
+        f"FLOPs with the head at every position promise {flops_ratio('OPT-350M shape', 'merino-61m'):.1f}, and "
+        "MatMulNBits, which is the faster head for one row, takes twice as long as DynamicQuantizeMatMul for many"
+    )
     return [
         Goal(f"{a60}int8 standard", dynamo, "decode", {1: 3.4, 2: 3.4}, one_row),
         Goal(f"{a60}int8 fast, head b128", dynamo, "decode", {1: 3.7, 2: 4.0}, one_row),
@@ -254,9 +264,9 @@ def goals() -> list[Goal]:
         Goal(best, q8, "prefill", {1: 4.0, 2: 4.0}),
         Goal(best, opt, "decode", {1: 4.0, 2: 4.0}),
         Goal(best, opt, "prefill", {1: 5.0, 2: 5.0}),
-        Goal(best, opt, "full", {1: 4.7, 2: 4.7}),
+        Goal(best, opt, "full", {1: 4.7, 2: 4.7}, every_row),
     ]
 
 
-LIMIT_GOAL = ("A60: ours, ONNX int8 fast, head b128", 2, 0.70)
+LIMIT_GOAL = ("A60: ours, ONNX int8 b128", 2, 0.70)
 """Contender, threads, and the share of the measured bandwidth that its weights should be read at."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -221,16 +222,20 @@ def version_table(result: Mapping[str, Any]) -> Table:
 
 
 def quiet(result: Mapping[str, Any]) -> str:
-    """Say how long threads waited for a core, which tells whether anything else ran."""
-    waited = total = 0
+    """Say how long threads waited for a core, of all the time they had: it tells whether anything else ran.
+
+    A tool that starts more threads than it was told to waits for itself; that counts too.
+    """
+    waited, total = Counter[int](), Counter[int]()
     for row in result["contenders"].values():
-        for by_test in row["samples"].values():
+        for threads, by_test in row["samples"].items():
             for test in by_test.values():
-                waited += sum(test["queued_ns"])
-                total += sum(sum(taken) for taken in test["rounds"])
-    share = waited / max(1, total)
+                waited[int(threads)] += sum(test["queued_ns"])
+                total[int(threads)] += int(threads) * sum(sum(taken) for taken in test["rounds"])
+    share = waited.total() / max(1, total.total())
     judged = "the machine was quiet" if share <= QUIET else "**the machine was not quiet: do not quote these times**"
-    return f"Threads waited for a core {100 * share:.1f} % of the time: {judged}."
+    told = " and ".join(f"{100 * waited[n] / max(1, total[n]):.1f} % with {n}" for n in sorted(total))
+    return f"Threads waited for a core {100 * share:.1f} % of their time ({told}): {judged}."
 
 
 def markdown(rows: Table) -> str:
