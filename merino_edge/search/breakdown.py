@@ -15,7 +15,7 @@ from merino_edge.search.latency import FEATURES, LatencyModel
 from merino_edge.search.memory import MemoryModel
 
 LAYER_KINDS = ("attention", "ffn", "scores", "projection", "head", "launch", "constant")
-_BYTES = [FEATURES.index(name) for name in ("weight_bytes_once", "weight_bytes_again", "weight_bytes_cached")]
+_BYTES = [FEATURES.index(f"weight_bytes_{kind}") for kind in ("once", "again", "cached", "evicted")]
 
 
 def latency_by_kind(model: LatencyModel, architecture: Architecture) -> dict[str, float]:

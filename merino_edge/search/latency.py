@@ -39,7 +39,10 @@ FEATURES = (
     "layers",  # executed layers: launching operators
     "head_macs",  # product with the token table
     "constant",
+    "weight_bytes_evicted",  # of a block's matrices, what is above its share of the last-level cache
 )
+EVICTED = FEATURES.index("weight_bytes_evicted")
+CACHE_SHARES = (1 / 24, 1 / 16, 1 / 12, 1 / 10, 1 / 8, 1 / 6, 1 / 4)  # that a block may have for itself
 MS_GRID = 2.0**-30  # ms; sums over blocks stay exact up to 8e6 ms
 COVERAGE = 0.9
 TG_TOKENS = 64  # `tg` is the median over 64 tokens
@@ -77,6 +80,7 @@ class Features:
     work: Work
     recipe: str
     cache_bytes: int
+    share_bytes: int | None = None  # of the cache, for each block; None: nothing is counted as evicted
 
     def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
         """Return `(features, ...)` of blocks."""
@@ -89,7 +93,8 @@ class Features:
         macs = [Macs(t, p, 0, (name,)).blocks(w, f, n) for name in ("attention", "ffn", "scores")]
         kv = KvBytes(p).blocks(w, f, n)
         zero = 0.0 * n
-        return np.stack([*macs, weights + zero, again * large, again * ~large, kv, n, zero, zero])
+        evicted = np.maximum(weights - (math.inf if self.share_bytes is None else self.share_bytes), 0.0)
+        return np.stack([*macs, weights + zero, again * large, again * ~large, kv, n, zero, zero, evicted + zero])
 
     def seams(self, before: Array, after: Array) -> Array:
         """Return `(features, ...)` of width projections: products and bytes."""
@@ -144,6 +149,9 @@ class LatencyModel:
         band: Share by which `upper_ms` lies above `predict_ms`.
         estimate: True where no measurement stands behind it.
         accuracy: `samples`, `mape`, `within_10pct` (shares of 1), `kendall`: of left-out samples, never in-sample.
+        share_bytes: Of the cache, what a block may have for itself: what its matrices have above it is read from
+            memory anew in every pass. A model as a whole does not stay in a cache that each of its blocks would
+            fit, and this keeps a latency a sum over blocks. None where nothing of the kind was seen.
     """
 
     test: str
@@ -154,11 +162,12 @@ class LatencyModel:
     band: float
     estimate: bool
     accuracy: dict[str, Any]
+    share_bytes: int | None = None
 
     @property
     def features(self) -> Features:
         """The costs that the coefficients belong to."""
-        return Features(parse_test(self.test, self.depth), self.recipe, self.cache_bytes)
+        return Features(parse_test(self.test, self.depth), self.recipe, self.cache_bytes, self.share_bytes)
 
     def _ms(self, features: Array) -> Array:
         return on_grid(np.tensordot(np.array(self.coefficients), features, axes=1), MS_GRID)
@@ -190,6 +199,7 @@ class LatencyModel:
             "depth": self.depth,
             "recipe": self.recipe,
             "cache_bytes": self.cache_bytes,
+            "share_bytes": self.share_bytes,
             "ms_per_unit": dict(zip(FEATURES, self.coefficients, strict=True)),
             "band": self.band,
             "estimate": self.estimate,
@@ -202,11 +212,15 @@ class LatencyModel:
         if not isinstance(value, Mapping):
             raise InvalidFileError(f"{where}: a latency model must be a JSON object")
         keys = ("test", "depth", "recipe", "cache_bytes", "ms_per_unit", "band", "estimate", "accuracy")
-        check_keys(value, keys, where)
+        check_keys(value, (*keys, "share_bytes"), where)
         for key in keys:
             if key not in value:
                 raise InvalidFileError(f"{where}: key '{key}' is missing")
-        units = value["ms_per_unit"]
+        units, share = value["ms_per_unit"], value.get("share_bytes")
+        if "share_bytes" not in value and isinstance(units, Mapping):  # written before it was counted
+            units = {FEATURES[EVICTED]: 0.0, **units}
+        if share is not None and (isinstance(share, bool) or not isinstance(share, int) or share < 0):
+            raise InvalidFileError(f"{where}: share_bytes must be a whole number of at least 0 or null, not {share!r}")
         if not isinstance(units, Mapping) or set(units) != set(FEATURES):
             raise InvalidFileError(f"{where}: 'ms_per_unit' must name exactly: {', '.join(FEATURES)}")
         for name, number in [*units.items(), ("band", value["band"])]:
@@ -226,6 +240,7 @@ class LatencyModel:
             **{k: value[k] for k in keys if k not in ("ms_per_unit", "accuracy")},
             coefficients=tuple(float(units[name]) for name in FEATURES),
             accuracy=dict(value["accuracy"]),
+            share_bytes=share,
         )
 
 
@@ -249,10 +264,14 @@ def fit_latency(
     for sample in samples:
         if not (math.isfinite(sample.ms) and sample.ms > 0):
             raise UsageError(f"{sample.ms!r} ms is no time for {sample.architecture.describe()}")
-    costs = Features(parse_test(test, depth), recipe, cache_bytes)
-    features = np.stack([costs.of(sample.architecture) for sample in samples])
     measured = np.array([sample.ms for sample in samples], np.float64)
-    held_out = leave_one_out(features, measured)
+    fits = []
+    for share in (None, *(int(share * cache_bytes) for share in CACHE_SHARES if cache_bytes)):
+        costs = Features(parse_test(test, depth), recipe, cache_bytes, share)
+        features = np.stack([costs.of(sample.architecture) for sample in samples])
+        held_out = leave_one_out(features, measured)
+        fits.append((float(np.mean(np.abs(held_out / measured - 1))), len(fits), share, features, held_out))
+    _, _, share, features, held_out = min(fits)  # by what the left-out samples say; the earlier of equals
     return LatencyModel(
         test=test,
         depth=depth,
@@ -262,6 +281,7 @@ def fit_latency(
         band=conformal_excess(held_out, measured, COVERAGE),
         estimate=False,
         accuracy=judge(held_out, measured).to_json(),
+        share_bytes=share,
     )
 
 
@@ -285,6 +305,7 @@ def estimate_latency(
         "layers": float(estimate["layer_overhead_ms"]),
         "head_macs": head,
         "constant": float(estimate["token_overhead_ms"]),
+        "weight_bytes_evicted": 0.0,
     }
     return LatencyModel(
         test=test,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from merino_edge.errors import InvalidFileError, UsageError
 from merino_edge.files import parse_json, write_json
 from merino_edge.search.fitting import conformal_excess, fit_coefficients, judge, kendall_tau
 from merino_edge.search.latency import (
+    EVICTED,
     FEATURES,
     LatencyModel,
     LatencySample,
@@ -122,6 +124,34 @@ def test_a_time_that_no_clock_gives_is_refused() -> None:
         fit([*measured(0.0)[:4], LatencySample(POSTER.decode(0), 0.0)])
 
 
+def test_what_does_not_stay_in_the_cache_is_found_and_counted() -> None:
+    cache = 32 << 20
+    truth = replace(
+        estimate_latency(ESTIMATE, test="tg", depth=128, recipe=RECIPE, cache_bytes=cache), share_bytes=cache // 12
+    )
+    truth = replace(truth, coefficients=(*truth.coefficients[:EVICTED], 2e-6))
+    rng = np.random.default_rng(4)
+    samples = [
+        LatencySample(a, truth.predict_ms(a) * float(np.exp(0.01 * rng.standard_normal())))
+        for a in choose_architectures(POSTER, 25, seed=0)
+    ]
+
+    def wrong(model: LatencyModel) -> float:
+        others = POSTER.sample(200, seed=9)
+        return float(np.mean([abs(model.predict_ms(a) / truth.predict_ms(a) - 1) for a in others]))
+
+    found = fit_latency(samples, test="tg", depth=128, recipe=RECIPE, cache_bytes=cache)
+    without = fit_latency(samples, test="tg", depth=128, recipe=RECIPE, cache_bytes=0)
+    assert found.share_bytes is not None and without.share_bytes is None
+    assert wrong(found) < 0.02 < wrong(without)
+
+
+def test_a_file_from_before_evictions_were_counted_still_loads() -> None:
+    document = TRUTH.to_json()
+    del document["share_bytes"], document["ms_per_unit"]["weight_bytes_evicted"]
+    assert LatencyModel.from_json(document, "m") == TRUTH
+
+
 def test_a_model_survives_a_file_unchanged(tmp_path: Path) -> None:
     model = fit(measured(0.02))
     write_json(tmp_path / "m.json", model.to_json())
@@ -137,6 +167,7 @@ def test_a_model_survives_a_file_unchanged(tmp_path: Path) -> None:
         ({"band": -0.1}, "band must be a number of at least 0"),
         ({"ms_per_unit": {"layers": 1.0}}, "must name exactly"),
         ({"depth": -1}, "depth must be a whole number"),
+        ({"share_bytes": -1}, "share_bytes must be a whole number"),
         ({"estimate": "yes"}, "'estimate' must be true or false"),
         ({"ms_per_unit": {**dict.fromkeys(FEATURES, 1.0), "layers": -1.0}}, "layers must be a number"),
     ],
