@@ -70,7 +70,7 @@ STEPS = (
     Step("ring", ("bench/ring.py",)),
     Step("latency_local", ("bench/latency_local.py",)),
     Step("poster", ("bench/poster.py",)),
-    Step("poster", ("bench/poster.py",)),
+    Step("proxy_latency", ("bench/proxy_study.py", "--measure", "local")),
     Step("peers", ("bench/peers.py",), PEERS),
     Step("faults", ("bench/faults.py",)),
 )
