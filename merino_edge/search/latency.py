@@ -265,7 +265,7 @@ def fit_latency(
         if not (math.isfinite(sample.ms) and sample.ms > 0):
             raise UsageError(f"{sample.ms!r} ms is no time for {sample.architecture.describe()}")
     measured = np.array([sample.ms for sample in samples], np.float64)
-    fits = []
+    fits: list[tuple[float, int, int | None, FloatArray, FloatArray]] = []
     for share in (None, *(int(share * cache_bytes) for share in CACHE_SHARES if cache_bytes)):
         costs = Features(parse_test(test, depth), recipe, cache_bytes, share)
         features = np.stack([costs.of(sample.architecture) for sample in samples])
