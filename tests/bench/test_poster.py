@@ -95,5 +95,5 @@ def test_joining_twice_changes_nothing() -> None:
 def test_only_the_column_like_the_posters_stands_beside_it() -> None:
     rows = table.figure_rows(table.join(measured()))
     assert [("poster:" in told) for _, told in rows] == [False, False, True]
-    assert "merino-64m 4.6 (poster: 4.9)" in rows[2][1]
+    assert "merino-64m 4.6 (poster: 4.9; FLOPs: 3.3, our head left out 4.9)" in rows[2][1]
     assert len(table.figure_rows(table.join(measured(("pp128",))))) == 1
