@@ -54,15 +54,14 @@ def quantize_model(
         UsageError: no such quantizer, one that this recipe cannot use, or too little text for it.
     """
     quantizer = _choose(recipe, options)
-    alike = (recipe.table_bits, recipe.table_block) == (recipe.bits, recipe.block)
+    alike = recipe.stored("embedding.weight") == (recipe.bits, recipe.block)
     if quantizer is None or (quantizer == "rtn" and alike):
         return tensors, quantizer
     quantize = _by_name(quantizer, architecture, tensors, options)
     rounded = dict(tensors)
     for name, tensor in tensors.items():
         if tensor.ndim == 2:
-            table = name == "embedding.weight"
-            bits, block = (recipe.table_bits, recipe.table_block) if table else (recipe.bits, recipe.block)
+            bits, block = recipe.stored(name)
             rounded[name] = RoundedMatrix(quantize(name, tensor, block or tensor.shape[1], bits))
     return rounded, quantizer
 

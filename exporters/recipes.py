@@ -82,6 +82,10 @@ class Recipe:
         """Values of the token table that share a scale; 0 for a whole row."""
         return self.head_block or self.block
 
+    def stored(self, name: str) -> tuple[int, int]:
+        """Return the bits of a stored value of a matrix, and how many share a scale: 0 for a whole row."""
+        return (self.table_bits, self.table_block) if name == "embedding.weight" else (self.bits, self.block)
+
     def quantize(self, matrix: Float32) -> QuantizedTensor:
         """Return a matrix `[out, in]` as this recipe stores it (not for floats)."""
         assert self.bits < 16
@@ -105,8 +109,7 @@ class Recipe:
         count, float_bytes = int(np.prod(shape)), 2 if self.half else 4
         if self.bits >= 16 or len(shape) != 2:
             return float_bytes * count
-        table = name == "embedding.weight"
-        bits, block = (self.table_bits, self.table_block) if table else (self.bits, self.block)
+        bits, block = self.stored(name)
         groups = shape[1] // block if block else 1
         return count * bits // 8 + float_bytes * shape[0] * groups
 
@@ -155,7 +158,7 @@ def find_recipe(name: str, architecture: Architecture) -> Recipe:
 
 def _check_blocks(recipe: Recipe, architecture: Architecture) -> None:
     columns = {name: shape[1] for name, shape in architecture.tensor_shapes.items() if len(shape) == 2}
-    blocks = {n: recipe.table_block if n == "embedding.weight" else recipe.block for n in columns}
+    blocks = {name: recipe.stored(name)[1] for name in columns}
     odd = [name for name, width in columns.items() if blocks[name] and width % blocks[name]]
     if not odd:
         return

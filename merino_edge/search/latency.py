@@ -19,7 +19,7 @@ import numpy as np
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InvalidFileError, UsageError, check_keys
 from merino_edge.search.cost import Array, KvBytes, Macs, matrix_bytes, on_grid, table_bytes, total, where_changed
-from merino_edge.search.fitting import FloatArray, conformal_excess, fit_coefficients, judge, leave_one_out
+from merino_edge.search.fitting import Accuracy, FloatArray, conformal_excess, fit_coefficients, judge, leave_one_out
 from merino_edge.search.memory import MemoryModel, MemorySample, estimate_memory, fit_memory
 from merino_edge.search.space import Space
 
@@ -265,13 +265,13 @@ def fit_latency(
         if not (math.isfinite(sample.ms) and sample.ms > 0):
             raise UsageError(f"{sample.ms!r} ms is no time for {sample.architecture.describe()}")
     measured = np.array([sample.ms for sample in samples], np.float64)
-    fits: list[tuple[float, int, int | None, FloatArray, FloatArray]] = []
+    fits: list[tuple[Accuracy, int | None, FloatArray, FloatArray]] = []
     for share in (None, *(int(share * cache_bytes) for share in CACHE_SHARES if cache_bytes)):
         costs = Features(parse_test(test, depth), recipe, cache_bytes, share)
         features = np.stack([costs.of(sample.architecture) for sample in samples])
         held_out = leave_one_out(features, measured)
-        fits.append((float(np.mean(np.abs(held_out / measured - 1))), len(fits), share, features, held_out))
-    _, _, share, features, held_out = min(fits)  # by what the left-out samples say; the earlier of equals
+        fits.append((judge(held_out, measured), share, features, held_out))
+    accuracy, share, features, held_out = min(fits, key=lambda fit: fit[0].mape or 0.0)  # the earlier of equals
     return LatencyModel(
         test=test,
         depth=depth,
@@ -280,7 +280,7 @@ def fit_latency(
         coefficients=tuple(fit_coefficients(features, measured).tolist()),
         band=conformal_excess(held_out, measured, COVERAGE),
         estimate=False,
-        accuracy=judge(held_out, measured).to_json(),
+        accuracy=accuracy.to_json(),
         share_bytes=share,
     )
 

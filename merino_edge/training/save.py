@@ -147,4 +147,4 @@ def _chat_settings(request: TrainRequest, folder: Path) -> dict[str, Any]:
     config = read_json(source / TOKENIZER_CONFIG) if (source / TOKENIZER_CONFIG).is_file() else {}
     words = {key: value.get("content") if isinstance(value, dict) else value for key, value in config.items()}
     own = {key: word for key, word in words.items() if key.endswith("_token") and isinstance(word, str)}
-    return {**own, **{key: config[key] for key in ("chat_template",) if key in config}}
+    return {**own, "chat_template": config["chat_template"]} if "chat_template" in config else own

@@ -246,13 +246,11 @@ def run_tasks(
         DataError: the tasks' files are missing or damaged.
         UsageError: lm-eval is missing, or knows no such task.
     """
-    try:
-        from lm_eval.evaluator import evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import get_task_dict
-    except ImportError as error:
-        raise UsageError("zero-shot tasks need lm-eval", hint="pip install 'merino-edge[eval]'") from error
     scores, manager = [], _task_manager(names)
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import get_task_dict
+
     with _silenced():
         language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     for name in names:

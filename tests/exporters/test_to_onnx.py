@@ -54,8 +54,7 @@ def write(architecture: Architecture, folder: Path, recipe: str = "fp32", **opti
 
 def can_carry(recipe: Recipe, architecture: Architecture) -> bool:
     shapes = {name: shape for name, shape in architecture.tensor_shapes.items() if len(shape) == 2}
-    blocks = {name: recipe.table_block if name == "embedding.weight" else recipe.block for name in shapes}
-    return all(shape[1] % (blocks[name] or 1) == 0 for name, shape in shapes.items())
+    return all(shape[1] % (recipe.stored(name)[1] or 1) == 0 for name, shape in shapes.items())
 
 
 @pytest.mark.parametrize(
