@@ -7,13 +7,14 @@ with its SHA-256; nothing is unpacked before the digest agrees, and nothing outs
 from __future__ import annotations
 
 import re
+import shutil
 import tarfile
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from merino_edge.bundle import MANIFEST
 from merino_edge.errors import DeployError, InvalidFileError, UsageError
@@ -86,15 +87,26 @@ def _download(url: str, target: Path, progress: Progress) -> Path:
     return target
 
 
+def _write(stream: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    """Write one member as a plain file or folder of ours: no owner, mode or time of the archive."""
+    content = stream.extractfile(member) if member.isfile() else None
+    (path.parent if content else path).mkdir(parents=True, exist_ok=True)
+    if content:
+        with content, open(path, "wb") as file:
+            shutil.copyfileobj(content, file, CHUNK)
+
+
 def _unpack(archive: Path, target: Path, source: str) -> Path:
     try:
         with tarfile.open(archive, "r:*") as stream:
             size = 0
             for member in stream:
                 size += member.size
-                if not (member.isfile() or member.isdir()) or size > MAX_BYTES:
+                place = PurePosixPath(member.name)
+                inside = not place.is_absolute() and ".." not in place.parts
+                if not inside or not (member.isfile() or member.isdir()) or size > MAX_BYTES:
                     raise InvalidFileError(f"{source} holds '{member.name}', which belongs in no bundle")
-            stream.extractall(target, filter="data")
+                _write(stream, member, target / place)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise InvalidFileError(
             f"{source} is no archive of a bundle: {str(error).splitlines()[0].rstrip(':')}",
