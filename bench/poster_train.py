@@ -2,9 +2,10 @@
 
     bench/poster_train.py --plan .poster                     the rows into .poster/rows.jsonl, the test texts beside
     bench/poster_train.py --tokens .poster CORPUS            text into token files (GPT-2's BPE)
-    bench/poster_train.py --tokens .poster --kinds bpe8192,bpe16384,gpt2small enwiki2018_part.txt.xz wikinews_en.txt.xz
+    bench/poster_train.py --tokens .poster --kinds bpe8192 enwiki2018_part.txt.xz wikinews_en.txt.xz
+    bench/poster_train.py --tokens .poster --kinds all8192,all16384    the same text with smaller vocabularies
     bench/poster_train.py --train .poster --out rows.jsonl [--rows NAME,NAME] [--gpus 2]     on a machine with GPUs
-    bench/poster_train.py --tasks .poster --out tasks.jsonl [--rows NAME,NAME]     14 zero-shot tasks on what is trained
+    bench/poster_train.py --tasks .poster --out tasks.jsonl [--rows NAME,NAME]   14 zero-shot tasks
     bench/poster_train.py --loop merino-61m .poster/gpt2 --out loop.jsonl         MFU of the package's own loop
     bench/poster_train.py --collect rows.jsonl --loops loop.jsonl --device "NVIDIA H100"   into bench/results/
     bench/poster_train.py --page                             the recorded rows into docs/training.md
@@ -57,12 +58,12 @@ RESERVE = 8.0  # seconds to judge a row
 
 def write_plan(folder: Path) -> None:
     """Write the rows, the tokenizer and the tests' tokens, all that the machine with the GPU lacks."""
-    from poster.rows import VOCAB_SIZE, poster_rows, small_rows, vocabulary_rows
+    from poster.rows import VOCAB_SIZE, free_rows, poster_rows, small_rows
 
     from merino_edge.training.data import load_tokenizer
 
     folder.mkdir(exist_ok=True, parents=True)
-    rows = [*poster_rows(), *small_rows(), *vocabulary_rows()]
+    rows = [*poster_rows(), *free_rows(), *small_rows()]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tokenizer = load_tokenizer("gpt2", VOCAB_SIZE)
     tokenizer.save(str(folder / "gpt2.json"))
@@ -84,18 +85,55 @@ def write_tokens(folder: Path, corpus: list[str], kinds: list[str]) -> None:
     """Make token files of the corpus, one folder a tokenizer."""
     from merino_edge.training.data import prepare_data
 
-    ours = (50_257, str(folder / "gpt2.json"))
-    sizes = {"gpt2": ours, "gpt2small": ours, "bpe8192": (8_192, None), "bpe16384": (16_384, None)}
+    sizes = {"gpt2": 50_257, "bpe8192": 8_192, "all8192": 8_192, "all16384": 16_384}
     for kind in kinds:
         began = time.monotonic()
-        size, tokenizer = sizes[kind]
+        size, tokenizer = sizes[kind], str(folder / "gpt2.json") if kind == "gpt2" else None
+        if kind.startswith("all"):
+            corpus = [str(write_text(folder))]
         data = prepare_data(
             corpus, vocab_size=size, tokenizer=tokenizer, context_length=1024, seed=0, folder=folder / "made" / kind
         )
+        if kind.startswith("all"):
+            spell_validation(folder, data.folder)
         (folder / f"{kind}.new").unlink(missing_ok=True)
         (folder / f"{kind}.new").symlink_to(data.folder.resolve())
         (folder / f"{kind}.new").rename(folder / kind)
         print(f"{kind}: {data.train_tokens} tokens in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def write_text(folder: Path) -> Path:
+    """Write the training text that GPT-2's tokens spell, as a file."""
+    from tokenizers import Tokenizer
+
+    path = folder / "text.txt"
+    if path.exists():
+        return path
+    tokenizer = Tokenizer.from_file(str(folder / "gpt2.json"))
+    facts = json.loads((folder / "gpt2" / "data.json").read_text(encoding="utf-8"))
+    ids = np.fromfile(folder / "gpt2" / "train.bin", np.uint16)[: facts["train_tokens"]]
+    ends = np.flatnonzero(ids == tokenizer.token_to_id("<|endoftext|>"))
+    documents = [part[part != ids[ends[0]]].tolist() for part in np.split(ids, ends)]
+    with open(path.with_suffix(".new"), "w", encoding="utf-8") as stream:
+        for at in range(0, len(documents), 1000):
+            for text in tokenizer.decode_batch(documents[at : at + 1000]):
+                stream.write(text.strip("\n") + "\n<|endoftext|>\n")
+    path.with_suffix(".new").rename(path)
+    return path
+
+
+def spell_validation(folder: Path, made: Path) -> None:
+    """Put the held-out text of GPT-2's tokens, spelled anew, in the place of what was held out here."""
+    from tokenizers import Tokenizer
+
+    old = Tokenizer.from_file(str(folder / "gpt2.json"))
+    facts = json.loads((folder / "gpt2" / "data.json").read_text(encoding="utf-8"))
+    ids = np.fromfile(folder / "gpt2" / "validation.bin", np.uint16)[: facts["validation_tokens"]]
+    text = old.decode(ids.tolist(), skip_special_tokens=False)
+    spelled = Tokenizer.from_file(str(made / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    np.asarray(spelled, np.uint16).tofile(made / "validation.bin")
+    facts = json.loads((made / "data.json").read_text(encoding="utf-8"))
+    (made / "data.json").write_text(json.dumps({**facts, "validation_tokens": len(spelled)}), encoding="utf-8")
 
 
 def load_texts(folder: Path, kind: str) -> Any:

@@ -33,7 +33,9 @@ CHOOSERS = ("parameters", "parameters-per-depth")
 SMALL_FLOPS = (50.0e9, 51.8e9)  # of a plain decoder of six layers, width 512
 SMALL_WITH_HEAD = (60.1e9, 62.0e9)  # of the plain ones of four to six layers, the product with the table included
 SMALL_PLAIN = ((768, 3), (576, 5), (512, 6), (384, 10))  # width and depth, within 4 % of those FLOPs; 640 x 4 is chosen
-VOCABULARIES = {8_192: "bpe8192", 16_384: "bpe16384", VOCAB_SIZE: "gpt2small"}  # of the same text
+VOCABULARIES = {8_192: "all8192", 16_384: "all16384"}  # of all the text
+FREE_WIDTHS, FREE_DEPTHS, FREE_RATIOS = range(256, 1025, 64), range(2, 11), (2, 4)  # of decoders without sharing
+BYTES_A_TOKEN = {8_192: 81.35 / 91.50, 16_384: 81.35 / 86.0}  # of this text, over GPT-2's
 TOKENS = 80_000_000  # at most one epoch
 SMALL_TOKENS = 8_000_000
 SEEDS = (0, 1, 2)
@@ -101,6 +103,46 @@ def choose_with_head(vocab_size: int, low: float, high: float, score: str) -> Ar
     """Return what a score chooses where the product with the vocabulary table counts too."""
     found = list(within(vocab_size, low, high, head=True))
     return max(found, key=lambda a: (score_architecture(a, ScoreOptions(name=score)), -a.unique_parameters))
+
+
+def choose_free(
+    vocab_size: int, flops_with_head: float, score: str, embedding_width: int | None = None
+) -> Architecture:
+    """Return what a score chooses among decoders without sharing, the head's FLOPs counted."""
+    found = [
+        Architecture(tuple(Block(width, ratio, 1) for ratio in ratios), embedding_width or width, vocab_size)
+        for width in FREE_WIDTHS
+        for depth in FREE_DEPTHS
+        for ratios in combinations_with_replacement(FREE_RATIOS, depth)
+    ]
+    least, most = 0.96 * flops_with_head, 1.003 * flops_with_head
+    found = [a for a in found if least <= count_flops(a, head=True) <= most]
+    return max(found, key=lambda a: (score_architecture(a, ScoreOptions(name=score)), -a.unique_parameters))
+
+
+def free_rows() -> list[Row]:
+    """Return what scores choose where depth is free and nothing shared, the head counted; then tables that cost less.
+
+    A smaller vocabulary has more tokens for the same text: its FLOPs are equal for a byte, not for a token.
+    """
+    budgets = {n: count_flops(plain(768, UNIFORM_DEPTHS[n], VOCAB_SIZE), head=True) for n in PRESETS}
+    rows: dict[str, Row] = {}
+    for name, budget in budgets.items():
+        for score in ("balanced-parameters", "parameters-per-depth", "decoder-parameters"):
+            chosen = choose_free(VOCAB_SIZE, budget, score)
+            row = _row(f"free {score} at {name}", "free", chosen)
+            if chosen.digest in rows:
+                row, added = rows[chosen.digest], row["id"]
+                row["also"] = [*row.get("also", []), added]
+            rows[chosen.digest] = row
+    budget = budgets["merino-61m"]
+    narrow = choose_free(VOCAB_SIZE, budget, "balanced-parameters", embedding_width=512)
+    rows[narrow.digest] = _row("embedding 512 at merino-61m", "free", narrow)
+    for size, data in VOCABULARIES.items():
+        chosen = choose_free(size, budget * BYTES_A_TOKEN[size], "balanced-parameters")
+        tokens = round(TOKENS / BYTES_A_TOKEN[size])
+        rows[chosen.digest] = _row(f"vocabulary {size} at merino-61m", "free", chosen, data=data, tokens=tokens)
+    return list(rows.values())
 
 
 def choose_te_nas(vocab_size: int, low: float, high: float) -> Architecture:
@@ -180,12 +222,3 @@ def small_rows() -> list[Row]:
             same = [f"small {n}" for n, a in models.items() if n != name and a.digest == architecture.digest]
             rows.append(_row(f"small {name}", "small", architecture, also=same, **more))
     return rows
-
-
-def vocabulary_rows() -> list[Row]:
-    """Return the default's blocks under vocabularies of several sizes, each for one epoch of the same text."""
-    blocks = choose(SMALL_VOCAB_SIZE, *SMALL_FLOPS, CHOOSERS[1])
-    return [
-        _row(f"vocabulary {size}", "vocabulary", replace(blocks, vocab_size=size), data=data, seeds=list(SEEDS))
-        for size, data in VOCABULARIES.items()
-    ]
