@@ -21,7 +21,7 @@ from merino_edge.search.engine import SearchOutcome, SearchRequest, search
 from merino_edge.search.scores import ScoreOptions
 from merino_edge.search.space import load_space
 
-SCORES = ("parameters-per-depth", "parameters", "entropy-poster")
+SCORES = ("balanced-parameters", "parameters", "entropy-poster")
 TRIAL = 4000  # evaluations by which the evolution's speed is told
 
 

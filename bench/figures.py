@@ -46,7 +46,7 @@ def search_speed(r: dict[str, Any]) -> list[Row]:
 
 def proxy_stats(r: dict[str, Any]) -> list[Row]:
     """What the scores are worth, on models that were trained."""
-    names = ("parameters-per-depth", "entropy", "entropy-poster")
+    names = ("balanced-parameters", "parameters-per-depth", "entropy", "entropy-poster")
     result = []
     for group, what in (("all", "trained block-shared decoders"), ("equal FLOPs", "of them at equal FLOPs")):
         found = r["groups"][group]
@@ -54,7 +54,8 @@ def proxy_stats(r: dict[str, Any]) -> list[Row]:
         result.append(
             (
                 f"ranking {found['n']} {what} (on a GPU, {found['tokens'] / 1e6:.0f} M tokens each), Spearman: "
-                f"`parameters-per-depth` (the default); `entropy` with beta {r['fitted_on_low_and_high']['beta']}, "
+                "`balanced-parameters` (the default); `parameters-per-depth`; `entropy` with beta "
+                f"{r['fitted_on_low_and_high']['beta']}, "
                 "fitted on other budgets; `entropy-poster`, the paper's literal formula",
                 "; ".join(values),
             )
@@ -66,7 +67,7 @@ def proxy_paired(r: dict[str, Any]) -> list[Row]:
     """What the default beats for certain, and what it does not."""
     result = []
     for group, what in (("all", "the same models"), ("equal FLOPs", "those at equal FLOPs")):
-        pairs = {n: p["spearman"]["interval"] for n, p in r["paired"][group]["parameters-per-depth"].items()}
+        pairs = {n: p["spearman"]["interval"] for n, p in r["paired"][group]["balanced-parameters"].items()}
         beaten, open_ = ([n for n, (low, _) in pairs.items() if (low > 0) == sure] for sure in (True, False))
         result.append(
             (
@@ -87,6 +88,32 @@ def proxy_paired(r: dict[str, Any]) -> list[Row]:
             "; ".join(values),
         )
     )
+    return result
+
+
+def shape_study(r: dict[str, Any]) -> list[Row]:
+    """The default on every table of trained models, those it was fitted to named."""
+    judged = r["judged"]
+    ours = judged["spearman"][judged["default"]]
+    tables = "; ".join(f"{name} ({judged['n'][name]})" for name in ours)
+    result = [
+        (
+            f"Spearman of `{judged['default']}`, its two numbers fitted to the shapes (plain decoders of equal FLOPs), "
+            f"on {tables}",
+            "; ".join(f"{value:.2f}" for value in ours.values()),
+        )
+    ]
+    for group, what in (("all", "all five tables"), ("not fitted on", "the three tables it was not fitted to")):
+        means, pairs = judged["mean"][group], judged["default_less_other_95"][group]
+        beaten, open_ = ([n for n, (low, _) in pairs.items() if (low > 0) == sure] for sure in (True, False))
+        second = max((n for n in pairs), key=lambda n: means[n])
+        result.append(
+            (
+                f"the mean over {what}: the default; the next, `{second}`; by paired bootstrap, 95 %, better for "
+                f"certain than {_listed(beaten)}; the interval holds 0 against {_listed(open_)}",
+                f"{means[judged['default']]:.2f}; {means[second]:.2f}; {len(beaten)} of {len(pairs)}",
+            )
+        )
     return result
 
 
@@ -365,9 +392,11 @@ SCRIPTS = {  # where the name is another
     "poster_train_20m": "poster_train.py",
     "proxy_stats": "proxy_study.py --stats bench/results/proxy_study.csv",
     "export_sizes_tflite": "export_sizes.py tflite",
+    "shape_study": "shape_study.py --stats",
 }
 TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "proxy_stats": lambda r: [*proxy_stats(r), *proxy_paired(r)],
+    "shape_study": shape_study,
     "proxy_lts": proxy_lts,
     "search_speed": search_speed,
     "evolution": evolution,

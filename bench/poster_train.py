@@ -63,7 +63,8 @@ def write_plan(folder: Path) -> None:
     from merino_edge.training.data import load_tokenizer
 
     folder.mkdir(exist_ok=True, parents=True)
-    rows = [*poster_rows(), *free_rows(), *small_rows()]
+    rows = poster_rows()
+    rows = [*rows, *free_rows(rows), *small_rows()]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tokenizer = load_tokenizer("gpt2", VOCAB_SIZE)
     tokenizer.save(str(folder / "gpt2.json"))
@@ -348,7 +349,8 @@ def collect(options: argparse.Namespace) -> None:
     from record import write_result
 
     records = [json.loads(line) for path in options.collect for line in path.read_text(encoding="utf-8").splitlines()]
-    planned = [json.loads(line)["id"] for line in options.planned.read_text(encoding="utf-8").splitlines()]
+    plan = [json.loads(line) for line in options.planned.read_text(encoding="utf-8").splitlines()]
+    also = {row["id"]: row.get("also", []) for row in plan}
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     repeats = []
     for record in records:
@@ -360,8 +362,9 @@ def collect(options: argparse.Namespace) -> None:
             repeats.append({"id": record["id"], "seed": record["seed"], "validation_losses": losses})
         else:
             rows[key] = {name: value for name, value in record.items() if name not in ("shape", "wall_s")}
+            rows[key]["also"] = also.get(record["id"], record.get("also", []))
     have = {name for name, _ in rows}
-    missing = dict.fromkeys([name for name in planned if name not in have], "no device time left")
+    missing = dict.fromkeys([name for name in also if name not in have], "no device time left")
     missing |= {r["id"]: r["failed"] for r in records if r["id"] not in have and "failed" in r}
     document = {
         "device": options.device,

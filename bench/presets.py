@@ -33,7 +33,7 @@ MOVES: dict[str, list[float]] = {
     "alpha2": [0.25, 0.5, 2.0],
     "eps": [1e-4, 0.1, 1.0],
 }
-OTHER_SCORES = ("parameters-per-depth", "parameters", "flops")
+OTHER_SCORES = ("balanced-parameters", "parameters-per-depth", "parameters", "flops")
 SEEDS = 20  # of the evolutionary search, 5 % of the space looked at
 NOTE = (
     "Found by this project's search for the budget of the poster's row of the same name. It is not the authors' "

@@ -61,6 +61,7 @@ STEPS = (
     Step("latency_hat", ("bench/latency_hat.py",), DATA),
     Step("proxy_lts", ("bench/proxy_lts.py",), DATA),
     Step("proxy_stats", ("bench/proxy_study.py", "--stats", "bench/results/proxy_study.csv")),
+    Step("shape_study", ("bench/shape_study.py", "--stats")),
     Step("export_sizes", ("bench/export_sizes.py",)),
     Step("export_sizes_tflite", ("bench/export_sizes.py", "tflite")),
     Step("prefill_chunks", ("bench/prefill_chunks.py",)),

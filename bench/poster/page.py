@@ -15,20 +15,24 @@ KINDS = {
     "itself": "{}",
     "the same layers unshared": "unshared {}",
     "a plain decoder of equal FLOPs": "uniform of {}",
-    "what the default (and parameter count) chooses at those FLOPs": "parameters at {}",
+    "what the default chooses where depth is free, FLOPs with the head equal": "free balanced-parameters at {}",
+    "what parameter count (and `parameters-per-depth`) chooses in the poster's space": "parameters at {}",
+    "what `parameters-per-depth` chooses where depth is free": "free parameters-per-depth at {}",
     "what TE-NAS's scores choose there": "te-nas at {}",
 }
 SMALL = {
-    "parameters-per-depth": "chosen by `parameters-per-depth` (the default), a plain decoder of 4 layers of width 640",
+    "parameters-per-depth": "chosen by `parameters-per-depth`, a plain decoder of 4 layers of width 640",
     "parameters": "by `parameters`",
     "te-nas": "by TE-NAS's scores",
     "entropy": "by `entropy`",
+    "entropy-poster, norms of its own for each layer": "the same with norms of its own for each layer",
+    "entropy-poster, unshared": "the same unshared",
     "plain 768x3": "plain decoders of 3 layers of width 768",
     "plain 576x5": "5 of 576",
     "plain 512x6": "6 of 512",
     "plain 384x10": "10 of 384",
 }
-BEGIN, END = "<!-- rows -->", "<!-- /rows -->"
+UNLEARNED = "opt-350m, whose norms come after each layer, stayed at the frequencies of words at all four learning rates"
 HEAD = (
     "| row | what it is | unique; executed parameters, M | GFLOPs without; with head | learning rate | loss "
     "| bits per byte | WikiText-2: token; word | PTB: token; word |"
@@ -40,10 +44,11 @@ SMALL_HEAD = (
 
 def _shape(row: dict[str, Any]) -> str:
     """Return the shape in words, equal layers counted."""
-    parts = row["describe"].partition(", V ")[0].split(" | ")
+    blocks, comma, embedding = row["describe"].partition(", V ")[0].partition(", embedding")
+    parts = blocks.split(" | ")
     if len(set(parts)) == 1 and parts[0].count("x1 "):
-        return f"{len(parts)} layers {parts[0].replace('x1 ', ' ')}"
-    return " / ".join(parts)
+        return f"{len(parts)} layers {parts[0].replace('x1 ', ' ')}{comma}{embedding}"
+    return " / ".join(parts) + comma + embedding
 
 
 def _full(row: dict[str, Any]) -> str:
@@ -53,7 +58,18 @@ def _full(row: dict[str, Any]) -> str:
         told.append(f"{judged[text]['perplexity']:.1f}; {judged[text]['word_perplexity']:.1f}")
     sizes = f"{row['parameters'] / 1e6:.1f}; {row['executed_parameters'] / 1e6:.1f}"
     flops = f"{row['flops'] / 1e9:.1f}; {row['flops_with_head'] / 1e9:.1f}"
-    return f"| {row['id']} | {_shape(row)} | {sizes} | {flops} | {row['learning_rate']:g} | {' | '.join(told)} |"
+    name = " = ".join([row["id"], *row.get("also", [])])
+    return f"| {name} | {_shape(row)} | {sizes} | {flops} | {row['learning_rate']:g} | {' | '.join(told)} |"
+
+
+def _cheaper(row: dict[str, Any], plain: dict[str, Any]) -> str:
+    """Return a row of a smaller vocabulary; FLOPs of as much text as 1,024 tokens of GPT-2's have."""
+    per_text = row["tokens"] / plain["tokens"] * row["flops_with_head"] / 1e9
+    bits = row["judged"]["validation"]["bits_per_byte"]
+    return (
+        f"| {row['id']} | {_shape(row)} | {row['parameters'] / 1e6:.1f} | {row['tokens'] / 1e6:.1f} | {per_text:.1f} "
+        f"| {row['learning_rate']:g} | {bits:.3f} |"
+    )
 
 
 def _small(rows: list[dict[str, Any]]) -> str:
@@ -77,6 +93,7 @@ def table() -> str:
             small.setdefault(row["id"], []).append(row)
     tokens = {row["tokens"] for row in full}
     assert len(tokens) == 1, "every row sees the same tokens"
+    plain = next(row for row in full if row["id"] == "uniform of merino-61m")
     ordered = sorted(small.values(), key=lambda rows: mean(r["judged"]["validation"]["loss"] for r in rows))
     lines = [
         f"{tokens.pop() / 1e6:.1f} M tokens each (one epoch), seed 0, {recorded['device']}:",
@@ -84,6 +101,13 @@ def table() -> str:
         HEAD,
         "| --- | --- | " + " | ".join(["---:"] * 7) + " |",
         *map(_full, full),
+        "",
+        "The same text with a smaller vocabulary, which has more tokens for it and a cheaper head:",
+        "",
+        "| row | what it is | unique parameters, M | tokens, M | GFLOPs, head included, of the text of 1,024 tokens of "
+        "GPT-2's | learning rate | bits per byte |",
+        "| --- | --- | " + " | ".join(["---:"] * 5) + " |",
+        *(_cheaper(row, plain) for row in [plain, *(r for r in recorded["rows"] if r["group"] == "vocabulary")]),
         "",
         f"{next(iter(small.values()))[0]['tokens'] / 1e6:.1f} M tokens each, vocabulary 8,192, seeds 0, 1 and 2:",
         "",
@@ -97,16 +121,21 @@ def table() -> str:
 
 
 def write_page() -> None:
-    """Put the tables between the marks."""
+    """Put the tables between their marks."""
+    from shape_study import page_table
+
+    shapes = json.loads((RESULTS.parent / "shape_study.json").read_text(encoding="utf-8"))["result"]["rows"]
     text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", encoding="utf-8")
+    for mark, made in (("rows", table()), ("shapes", page_table(shapes))):
+        before, _, rest = text.partition(f"<!-- {mark} -->")
+        _, _, after = rest.partition(f"<!-- /{mark} -->")
+        text = f"{before}<!-- {mark} -->\n\n{made}\n\n<!-- /{mark} -->{after}"
+    PAGE.write_text(text, encoding="utf-8")
 
 
 def full_rows(r: dict[str, Any]) -> list[Figure]:
     """Return the README's rows of the poster's models."""
-    loss = {row["id"]: row["judged"]["validation"]["loss"] for row in r["rows"]}
+    loss = {name: row["judged"]["validation"]["loss"] for row in r["rows"] for name in (row["id"], *row["also"])}
     two, one = r["training_loop"]
     told = [
         (
@@ -122,8 +151,18 @@ def full_rows(r: dict[str, Any]) -> list[Figure]:
         told.append((what + "; ".join(have), "; ".join(f"{loss[key]:.3f}" for key in have.values())))
     others = [row["id"] for row in r["rows"] if row["group"] == "baseline"]
     missing = [name for name in r["missing"] if not name.startswith(("small", "vocabulary"))]
-    what = f"the same for {'; '.join(others)} (no device time left for {', '.join(missing)})"
-    return [*told, (what, "; ".join(f"{loss[name]:.3f}" for name in others))]
+    what = f"the same for {'; '.join(others)} (no device time left for {', '.join(missing)}; {UNLEARNED})"
+    told.append((what, "; ".join(f"{loss[name]:.3f}" for name in others)))
+    bits = {name: row["judged"]["validation"]["bits_per_byte"] for row in r["rows"] for name in (row["id"],)}
+    cheaper = "vocabulary 16384 at merino-61m"
+    return [
+        *told,
+        (
+            "held-out bits per byte at equal FLOPs of the same text, head included: a vocabulary of 50,257 (plain "
+            "decoder, the budget of merino-61m, 81 M parameters); of 16,384 (what the default chooses, 72 M)",
+            f"{bits['uniform of merino-61m']:.3f}; {bits[cheaper]:.3f}",
+        ),
+    ]
 
 
 def small_rows(r: dict[str, Any]) -> list[Figure]:

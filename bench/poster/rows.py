@@ -120,13 +120,15 @@ def choose_free(
     return max(found, key=lambda a: (score_architecture(a, ScoreOptions(name=score)), -a.unique_parameters))
 
 
-def free_rows() -> list[Row]:
+def free_rows(others: list[Row]) -> list[Row]:
     """Return what scores choose where depth is free and nothing shared, the head counted; then tables that cost less.
 
     A smaller vocabulary has more tokens for the same text: its FLOPs are equal for a byte, not for a token.
+    What is among the other rows already only adds its name to them.
     """
     budgets = {n: count_flops(plain(768, UNIFORM_DEPTHS[n], VOCAB_SIZE), head=True) for n in PRESETS}
-    rows: dict[str, Row] = {}
+    ours = [row for row in others if "architecture" in row["model"]]
+    rows = {Architecture.from_json(row["shape"]).digest: row for row in ours}
     for name, budget in budgets.items():
         for score in ("balanced-parameters", "parameters-per-depth", "decoder-parameters"):
             chosen = choose_free(VOCAB_SIZE, budget, score)
@@ -141,8 +143,8 @@ def free_rows() -> list[Row]:
     for size, data in VOCABULARIES.items():
         chosen = choose_free(size, budget * BYTES_A_TOKEN[size], "balanced-parameters")
         tokens = round(TOKENS / BYTES_A_TOKEN[size])
-        rows[chosen.digest] = _row(f"vocabulary {size} at merino-61m", "free", chosen, data=data, tokens=tokens)
-    return list(rows.values())
+        rows[chosen.digest] = _row(f"vocabulary {size} at merino-61m", "vocabulary", chosen, data=data, tokens=tokens)
+    return [row for row in rows.values() if row["group"] in ("free", "vocabulary")]
 
 
 def choose_te_nas(vocab_size: int, low: float, high: float) -> Architecture:

@@ -157,18 +157,18 @@ def _group(rows: Rows, fitted: Weights, general: Weights) -> dict[str, Any]:
 
 
 def _against(rows: Rows, fitted: Weights) -> dict[str, Any]:
-    """Pair the fitted entropy, then parameters / depth, with every other score."""
+    """Pair the fitted entropy, then the default, with every other score."""
     size, good = table.column(rows, "total_parameters"), quality(rows)
     draws = ordering.resamples(len(rows))
-    champion = table.SIMPLE["parameters-per-depth"](rows)
+    champion = table.SIMPLE["balanced-parameters"](rows)
     entropy = Entropy(rows)(fitted)
     rivals = {**{n: s(rows) for n, s in table.SIMPLE.items()}, **table.network_scores(rows)}
     return {
         "entropy": {n: ordering.paired(entropy, rival, good, size, draws) for n, rival in rivals.items()},
-        "parameters-per-depth": {
+        "balanced-parameters": {
             n: ordering.paired(champion, rival, good, size, draws)
             for n, rival in {**rivals, "entropy": entropy, "entropy-poster": Entropy(rows)((1 / 16, 1.0, 0.01))}.items()
-            if n != "parameters-per-depth"
+            if n != "balanced-parameters"
         },
     }
 

@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from merino_edge.architecture import Architecture
+from merino_edge.flows.verify import DEFAULT_SCORE
 from merino_edge.search.cost import count_flops, parameters_sum, total
 from merino_edge.search.entropy import ScoreOptions, entropy_score, explain
+from merino_edge.search.scores import score_architecture
 
 Array = npt.NDArray[np.float64]
 
@@ -142,6 +144,11 @@ def entropy(rows: list[dict[str, Any]], beta: float, alpha2: float = 1.0) -> Arr
     )  # fmt: skip
 
 
+def default_score(row: dict[str, Any]) -> float:
+    """Return the default's score of a row's architecture."""
+    return score_architecture(Architecture.from_json(json.loads(row["architecture"])), ScoreOptions(DEFAULT_SCORE))
+
+
 SIMPLE: dict[str, Callable[[list[dict[str, Any]]], Array]] = {
     "unique-parameters": lambda rows: column(rows, "decoder_parameters"),
     "executed-parameters": lambda rows: column(rows, "executed_parameters"),
@@ -150,6 +157,7 @@ SIMPLE: dict[str, Callable[[list[dict[str, Any]]], Array]] = {
     "width": lambda rows: column(rows, "width"),
     "minus-depth": lambda rows: -column(rows, "depth"),
     "width-per-root-depth": lambda rows: column(rows, "width_per_root_depth"),
+    "balanced-parameters": lambda rows: np.array([default_score(row) for row in rows]),
     "parameters-per-depth": lambda rows: column(rows, "parameters_per_depth"),
     "total-parameters-per-depth": lambda rows: column(rows, "total_parameters") / column(rows, "depth"),
 }

@@ -30,7 +30,7 @@ from merino_edge.units import format_bytes, format_count, format_ms
 @click.option("--context", type=click.IntRange(2), default=None, help="Context length (1024).")
 @click.option("--train-tokens", type=COUNT, default=None, help="Tokens the model will be trained on (300M).")
 @click.option("--space", default="poster", show_default=True, help="Name of a space, or a TOML file.")
-@click.option("--score", default=None, help="Score to maximise: parameters-per-depth (default), entropy, ...")
+@click.option("--score", default=None, help="Score to maximise: balanced-parameters (default), entropy, ...")
 @click.option(
     "--beta", type=float, default=None, help="Weight of depth in the entropy (the study's, within the domain)."
 )

@@ -48,8 +48,8 @@ SLACK = 0.9  # a measured winner below this share of a binding limit is worth an
 DEVICE_LIMITS = ("latency_ms", "memory_bytes", "energy_mj")
 
 
-DEFAULT_SCORE = "parameters-per-depth"
-"""What ranked trained block-shared decoders best (`bench/proxy_study.py --stats`), ahead of the paper's entropy."""
+DEFAULT_SCORE = "balanced-parameters"
+"""What ranked trained decoders best over five tables (`bench/shape_study.py --stats`), ahead of the paper's entropy."""
 
 
 def score_options(**given: Any) -> ScoreOptions:

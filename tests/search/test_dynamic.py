@@ -29,7 +29,7 @@ MIXED = parse_space(
     },
     "t",
 )
-SCORES = ("parameters-per-depth", "parameters", "entropy", "minus-depth")
+SCORES = ("balanced-parameters", "parameters", "entropy", "minus-depth")
 
 
 def request(space: Space, score: str = SCORES[0], **changes: Any) -> SearchRequest:

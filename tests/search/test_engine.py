@@ -109,7 +109,7 @@ LIMITS: list[dict[str, Limit]] = [
 
 @pytest.mark.parametrize("where", [ALIKE, MIXED], ids=["one width", "own widths"])
 @pytest.mark.parametrize("limits", LIMITS)
-@pytest.mark.parametrize("name", ["entropy", "minus-depth", "parameters-per-depth"])
+@pytest.mark.parametrize("name", ["entropy", "minus-depth", "balanced-parameters"])
 def test_exact_search_agrees_with_looking_at_every_member(where: Space, limits: dict[str, Limit], name: str) -> None:
     options = ScoreOptions(name=name, beta=0.4)
     feasible = brute_force(where, limits, options)
