@@ -7,7 +7,8 @@
     bench/poster_train.py --train .poster --out rows.jsonl [--rows NAME,NAME] [--gpus 2]     on a machine with GPUs
     bench/poster_train.py --tasks .poster --out tasks.jsonl [--rows NAME,NAME]   14 zero-shot tasks
     bench/poster_train.py --loop merino-61m .poster/gpt2 --out loop.jsonl         MFU of the package's own loop
-    bench/poster_train.py --collect rows.jsonl --loops loop.jsonl --device "NVIDIA H100"   into bench/results/
+    bench/poster_train.py --collect rows.jsonl --asked tasks.jsonl --loops loop.jsonl --device "NVIDIA H100"
+                                                                          into bench/results/
     bench/poster_train.py --page                             the recorded rows into docs/training.md
 
 Several rows are in flight on a GPU: one trains, the others compile or are judged meanwhile. A result is
@@ -28,7 +29,8 @@ and seed:
     train_loss, curve                   mean of the last 5 % of the steps; [step, loss] pairs
     judged         for validation, wikitext2, ptb: loss (nats a token), perplexity, bits_per_byte,
                    word_perplexity (the two tests), tokens, context, stride
-    tasks          where asked: name, documents, accuracy, stderr, accuracy_norm, chance, majority; `average` beside
+    tasks          where asked: name, documents, accuracy, stderr, accuracy_norm, chance, majority; beside it
+                   `average` and `limit`
     command, date
 """
 
@@ -311,7 +313,10 @@ def ask_tasks(options: argparse.Namespace) -> None:
         model = make_model(row)
         model.load_state_dict(torch.load(weights_file(options.tasks, row["id"]), map_location="cpu"))
         model.train(False).to("cuda" if torch.cuda.is_available() else "cpu")
-        scores = run_tasks(model, wrapped, list(TASKS), options.limit, batch_size=options.batch)
+        scores = []
+        for name in TASKS:  # one by one, so that a log says how far this is
+            scores += run_tasks(model, wrapped, [name], options.limit, batch_size=options.batch)
+            print(f"{row['id']}: {name} {scores[-1].accuracy:.3f} after {time.monotonic() - began:.0f} s", flush=True)
         found = {"id": row["id"], "tasks": [asdict(score) for score in scores], "average": average(scores)}
         append(options.out, {**found, "seconds": time.monotonic() - began, "limit": options.limit})
         print(f"{row['id']}: {found['average']} in {time.monotonic() - began:.0f} s", flush=True)
@@ -363,6 +368,11 @@ def collect(options: argparse.Namespace) -> None:
         else:
             rows[key] = {name: value for name, value in record.items() if name not in ("shape", "wall_s")}
             rows[key]["also"] = also.get(record["id"], record.get("also", []))
+    for path in options.asked:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            answers = json.loads(line)
+            told = {name: answers[name] for name in ("tasks", "average", "limit")}
+            rows.get((answers["id"], 0), {}).update(told)
     have = {name for name, _ in rows}
     missing = dict.fromkeys([name for name in also if name not in have], "no device time left")
     missing |= {r["id"]: r["failed"] for r in records if r["id"] not in have and "failed" in r}
@@ -401,6 +411,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="with --tasks: sequences of one forward pass")
     parser.add_argument("--seconds", type=float, default=3600, help="start nothing that would end later")
     parser.add_argument("--collect", type=Path, nargs="+", metavar="RESULTS.jsonl")
+    parser.add_argument("--asked", type=Path, nargs="*", default=[], metavar="TASKS.jsonl", help="with --collect")
     parser.add_argument("--planned", type=Path, default=Path(".poster/rows.jsonl"), help="with --collect: the plan")
     parser.add_argument("--page", action="store_true", help="write the table of docs/training.md")
     parser.add_argument("--loops", type=Path, nargs="*", default=[], help="results of the package's own training loop")

@@ -82,6 +82,40 @@ def _small(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _zero_shot(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the accuracies of what was asked the zero-shot tasks; nothing where nothing was."""
+    asked = [row for row in rows if "tasks" in row]
+    if not asked:
+        return []
+    names = [task["name"] for task in asked[0]["tasks"]]
+
+    def cells(row: dict[str, Any], key: str) -> list[str]:
+        return ["" if task[key] is None else f"{task[key]:.3f}" for task in row["tasks"]]
+
+    def line(name: str, average: str, values: list[str]) -> str:
+        return f"| {name} | {average} | {' | '.join(values)} |"
+
+    first, limit = asked[0], asked[0]["limit"]
+    which = "all questions" if limit is None else f"{limit} random questions of each task at most"
+    return [
+        "",
+        f"Zero-shot accuracy, {which}:",
+        "",
+        line("row", "average ± standard error", names),
+        "| --- | " + " | ".join(["---:"] * (len(names) + 1)) + " |",
+        *(
+            line(r["id"], f"{r['average']['accuracy']:.3f} ± {r['average']['stderr']:.3f}", cells(r, "accuracy"))
+            for r in asked
+        ),
+        line("chance", f"{mean(t['chance'] or 0.0 for t in first['tasks']):.3f}", cells(first, "chance")),
+        line(
+            "the most frequent answer",
+            f"{mean(t['majority'] or 0.0 for t in first['tasks']):.3f}",
+            cells(first, "majority"),
+        ),
+    ]
+
+
 def table() -> str:
     """Return both tables and the list of what is missing."""
     recorded = json.loads(RESULTS.read_text(encoding="utf-8"))["result"]
@@ -101,6 +135,7 @@ def table() -> str:
         HEAD,
         "| --- | --- | " + " | ".join(["---:"] * 7) + " |",
         *map(_full, full),
+        *_zero_shot(full),
         "",
         "The same text with a smaller vocabulary, which has more tokens for it and a cheaper head:",
         "",
