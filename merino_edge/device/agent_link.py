@@ -200,7 +200,12 @@ class AgentLink:
             raise self._break(ProtocolError(f"{self._where}: {error}")) from error
 
     def _shake_hands(self) -> dict[str, Any]:
-        frame = self._next(HELLO_LIMIT_S)
+        try:
+            frame = self._next(HELLO_LIMIT_S)
+        except DeviceError as error:
+            if self._pulse.silent_s >= HELLO_LIMIT_S:
+                error.hint = "is it still on, and does a start-up file there (~/.bashrc) make every login wait?"
+            raise
         value = self._read_json(frame)
         if frame.type == frames.ERROR:
             raise AgentRefusal(value, self._where).error

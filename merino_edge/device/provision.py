@@ -24,7 +24,7 @@ from merino_edge.device.agent_link import AgentLink
 from merino_edge.device.records import Progress, clean_text
 from merino_edge.device.registry import DeviceEntry
 from merino_edge.device.releases import push_files
-from merino_edge.device.transport import Transport
+from merino_edge.device.transport import Completed, Transport
 from merino_edge.device.wheels import MAX_TRIES, WheelSet, fetch, fitting_sets, known_fault, locked_sets
 from merino_edge.errors import DeviceError
 from merino_edge.settings import data_home
@@ -41,7 +41,7 @@ _PROBE = (
     "'root':r,'path':p,'have':h==sys.argv[2],'runtime':w}))"
 )
 _PROBE_ALL = (
-    'code=$1 root=$2 sum=$3; shift 3; for p; do command -v "$p" >/dev/null && "$p" -c "$code" "$root" "$sum"; done; :'
+    'read -r word; echo "probe-input $word"; code=$1 root=$2 sum=$3; shift 3; for p; do command -v "$p" >/dev/null && "$p" -c "$code" "$root" "$sum"; done; :'
 )
 RUNTIME = "onnxruntime"
 RUNTIMES = ("onnxruntime", "ai-edge-litert", "tflite-runtime")
@@ -92,7 +92,9 @@ def _find_python(transport: Transport, interpreters: list[str], root: str, diges
 
     That is one that has the runtime already, then one there are wheels for, then the newest.
     """
-    done = transport.run(["sh", "-c", _PROBE_ALL, "probe", _PROBE, root, digest, *interpreters], timeout_s=60.0)
+    argv = ["sh", "-c", _PROBE_ALL, "probe", _PROBE, root, digest, *interpreters]
+    done = transport.run(argv, f"{digest}\n".encode(), timeout_s=60.0)
+    _check_shell(done, digest, transport.description)
     found = list(_probe_answers(done.stdout))
     good = [f for f in found if tuple(f["version"]) >= LOWEST_PYTHON]
     if good:
@@ -104,6 +106,23 @@ def _find_python(transport: Transport, interpreters: list[str], root: str, diges
         f"the agent needs {'.'.join(str(n) for n in LOWEST_PYTHON)} or newer",
         hint="on the device: sudo apt install python3.8 (or a newer one); nothing else is needed",
     )
+
+
+def _check_shell(done: Completed, word: str, where: str) -> None:
+    """Raise where no shell has run the probe, or where something else has taken the probe's input."""
+    said = done.stdout.decode("utf-8", "replace")
+    if "probe-input" not in said:
+        words = clean_text(said + done.stderr.decode("utf-8", "replace"), 200)
+        raise DeviceError(
+            f"{where} starts no programs for this account" + (f"; it says: {words}" if words else ""),
+            hint="it takes an account with a shell: no sftp-only one, no ForceCommand, "
+            "no start-up file (~/.bashrc) that runs another program instead",
+        )
+    if f"probe-input {word}" not in said:
+        raise DeviceError(
+            f"{where}: a start-up file of the login shell there reads what is meant for the program",
+            hint="on the device: look for `read` or `cat` in ~/.bashrc, and guard it: [ -t 0 ] && ...",
+        )
 
 
 def _probe_answers(output: bytes) -> Iterator[dict[str, Any]]:

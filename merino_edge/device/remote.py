@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import shlex
 import socket
 import subprocess
@@ -32,9 +33,13 @@ DEAD_AFTER_S = 8.0  # a peer that shows no sign of life for so long is gone
 PUT_ANSWER_LIMIT_S = 120.0  # hashing and flushing a large file on an SD card takes its time
 OUTPUT_LIMIT_BYTES = 64 * 2**20  # what one command may say before it is cut off
 CHUNK_BYTES = 2**20
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ,-./:=@_")
 LEAST_PACKET_BYTES = 28  # of an answer to a heartbeat; fewer are no sign of life
 
-# Arguments: target, mode, bytes, SHA-256. Says `have BYTES SHA-256`, reads from where to go on, then the bytes.
+MAX_NOISE_LINES = 1000  # of a start-up file of the login shell, before the device's first word
+
+# Arguments: target, mode, bytes, SHA-256. Says `put-SHA-256 have BYTES SHA-256`, reads from where to go on, then the
+# bytes. Two hosts that send the same file at once do each other no harm: who comes second finds it there.
 PUT_SCRIPT = r"""
 set -eu; umask 077
 target=$1 mode=$2 size=$3 sum=$4
@@ -49,7 +54,7 @@ part=$folder/.put-$sum
 have=0 seen=-
 if [ -f "$part" ]; then have=$(($(wc -c < "$part"))); fi
 if [ "$have" -gt 0 ]; then seen=$(hash "$part"); fi
-echo "have $have $seen"
+echo "put-$sum have $have $seen"
 read -r from
 if [ "$from" = 0 ]; then
     seen=$(tee "$part" | sha256sum | cut -c1-64)
@@ -57,6 +62,7 @@ else
     cat >> "$part"
     seen=$(hash "$part")
 fi
+if [ ! -f "$part" ] && [ -f "$target" ] && [ "$(hash "$target")" = "$sum" ]; then echo done; exit 0; fi
 have=$(($(wc -c < "$part")))
 if [ "$have" -lt "$size" ]; then echo "only $have of $size bytes came" >&2; exit 75; fi
 if [ "$seen" != "$sum" ]; then rm -f "$part"; echo 'what came is damaged' >&2; exit 74; fi
@@ -148,10 +154,16 @@ def refused_login(settings: SshSettings, reason: str, have_key: bool = True) -> 
 
 
 def shell_command(argv: Sequence[str]) -> str:
-    """Return one line for the login shell of the device, every word quoted."""
+    """Return one line that any login shell understands as the same words: sh, zsh, fish, csh, a restricted one.
+
+    The words are written for `sh` with all but plain characters as octal numbers, so that no other shell finds anything
+    of its own in them; csh ends a word at a new line, and a restricted shell starts no program by its path.
+    """
     if not argv or any("\0" in word for word in argv):
         raise DeviceError("a command for the device must have words, none of them with a NUL")
-    return shlex.join(argv)
+    line = shlex.join(argv).encode("utf-8", "surrogateescape")
+    plain = "".join(chr(byte) if byte in _PLAIN else f"\\0{byte:03o}" for byte in line)
+    return f"""sh -c 'eval "$(printf %b "exec {plain}")"'"""
 
 
 def run_command(channel: RemoteChannel, argv: Sequence[str], data: bytes, timeout_s: float, where: str) -> Completed:
@@ -212,7 +224,7 @@ def put_file(
         argv = ["sh", "-c", PUT_SCRIPT, "put", remote_path, f"{mode:o}", str(size), digest]
         channel = start(argv)
         try:
-            begin = _agree(channel, stream, size)
+            begin = _agree(channel, stream, size, digest)
             channel.send(b"%d\n" % begin)
             stream.seek(begin)
             done = begin
@@ -234,15 +246,20 @@ def put_file(
             progress(size, size)
 
 
-def _agree(channel: RemoteChannel, stream: io.BufferedIOBase, size: int) -> int:
+def _agree(channel: RemoteChannel, stream: io.BufferedIOBase, size: int, digest: str) -> int:
     """Return from which byte to go on: after what the device has, if that is really the beginning of the file."""
-    words = _read_line(channel).split()
-    if len(words) != 3 or words[0] != "have" or not words[1].isascii() or not words[1].isdigit():
-        raise DeviceError(f"the device answers {clean_text(' '.join(words), 60)!r} to an upload")
-    have = int(words[1]) if len(words[1]) < 20 else size + 1
+    said, line = None, None
+    for _ in range(MAX_NOISE_LINES):
+        line = _read_line(channel)
+        said = None if line is None else re.search(rf"put-{digest} have ([0-9]{{1,20}}) (\S+)$", line)
+        if said or line is None:
+            break
+    if not said:
+        raise DeviceError(f"the device answers {clean_text(line or '', 60)!r} to an upload")
+    have = int(said[1])
     if not 0 < have <= size:
         return 0
-    return have if _digest(stream, have) == words[2] else 0
+    return have if _digest(stream, have) == said[2] else 0
 
 
 def _digest(stream: io.BufferedIOBase, size: int | None = None) -> str:
@@ -255,7 +272,8 @@ def _digest(stream: io.BufferedIOBase, size: int | None = None) -> str:
     return digest.hexdigest()
 
 
-def _read_line(channel: RemoteChannel) -> str:
+def _read_line(channel: RemoteChannel) -> str | None:
+    """Return the next line of the device, None where it has ended."""
     line = bytearray()
     clock = _Clock(PUT_ANSWER_LIMIT_S)
     while not line.endswith(b"\n") and len(line) < 4096:
@@ -263,7 +281,7 @@ def _read_line(channel: RemoteChannel) -> str:
         if not byte:
             break
         line += byte
-    return clean_text(line.decode("utf-8", "replace"))
+    return clean_text(line.decode("utf-8", "replace")) if line else None
 
 
 def _put_failure(channel: RemoteChannel, path: str, where: str, error: Exception | None) -> DeviceError:

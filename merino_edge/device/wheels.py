@@ -202,7 +202,8 @@ def _download(wheels: WheelSet, missing: Mapping[str, str], folder: Path) -> Non
     wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
     try:
         done = subprocess.run([*command, "-r", str(wanted)], capture_output=True, text=True, timeout=900)
-        problem = clean_text(done.stderr, 300) if done.returncode else ""
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")] or [done.stderr]
+        problem = clean_text(said[0].removeprefix("ERROR: "), 300) if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
     if problem:

@@ -28,7 +28,7 @@ class Answering(LocalTransport):
         self.opened: list[str] = []
 
     def run(self, argv: Sequence[str], input: bytes = b"", timeout_s: float = 30.0) -> Completed:
-        return Completed(0, self.output.encode(), b"")
+        return Completed(0, f"probe-input {input.decode()}{self.output}".encode(), b"")
 
     def open(self, argv: Sequence[str]) -> Any:
         self.opened = list(argv)

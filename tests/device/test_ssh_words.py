@@ -121,7 +121,7 @@ def test_a_leading_tilde_is_the_home_of_the_device(tmp_path: Path) -> None:
     done = subprocess.run(
         command, input=b"0\nx", capture_output=True, env={**os.environ, "HOME": str(tmp_path)}, timeout=20, check=True
     )
-    assert done.stdout == b"have 0 -\ndone\n"
+    assert done.stdout == f"put-{digest} have 0 -\ndone\n".encode()
     assert (tmp_path / "a b" / "x").read_bytes() == b"x"
 
 
