@@ -34,6 +34,7 @@ FOLDERS = ("objects", "releases", "runtimes", "stage")
 SPARE_BYTES = 8 << 20  # left free, so that journal and logs can always be written
 FLUSH_AHEAD_BYTES = 8 << 20  # of an upload, before the disk is told to begin
 FLUSH_REST_S = 0.1  # from one such flush to the next: each ends in a commit that holds up what is being written
+UPLOAD_WAIT_S = 12.0  # for another host that sends the same file
 _CHUNK = 1 << 20
 
 
@@ -228,17 +229,38 @@ class Store:
     def open_part(self, digest: str, offset: int) -> Iterator[Part]:
         """Open an upload for appending at `offset`; what lies there already is hashed."""
         part = self.object_path(digest).with_name(digest + ".part")
-        held = part.stat().st_size if part.is_file() else 0
-        if offset > held:
-            raise AgentError("request", f"the upload of {digest} stands at {held} bytes, not at {offset}")
-        handle = os.open(str(part), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(handle, "r+b") as stream:
+        with os.fdopen(self._take(part), "r+b") as stream:
+            held = stream.seek(0, os.SEEK_END)
+            if offset > held:
+                raise AgentError("request", f"the upload of {digest} stands at {held} bytes, not at {offset}")
+            stream.seek(0)
             stream.truncate(offset)
             opened = Part(stream)
             try:
                 yield opened
             finally:
                 opened.settle()
+
+    def _take(self, part: Path) -> int:
+        """Open an upload for this process alone; where another host sends the same file, wait a little for it.
+
+        The wait is longer than an agent lives whose host is gone.
+        """
+        deadline = time.monotonic() + UPLOAD_WAIT_S
+        while True:
+            handle = os.open(str(part), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if part.is_file() and os.path.samestat(os.fstat(handle), os.stat(str(part))):
+                    return handle
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOENT):
+                    os.close(handle)
+                    raise
+            os.close(handle)
+            if time.monotonic() > deadline:
+                raise AgentError("busy", f"another host sends the same file ({part.name[:12]}) to the device")
+            time.sleep(0.1)
 
     def finish_part(self, digest: str, part: Part) -> None:
         """Make an upload an object, flushed; a wrong one is removed."""

@@ -87,12 +87,16 @@ class AgentLink:
     Args:
         channel: The agent's stdin and stdout.
         where: The device, for messages.
+
+    Attributes:
+        where: The same.
+        hello: What the agent said of itself.
     """
 
     def __init__(self, channel: Channel, where: str) -> None:
         """Start receiving and wait for the agent's hello."""
         self._channel = channel
-        self._where = where
+        self.where = where
         self._send_lock = threading.Lock()
         self._inbox: queue.Queue[frames.Frame | MerinoEdgeError] = queue.Queue(INBOX_FRAMES)
         self._closed = threading.Event()
@@ -130,7 +134,7 @@ class AgentLink:
             tail = clean_text(self._channel.stderr_tail())
             self._deliver(
                 ProtocolError(
-                    f"{self._where}: {error}" + (f"; the agent last said: {tail}" if tail else ""),
+                    f"{self.where}: {error}" + (f"; the agent last said: {tail}" if tail else ""),
                 )
             )
         except DeviceError as error:
@@ -176,15 +180,15 @@ class AgentLink:
                 quiet = self._pulse.silent_s
                 if quiet > (SILENCE_S if deadline is None else max(SILENCE_S, limit_s or 0)):
                     raise self._break(
-                        DeviceError(f"{self._where}: nothing was heard for {quiet:.0f} s", hint="is it still on?")
+                        DeviceError(f"{self.where}: nothing was heard for {quiet:.0f} s", hint="is it still on?")
                     ) from None
                 if deadline is not None and time.monotonic() > deadline:
-                    raise self._break(DeviceError(f"{self._where}: no answer within {limit_s:g} s")) from None
+                    raise self._break(DeviceError(f"{self.where}: no answer within {limit_s:g} s")) from None
                 continue
             if isinstance(item, MerinoEdgeError):
                 raise self._break(item)
             if item.type == frames.END:
-                raise self._break(ProtocolError(f"{self._where}: the agent ended before it had answered"))
+                raise self._break(ProtocolError(f"{self.where}: the agent ended before it had answered"))
             return item
 
     def _break(self, error: MerinoEdgeError) -> MerinoEdgeError:
@@ -197,7 +201,7 @@ class AgentLink:
         try:
             return frame.json()
         except frames.FrameError as error:
-            raise self._break(ProtocolError(f"{self._where}: {error}")) from error
+            raise self._break(ProtocolError(f"{self.where}: {error}")) from error
 
     def _shake_hands(self) -> dict[str, Any]:
         try:
@@ -208,9 +212,9 @@ class AgentLink:
             raise
         value = self._read_json(frame)
         if frame.type == frames.ERROR:
-            raise AgentRefusal(value, self._where).error
+            raise AgentRefusal(value, self.where).error
         if frame.type != frames.HELLO or value.get("protocol") != PROTOCOL:
-            raise ProtocolError(f"{self._where}: the agent speaks another protocol", hint="deploy again")
+            raise ProtocolError(f"{self.where}: the agent speaks another protocol", hint="deploy again")
         self._send(frames.encode_json(frames.HELLO, 0, {"protocol": PROTOCOL}))
         return value
 
@@ -246,7 +250,7 @@ class AgentLink:
                     yield self._read_json(frame)
                 else:
                     return self._finish(frame)
-            raise self._break(ProtocolError(f"{self._where}: its answer does not come to an end"))
+            raise self._break(ProtocolError(f"{self.where}: its answer does not come to an end"))
         except AgentRefusal as refusal:
             raise refusal.error from None
         except BaseException:
@@ -285,7 +289,7 @@ class AgentLink:
                         self._finish(frame)
                         return
                     if not waiting:
-                        raise self._break(ProtocolError(f"{self._where}: it takes more than it was sent"))
+                        raise self._break(ProtocolError(f"{self.where}: it takes more than it was sent"))
                     sent(waiting.pop(0))
         except AgentRefusal:
             raise
@@ -300,20 +304,20 @@ class AgentLink:
         try:
             data = frames.encode_json(frames.REQUEST, self._request, {"op": op, **parameters})
         except frames.FrameError as error:
-            raise DeviceError(f"{self._where}: the request is too long: {error}") from error
+            raise DeviceError(f"{self.where}: the request is too long: {error}") from error
         self._send(data)
         return self._request
 
     def _answer_to(self, request: int) -> frames.Frame:
         frame = self._next()
         if frame.request not in (request, 0) or frame.type not in (frames.EVENT, frames.RESULT, frames.ERROR):
-            raise self._break(ProtocolError(f"{self._where}: an answer to another question came ({frame!r})"))
+            raise self._break(ProtocolError(f"{self.where}: an answer to another question came ({frame!r})"))
         return frame
 
     def _finish(self, frame: frames.Frame) -> dict[str, Any]:
         value = self._read_json(frame)
         if frame.type == frames.ERROR:
-            raise AgentRefusal(value, self._where)
+            raise AgentRefusal(value, self.where)
         return value
 
     def _cancel(self, request: int) -> None:
@@ -325,7 +329,7 @@ class AgentLink:
             self._send(frames.encode_json(frames.CANCEL, request, {}))
             while self._answer_to(request).type == frames.EVENT:
                 if time.monotonic() > deadline:
-                    self._break(DeviceError(f"{self._where}: the agent does not stop"))
+                    self._break(DeviceError(f"{self.where}: the agent does not stop"))
                     return
 
     def _abandon(self) -> None:

@@ -26,7 +26,7 @@ from merino_edge.device.registry import DeviceEntry
 from merino_edge.device.releases import push_files
 from merino_edge.device.transport import Completed, Transport
 from merino_edge.device.wheels import MAX_TRIES, WheelSet, fetch, fitting_sets, known_fault, locked_sets
-from merino_edge.errors import DeviceError
+from merino_edge.errors import DeviceBusyError, DeviceError
 from merino_edge.settings import data_home
 
 REMOTE_ROOT = "~/.local/share/merino-edge"
@@ -41,8 +41,10 @@ _PROBE = (
     "'root':r,'path':p,'have':h==sys.argv[2],'runtime':w}))"
 )
 _PROBE_ALL = (
-    'read -r word; echo "probe-input $word"; code=$1 root=$2 sum=$3; shift 3; for p; do command -v "$p" >/dev/null && "$p" -c "$code" "$root" "$sum"; done; :'
+    'read -r word; echo "probe-input $word"; code=$1 root=$2 sum=$3; shift 3; '
+    'for p; do command -v "$p" >/dev/null && "$p" -c "$code" "$root" "$sum"; done; :'
 )
+_NOEXEC = "failed to map segment from shared object"  # the loader's words where a library may not be run
 RUNTIME = "onnxruntime"
 RUNTIMES = ("onnxruntime", "ai-edge-litert", "tflite-runtime")
 TOKENIZERS = "tokenizers"  # beside a runtime, for a release's own run.py
@@ -256,7 +258,15 @@ def _push_wheels(
         name = f"{wheels.runtime}-{digest}"
         try:
             found = link.ask("runtime", name=name, wheels=named, package=wheels.runtime, beside=beside)
+        except DeviceBusyError:
+            raise
         except DeviceError as error:
+            if _NOEXEC in error.message:
+                raise DeviceError(
+                    f"{link.where}: the file system of {clean_text(link.hello.get('root'), 300)} is mounted noexec, "
+                    "so that no program may run from there",
+                    hint="give it another folder there: merino-edge devices add NAME --host HOST --root FOLDER",
+                ) from error
             failures.append(f"{wheels.runtime} {wheels.version}: {error.message}")
             continue
         return clean_text(found.get("name"), 128)

@@ -23,7 +23,8 @@ names=os.listdir(root)
 ours=all(n in ('objects','releases','runtimes','stage','current','current.tmp','journal','journal.tmp','lock')
     or (n.startswith('agent-') and n.endswith('.pyz')) or n.startswith('.put-') for n in names)
 if not ours or os.lstat(root).st_uid!=os.getuid(): end(removed=False,foreign=sorted(names)[:5])
-lock=os.open(os.path.join(root,'lock'),os.O_RDWR|os.O_CREAT,0o600)
+try: lock=os.open(os.path.join(root,'lock'),os.O_RDWR|os.O_CREAT,0o600)
+except OSError as e: end(removed=False,refused=e.strerror)
 try: fcntl.flock(lock,fcntl.LOCK_EX|fcntl.LOCK_NB)
 except OSError: end(removed=False,busy=os.pread(lock,400,0).decode('utf-8','replace'))
 mark=(root+'/agent-').encode(); ended=[]
@@ -35,7 +36,8 @@ for p in os.listdir('/proc') if os.path.isdir('/proc') else []:
                 os.kill(int(p),signal.SIGKILL); ended.append(int(p))
         except OSError: pass
 time.sleep(0.1 if ended else 0)
-shutil.rmtree(root)
+try: shutil.rmtree(root)
+except OSError as e: end(removed=False,refused=e.strerror)
 end(removed=True,ended=len(ended))
 """
 
@@ -64,8 +66,12 @@ def purge_device(transport: Transport, entry: DeviceEntry) -> dict[str, Any]:
         if isinstance(value, dict) and value.get("purge") == 1:
             found = value
     where = transport.description
-    if not found:
-        said = clean_text(done.stderr.decode("utf-8", "replace"), 300) or f"exit code {done.exit_code}"
+    if not found or "refused" in found:
+        said = (
+            clean_text(found.get("refused", ""), 100)
+            or clean_text(done.stderr.decode("utf-8", "replace"), 300)
+            or f"exit code {done.exit_code}"
+        )
         raise DeviceError(f"{where}: {root} cannot be removed: {said}", hint=f"on the device: rm -rf {root}")
     if "busy" in found:
         raise DeviceBusyError(

@@ -8,13 +8,14 @@ after its export is refused there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from merino_edge.bundle import MANIFEST, Bundle, Piece
 from merino_edge.device.agent_link import AgentLink, AgentRefusal
 from merino_edge.device.records import InstallResult, Progress, PushResult, TextCheck, clean_text, whole
-from merino_edge.errors import DeployError, ProtocolError
+from merino_edge.errors import DeployError, MerinoEdgeError, ProtocolError
 from merino_edge.files import sha256_file
 
 Made = dict[str, tuple[tuple[Piece, ...], int]]
@@ -63,6 +64,8 @@ def push_files(
         try:
             _upload(link, digest, files[digest], sizes[digest], offset, count)
         except AgentRefusal as refusal:
+            if refusal.kind in ("busy", "disk", "request") and _came_meanwhile(link, digest, sizes[digest]):
+                continue
             if refusal.kind != "corrupt":
                 raise refusal.error from None
             raise DeployError(
@@ -70,6 +73,13 @@ def push_files(
                 hint="export again with: merino-edge export",
             ) from None
     return PushResult(bytes_sent=sent, bytes_total=sum(sizes.values()))
+
+
+def _came_meanwhile(link: AgentLink, digest: str, size: int) -> bool:
+    """Say whether a file that was just refused is on the device: another host was sending the same one."""
+    with suppress(MerinoEdgeError):
+        return not link.ask("have", objects=[{"sha256": digest, "bytes": size}]).get("missing", True)
+    return False
 
 
 def _upload(link: AgentLink, digest: str, path: Path, size: int, offset: int, count: Callable[[int], None]) -> None:

@@ -51,6 +51,15 @@ mkdir -p "$folder"
 if [ -d "$target" ]; then echo "$target is a folder" >&2; exit 73; fi
 find "$folder" -maxdepth 1 -name '.put-*' -mtime +2 -exec rm -f {} + 2>/dev/null || :
 part=$folder/.put-$sum
+if command -v flock >/dev/null; then
+    exec 9>>"$part"
+    if ! flock -n 9; then
+        if ! flock -w 3 9 && [ $(($(date +%s) - $(stat -c %Y "$part"))) -lt 5 ]; then part=$part.$$; fi
+        if [ -f "$target" ] && [ "$(hash "$target")" = "$sum" ]; then
+            echo "put-$sum have $size $sum"; read -r from; echo done; exit
+        fi
+    fi
+fi
 have=0 seen=-
 if [ -f "$part" ]; then have=$(($(wc -c < "$part"))); fi
 if [ "$have" -gt 0 ]; then seen=$(hash "$part"); fi
@@ -62,7 +71,6 @@ else
     cat >> "$part"
     seen=$(hash "$part")
 fi
-if [ ! -f "$part" ] && [ -f "$target" ] && [ "$(hash "$target")" = "$sum" ]; then echo done; exit 0; fi
 have=$(($(wc -c < "$part")))
 if [ "$have" -lt "$size" ]; then echo "only $have of $size bytes came" >&2; exit 75; fi
 if [ "$seen" != "$sum" ]; then rm -f "$part"; echo 'what came is damaged' >&2; exit 74; fi
@@ -157,13 +165,14 @@ def shell_command(argv: Sequence[str]) -> str:
     """Return one line that any login shell understands as the same words: sh, zsh, fish, csh, a restricted one.
 
     The words are written for `sh` with all but plain characters as octal numbers, so that no other shell finds anything
-    of its own in them; csh ends a word at a new line, and a restricted shell starts no program by its path.
+    of its own in them; csh ends a word at a new line, and a restricted shell starts no program by its path. Whatever
+    the locale there, programs take bytes for UTF-8 and say what is wrong in English.
     """
     if not argv or any("\0" in word for word in argv):
         raise DeviceError("a command for the device must have words, none of them with a NUL")
     line = shlex.join(argv).encode("utf-8", "surrogateescape")
     plain = "".join(chr(byte) if byte in _PLAIN else f"\\0{byte:03o}" for byte in line)
-    return f"""sh -c 'eval "$(printf %b "exec {plain}")"'"""
+    return f"""sh -c 'export LC_ALL=C.UTF-8; eval "$(printf %b "exec {plain}")"'"""
 
 
 def run_command(channel: RemoteChannel, argv: Sequence[str], data: bytes, timeout_s: float, where: str) -> Completed:
