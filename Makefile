@@ -63,7 +63,7 @@ test-faults: $(VENV)/.package ## Run the fault campaigns whole: kills, power cut
 	    $(BIN)/pytest tests/faults --durations=0
 
 test-board: $(VENV)/.package ## Boot emulated aarch64 boards and go round the ring on them over SSH (minutes each)
-	@BOARD_CPUS='$(or $(CPUS),cortex-a72 cortex-a76)' $(BIN)/pytest tests/board $(TESTS)
+	@$(BIN)/python tools/board/side_by_side.py '$(or $(CPUS),cortex-a72 cortex-a76)' $(TESTS)
 
 test-wheel: $(VENV)/.package ## Build sdist and wheel, and use the wheel in a fresh environment without torch (150 MB to download)
 	@WHEEL_TEST=1 $(BIN)/pytest tests/wheel

@@ -301,7 +301,12 @@ def _put_failure(channel: RemoteChannel, path: str, where: str, error: Exception
     if isinstance(error, DeviceError) and not said:
         return error
     reason = said or (str(error) if error else "it does not say why")
-    return DeviceError(f"cannot write {path} on {where}: {reason}", hint="run the command again: it goes on from there")
+    hint = "run the command again: it goes on from there"
+    if "Permission denied" in said or "Read-only file system" in said:
+        hint = (
+            "name a folder there that this account may write to: merino-edge devices add NAME --host HOST --root FOLDER"
+        )
+    return DeviceError(f"cannot write {path} on {where}: {reason}", hint=hint)
 
 
 @contextmanager

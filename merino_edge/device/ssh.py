@@ -12,6 +12,7 @@ import logging
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -58,6 +59,7 @@ from merino_edge.errors import DeviceError
 HEARTBEAT_S = 2.0
 HANDSHAKE_LIMIT_S = 10.0
 LOGIN_LIMIT_S = 20.0
+SESSION_WAIT_S = 3.0
 PASSWORD_TRIES = 3
 _SEND_BYTES = 32 * 1024 - 64  # what fits one packet
 _RSA_ALGORITHMS = ("rsa-sha2-512", "rsa-sha2-256")
@@ -213,7 +215,7 @@ class SshChannel:
         self._tail = bytearray()
         self._readable = threading.Event()
         try:
-            self._channel = link.transport.open_session(timeout=CONNECT_LIMIT_S)
+            self._channel = _open_session(link.transport)
             self._channel.settimeout(SEND_LIMIT_S)
             self._channel.in_buffer.set_event(self._readable)
             self._channel.exec_command(command)
@@ -301,6 +303,18 @@ class SshChannel:
             self._channel.status_event.wait(CLOSE_LIMIT_S)
         with suppress(*WIRE_ERRORS):
             self._channel.close()
+
+
+def _open_session(transport: paramiko.Transport) -> paramiko.Channel:
+    """Open a session; where the server allows few at once (MaxSessions), wait for the one before to be gone there."""
+    deadline = time.monotonic() + SESSION_WAIT_S
+    while True:
+        try:
+            return transport.open_session(timeout=CONNECT_LIMIT_S)
+        except paramiko.ChannelException:
+            if time.monotonic() > deadline or not transport.is_active():
+                raise
+            time.sleep(0.1)
 
 
 def _connect(settings: SshSettings, parent: _Link | None) -> WatchedSocket:

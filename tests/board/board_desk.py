@@ -27,12 +27,14 @@ class Desk:
         seconds: What each command took.
         repeats: What is said to be the same twice is really done twice: on one core, for a start of a runtime takes
             an emulator many seconds.
+        standalone: What needs no host is tried: on one core, too.
     """
 
     board: emulator.Board
     home: Path
     seconds: dict[str, float]
     repeats: bool = True
+    standalone: bool = True
 
     @property
     def has_a_runtime_that_dies(self) -> bool:
