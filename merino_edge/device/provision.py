@@ -26,7 +26,7 @@ from merino_edge.device.registry import DeviceEntry
 from merino_edge.device.releases import push_files
 from merino_edge.device.transport import Completed, Transport
 from merino_edge.device.wheels import MAX_TRIES, WheelSet, fetch, fitting_sets, known_fault, locked_sets
-from merino_edge.errors import DeviceBusyError, DeviceError
+from merino_edge.errors import DeviceBusyError, DeviceError, UsageError
 from merino_edge.settings import data_home
 
 REMOTE_ROOT = "~/.local/share/merino-edge"
@@ -37,8 +37,10 @@ _PROBE = (
     "r=os.path.abspath(os.path.expanduser(sys.argv[1]));p=os.path.join(r,'agent-'+sys.argv[2]+'.pyz');"
     "h=hashlib.sha256(open(p,'rb').read()).hexdigest() if os.path.isfile(p) else '';"
     "f=importlib.util.find_spec;w=bool(f('onnxruntime') and f('numpy'));"
+    "new=os.path.isdir(r) and not os.path.isdir(os.path.join(r,'objects'));"
+    "o=sorted(n for n in os.listdir(r) if not n.startswith(('agent-','.put-')))[:3] if new else [];"
     "print(json.dumps({'probe':1,'python':sys.executable,'version':list(sys.version_info[:3]),"
-    "'root':r,'path':p,'have':h==sys.argv[2],'runtime':w}))"
+    "'root':r,'path':p,'have':h==sys.argv[2],'runtime':w,'others':o}))"
 )
 _PROBE_ALL = (
     'read -r word; echo "probe-input $word"; code=$1 root=$2 sum=$3; shift 3; '
@@ -74,11 +76,18 @@ def start_agent(transport: Transport, entry: DeviceEntry) -> AgentLink:
 
     Raises:
         DeviceError: the device has no Python that could run it, or refused.
+        UsageError: the folder that it is to have is somebody's already.
     """
     program, digest = agent_program()
     local = entry.transport == "local"
     root = entry.root or (str(data_home() / "device-root") if local else REMOTE_ROOT)
     found = _find_python(transport, [sys.executable] if local else list(INTERPRETERS), root, digest)
+    if others := found.get("others"):
+        there = clean_text(", ".join(map(str, others)) if isinstance(others, list) else others, 100)
+        raise UsageError(
+            f"{transport.description}: {clean_text(found['root'], 300)} holds other things ({there})",
+            hint="name a folder of its own there, that need not exist: --root FOLDER/merino-edge",
+        )
     path = str(found["path"])
     if not found["have"]:
         transport.put(program, path, mode=0o600)

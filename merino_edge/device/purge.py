@@ -12,6 +12,8 @@ from merino_edge.device.registry import DeviceEntry
 from merino_edge.device.transport import Transport
 from merino_edge.errors import DeviceBusyError, DeviceError
 
+_OURS = "agent-*.pyz objects releases runtimes stage current journal lock"
+
 # Ends our agents and their children, then removes the folder, unless it is not ours or somebody is at work in it.
 _PROGRAM = r"""
 import fcntl,json,os,shutil,signal,sys,time
@@ -66,13 +68,14 @@ def purge_device(transport: Transport, entry: DeviceEntry) -> dict[str, Any]:
         if isinstance(value, dict) and value.get("purge") == 1:
             found = value
     where = transport.description
+    by_hand = f"on the device, remove what is ours: cd {root} && rm -rf {_OURS}"  # never the folder: it may be a home
     if not found or "refused" in found:
         said = (
             clean_text(found.get("refused", ""), 100)
             or clean_text(done.stderr.decode("utf-8", "replace"), 300)
             or f"exit code {done.exit_code}"
         )
-        raise DeviceError(f"{where}: {root} cannot be removed: {said}", hint=f"on the device: rm -rf {root}")
+        raise DeviceError(f"{where}: {root} cannot be removed: {said}", hint=by_hand)
     if "busy" in found:
         raise DeviceBusyError(
             f"{where}: somebody is at work there ({clean_text(found['busy'], 200)})", hint="wait until it has ended"
@@ -80,6 +83,6 @@ def purge_device(transport: Transport, entry: DeviceEntry) -> dict[str, Any]:
     if "foreign" in found:
         raise DeviceError(
             f"{where}: {root} holds what is not ours: {clean_text(', '.join(map(str, found['foreign'])), 200)}",
-            hint=f"look at it, and remove it by hand: rm -rf {root}",
+            hint=by_hand,
         )
     return {"removed": found.get("removed") is True, "ended": found.get("ended") if found.get("ended") else 0}

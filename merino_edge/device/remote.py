@@ -302,7 +302,7 @@ def _put_failure(channel: RemoteChannel, path: str, where: str, error: Exception
         return error
     reason = said or (str(error) if error else "it does not say why")
     hint = "run the command again: it goes on from there"
-    if "Permission denied" in said or "Read-only file system" in said:
+    if any(words in said for words in ("Permission denied", "Read-only file system", "cannot create directory")):
         hint = (
             "name a folder there that this account may write to: merino-edge devices add NAME --host HOST --root FOLDER"
         )

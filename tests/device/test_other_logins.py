@@ -20,12 +20,13 @@ from merino_edge.agent.store import Store
 from merino_edge.device import provision
 from merino_edge.device.client import open_device
 from merino_edge.device.provision import ensure_runtime, start_agent
+from merino_edge.device.purge import purge_device
 from merino_edge.device.registry import DeviceEntry, local_entry
 from merino_edge.device.releases import push_files
 from merino_edge.device.remote import PUT_SCRIPT, shell_command
 from merino_edge.device.ssh import open_ssh
 from merino_edge.device.transport import Completed, LocalTransport
-from merino_edge.errors import DeviceError
+from merino_edge.errors import DeviceError, UsageError
 
 SHELLS = ("sh", "dash", "bash", "rbash", "zsh", "fish", "ksh", "mksh", "csh", "tcsh", "busybox")
 NASTY = ("$(touch x)", "it's", '"', "`id`", "-n", "a\nb\n", "*", "\u00e9\U0001f600", "", "a\\", "!!", ";id", "%s", "~")
@@ -224,9 +225,22 @@ def test_a_folder_mounted_noexec_is_named_with_the_option_that_helps(monkeypatch
     assert "--root" in str(caught.value.hint)
 
 
-def test_a_purge_that_the_disk_refuses_gives_its_reason_in_a_line() -> None:
-    from merino_edge.device.purge import purge_device
+def test_a_folder_with_other_things_is_no_root_and_stays_as_it_is(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    (home / "letter").write_text("dear")
+    entry = DeviceEntry("local", None, "local", str(home), "local")
+    with pytest.raises(UsageError, match=r"holds other things \(letter\)"):
+        start_agent(LocalTransport(), entry)
+    assert os.listdir(home) == ["letter"]
+    assert home.stat().st_mode & 0o777 == 0o755
+    (home / "objects").mkdir()  # of an earlier version, which took any folder
+    with pytest.raises(DeviceError, match="holds what is not ours") as caught:
+        purge_device(LocalTransport(), entry)
+    assert f"cd {home} && rm -rf agent-*.pyz objects" in str(caught.value.hint)
 
+
+def test_a_purge_that_the_disk_refuses_gives_its_reason_in_a_line() -> None:
     class ReadOnly(LocalTransport):
         def run(self, argv: object, input: bytes = b"", timeout_s: float = 30.0) -> Completed:
             return Completed(0, b'{"removed": false, "refused": "Read-only file system", "purge": 1}\n', b"")
