@@ -319,8 +319,9 @@ def test_attacks_by_hand_are_refused_in_plain_words(bundle: Bundle, monkeypatch:
             campaign.fail(f"endless {name}: {grown >> 20} MiB of memory")
         campaign.hit("endless stream")
     tracemalloc.stop()
-    assert sum(naive_takes(*attack) for attack in ATTACKS.values()) >= 10, "the negative control was not caught"
-    campaign.facts = {"attacks": len(ATTACKS) + len(STREAMS)}
+    naive = sum(naive_takes(*attack) for attack in ATTACKS.values())
+    assert naive >= 10, "the negative control was not caught"
+    campaign.facts = {"attacks": len(ATTACKS) + len(STREAMS), "naive_takes_of": [naive, len(ATTACKS)]}
     campaign.finish()
 
 
