@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -111,6 +112,12 @@ def _find_python(transport: Transport, interpreters: list[str], root: str, diges
     if good:
         served = {wheels.python for wheels in locked_sets() if wheels.runtime in RUNTIMES}
         return max(good, key=lambda f: (f["runtime"] is True, "{}.{}".format(*f["version"]) in served, f["version"]))
+    lacking = re.search(r"No module named '([\w.]+)'", done.stderr.decode("utf-8", "replace"))
+    if lacking and not found:
+        raise DeviceError(
+            f"{transport.description}: its Python lacks a part of the standard library ({lacking[1]})",
+            hint="on the device: sudo apt install python3 (python3-minimal is not enough)",
+        )
     versions = ", ".join(sorted({".".join(str(n) for n in f["version"]) for f in found}))
     raise DeviceError(
         f"{transport.description} has {f'only Python {versions}' if versions else 'no Python 3'}; "

@@ -73,6 +73,18 @@ def test_device_without_a_python_is_told_what_to_install(answers: list[Any], wor
     assert "apt install" in str(caught.value.hint)
 
 
+def test_a_python_without_its_whole_library_is_told_from_none(
+    board: DeviceEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = b"Traceback (most recent call last):\nModuleNotFoundError: No module named 'json'\n"
+    monkeypatch.setattr(
+        Answering, "run", lambda self, argv, input=b"", timeout_s=30.0: Completed(0, b"probe-input " + input, said)
+    )
+    with pytest.raises(DeviceError, match=r"lacks a part of the standard library \(json\)") as caught:
+        start_agent(Answering(), board)
+    assert "python3-minimal is not enough" in str(caught.value.hint)
+
+
 def board_facts(*flags: str, **python: Any) -> dict[str, Any]:
     return {"architecture": "aarch64", "cpu": {"flags": list(flags)}, "python": {**PI_OS, **python}, "runtimes": []}
 
