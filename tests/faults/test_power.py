@@ -70,7 +70,7 @@ class Trials:
 def test_what_was_not_flushed_may_be_lost_and_no_release_with_it(disk: ForgetfulDisk) -> None:
     campaign = Campaign("power", PROMISED)
     disk.order("keep")  # the empty disk
-    share = campaign.portion(PROMISED + 30, least=6) / len(scenarios.SCENARIOS)
+    share = campaign.portion(PROMISED + 90, least=6) / len(scenarios.SCENARIOS)
     for scenario in scenarios.SCENARIOS:
         with_empty_disk(disk)
         trials = Trials(disk, scenario, campaign.seed)
