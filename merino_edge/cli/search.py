@@ -92,7 +92,7 @@ def command(as_json: bool, **flags: Any) -> None:
 
 def _print(document: dict[str, Any]) -> None:
     from merino_edge.architecture import Architecture
-    from merino_edge.flows.search import describe_check, limit_lines
+    from merino_edge.flows.search import describe_check, limit_lines, repeatability_lines
 
     pairs = [
         ("found", Architecture.from_json(document["architecture"]).describe()),
@@ -131,6 +131,7 @@ def _print(document: dict[str, Any]) -> None:
         kept = "keeps its limits by the device's clock" if document["verified"] else "does NOT keep its limits yet"
         count = len(document["rounds"])
         pairs.append(("verified", f"{kept}, {count} {'measurement' if count == 1 else 'measurements'}"))
+    pairs += [("repeats", line) for line in repeatability_lines(document)]
     print_pairs(pairs)
     if document["sensitivity"]:
         rows = [

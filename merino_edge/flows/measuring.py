@@ -242,9 +242,11 @@ class Known:
     Attributes:
         architecture: The model.
         passes_ms: By test name, the percentile asked for of the newest passes, each a process of its own.
-        memory_bytes: Peak of the measuring process at the context asked for; None where not measured.
+        memory_bytes: Peak of the measuring process at the context asked for, the median of the newest passes; None
+            where not measured.
         runtime_bytes: Of that, what the empty runtime needs.
         energy_mj: Of a generated token, where the device has a sensor.
+        memory_passes: The peak in each of those passes.
     """
 
     architecture: Architecture
@@ -252,6 +254,7 @@ class Known:
     memory_bytes: int | None
     runtime_bytes: int | None
     energy_mj: float | None = None
+    memory_passes: tuple[int, ...] = ()
 
     @property
     def ms(self) -> dict[str, float]:
@@ -314,6 +317,7 @@ def gather(records: Iterable[Measurement], key: Mapping[str, Any], conditions: C
     """Gather what records say under one key; see `known_from_log`."""
     known: dict[str, Known] = {}
     recent: dict[tuple[str, str], list[float]] = {}
+    peaks: dict[str, list[int]] = {}
     for record in records:
         wanted_depth = conditions.depth if record.key.test == "tg" else 0
         if not record.valid or shared_key(record) != dict(key) or record.key.depth != wanted_depth:
@@ -324,8 +328,11 @@ def gather(records: Iterable[Measurement], key: Mapping[str, Any], conditions: C
         newest = tuple(passes[-NEWEST:])
         old = known.get(digest) or Known(Architecture.from_json(record.architecture), {}, None, None)
         same_context = record.context_length == conditions.context_length
-        memory = record.peak_memory_bytes if same_context else old.memory_bytes
+        if same_context and test == "tg":  # the other tests of a pass ran in the same process
+            peaks.setdefault(digest, []).append(record.peak_memory_bytes)
+        memory = tuple(peaks.get(digest, ())[-NEWEST:])
+        peak = int(statistics.median(memory)) if memory else None
         runtime = record.peak_memory_bytes - record.model_memory_bytes if same_context else old.runtime_bytes
         energy = record.energy_mj if test == "tg" and record.energy_mj is not None else old.energy_mj
-        known[digest] = Known(old.architecture, {**old.passes_ms, test: newest}, memory, runtime, energy)
+        known[digest] = Known(old.architecture, {**old.passes_ms, test: newest}, peak, runtime, energy, memory)
     return known

@@ -19,13 +19,14 @@ from merino_edge.files import write_atomic, write_lines
 from merino_edge.flows.devices import board_of, find_entry, is_unregistered_board, select_device
 from merino_edge.flows.export import find_exporter
 from merino_edge.flows.profile_file import estimated_profile, read_profile
+from merino_edge.flows.search_state import State
 from merino_edge.flows.verify import (
     DEVICE_LIMITS,
     SearchOptions,
-    State,
     blind_prediction,
     keeps,
     make_request,
+    unused_reason,
     verify,
     with_prompt,
 )
@@ -208,6 +209,8 @@ def _document(
         "measured": measured,
         "rounds": rounds,
         "verified": keeps(options, state, winner),
+        "repeatability": {name: found.to_json() for name, found in state.repeats.items()},
+        "unused_reason": unused_reason(options, state, outcome, rounds),
         "constraints": [dict(c) if isinstance(c, Mapping) else asdict(c) for c in outcome.constraints],
         "sensitivity": [dict(s) if isinstance(s, Mapping) else asdict(s) for s in outcome.sensitivity],
         "runners_up": [_brief(c) for c in outcome.runners_up],
@@ -330,6 +333,22 @@ def limit_lines(document: Mapping[str, Any]) -> list[str]:
     if not binding:
         return ["no limit binds: a larger model would score no better"]
     return [f"{c['name']} binds: {c['value']:g} of {c['limit']:g}" for c in binding]
+
+
+def repeatability_lines(document: Mapping[str, Any]) -> list[str]:
+    """Say in words what room a limit leaves for a fresh process, where the winner was held against one."""
+    words = {"latency_ms": "slower", "memory_bytes": "larger"}
+    lines = []
+    for name, found in document["repeatability"].items():
+        if document["measured"] is None or name not in document["limits"] or not found["repeats"]:
+            continue
+        share, repeats = f"{100 * found['coverage']:.0f} %", found["repeats"]
+        line = f"a fresh process comes out up to {100 * found['margin']:.1f} % {words[name]} ({share} of {repeats}"
+        line += " repeats), and the limit is kept with that" if document["verified"] else " repeats)"
+        if not found["enough"]:
+            line += "; the machine is disturbed: more is not left room for, a later measurement may pass the limit"
+        lines.append(line)
+    return lines + ([document["unused_reason"]] if document["unused_reason"] else [])
 
 
 def describe_check(check: Mapping[str, Any]) -> str:

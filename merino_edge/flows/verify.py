@@ -1,36 +1,38 @@
 """The measuring loop of a search: the model proposes, the device disposes.
 
 The winner is exported with random weights and measured, and the models are fitted again with what was
-measured, until the winner's measured numbers keep the limits or the rounds are spent. Nothing is
-measured twice: every record lies in the device's log.
+measured, until the winner's measured numbers keep the limits or the rounds are spent. They keep a limit
+with the room that the device's own repeatability asks for (`repeatability.py`): what counts is not what a
+few processes showed within seconds of each other, but what a fresh one may show later. So a winner near a
+limit is measured in more processes, spread over the verification by measuring a profiled model between them.
+Nothing is measured twice: every record lies in the device's log, and whose turn it is follows from it.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from merino_edge.architecture import Architecture
 from merino_edge.device.client import Device
-from merino_edge.device.registry import device_folder
 from merino_edge.errors import InfeasibleError, MeasurementError
-from merino_edge.flows.conditions import DEFAULT_CONDITIONS, TESTS, Conditions
+from merino_edge.flows.conditions import DEFAULT_CONDITIONS, Conditions
 from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import (
-    MEASUREMENTS,
     PASSES,
     SHARED_KEY,
     Known,
     is_sustained,
-    known_from_log,
     measure_architecture,
     shared_key,
     what_changed,
 )
-from merino_edge.flows.profile import MIN_MODELS, fit_known
-from merino_edge.flows.profile_file import Profile, RecipeProfile
+from merino_edge.flows.profile_file import RecipeProfile
+from merino_edge.flows.repeatability import MOST, passes_of
+from merino_edge.flows.search_state import State
 from merino_edge.measurement import Measurement
 from merino_edge.progress import Progress
 from merino_edge.search.engine import Candidate, Measured, SearchOutcome, SearchRequest
@@ -42,8 +44,9 @@ from merino_edge.search.space import Space
 from merino_edge.units import Limit
 
 MAX_ROUNDS = 8
-VERIFY_SECONDS = 3.0
-MAX_PASSES = 3  # of one candidate in one round
+VERIFY_SECONDS = 2.0  # of timing in one pass
+CONFIRMED = 5  # passes of a winner near a limit
+MAX_INVALID = 3  # measurements in one round that do not count
 SLACK = 0.9  # a measured winner below this share of a binding limit is worth another try
 DEVICE_LIMITS = ("latency_ms", "memory_bytes", "energy_mj")
 
@@ -91,57 +94,16 @@ class SearchOptions:
     verify: bool = True
 
 
-@dataclass
-class State:
-    """What one search knows of its device; grows by every measurement."""
-
-    device: str
-    conditions: Conditions
-    profile: Profile
-    recipe: RecipeProfile
-    known: dict[str, Known]
-
-    @property
-    def log(self) -> Path:
-        """The device's measurements."""
-        return device_folder(self.device) / MEASUREMENTS
-
-    def learn(self) -> None:
-        """Read what the log says now and fit again; a few measurements at least scale an estimate."""
-        self.known = known_from_log(self.log, self.recipe.key, self.conditions)
-        complete = {
-            d: k for d, k in self.known.items() if k.memory_bytes is not None and all(test in k.ms for test in TESTS)
-        }
-        if len(complete) >= MIN_MODELS:
-            self.recipe = fit_known(
-                complete, self.recipe.key, self.conditions, self.recipe.cache_bytes, self.recipe.seconds
-            )
-        elif self.profile.estimate and complete:
-            self.recipe = replace(self.recipe, latency=_scaled(self.recipe.latency, complete.values()))
-
-
-def _scaled(latency: Mapping[str, LatencyModel], known: Collection[Known]) -> dict[str, LatencyModel]:
-    """Multiply each estimated model so that it agrees with what was measured, in the median."""
-    result = {}
-    for test, model in latency.items():
-        factor = statistics.median(k.ms[test] / model.predict_ms(k.architecture) for k in known)
-        document = model.to_json()
-        document["ms_per_unit"] = {name: factor * value for name, value in document["ms_per_unit"].items()}
-        result[test] = LatencyModel.from_json(document, f"scaled estimate of {test}")
-    return result
-
-
 def make_request(space: Space, options: SearchOptions, state: State, band: bool = True) -> SearchRequest:
-    """Put together what is searched for; without the band the limits apply to the plain predictions."""
+    """Put together what is searched for; without the band only the device's repeatability is left room for."""
     latency, memory = with_prompt(state.recipe.latency, options.conditions), state.recipe.memory
     energy = state.recipe.energy
-    if not band:
-        latency = {test: replace(model, band=0.0) for test, model in latency.items()}
-        memory = replace(memory, band=0.0)
-        energy = replace(energy, band=0.0) if energy else None
-    measured = {
-        digest: Measured(k.architecture, k.typical_ms, k.memory_bytes, k.energy_mj) for digest, k in state.known.items()
-    }
+    choose = max if band else min
+    latency = {t: replace(model, band=choose(model.band, state.room("latency_ms"))) for t, model in latency.items()}
+    memory = replace(memory, band=choose(memory.band, state.room("memory_bytes")))
+    if energy and not band:
+        energy = replace(energy, band=0.0)
+    measured = {digest: _measured(known, options, state) for digest, known in state.known.items()}
     return SearchRequest(
         space=space,
         score=options.score,
@@ -157,6 +119,15 @@ def make_request(space: Space, options: SearchOptions, state: State, band: bool 
         evaluations=options.evaluations or (EVALUATIONS if is_sum(options.score) else PLAIN_EVALUATIONS),
         measured=measured,
     )
+
+
+def _measured(known: Known, options: SearchOptions, state: State) -> Measured:
+    """Return what a search is to take for measured: the medians, raised where a fresh process may break a limit."""
+    seen = state.seen(known, options.limits)
+    told = latency_of(known.typical_ms, state.conditions.latency_of)
+    raised = seen["latency_ms"] / told if told else 1.0
+    ms = {test: value * raised for test, value in known.typical_ms.items()}
+    return Measured(known.architecture, ms, seen.get("memory_bytes"), seen.get("energy_mj"))
 
 
 def with_prompt(latency: Mapping[str, LatencyModel], conditions: Conditions) -> dict[str, LatencyModel]:
@@ -193,7 +164,7 @@ def verify(
             if candidate is None:
                 break
             known, reason = _measure(device, facts, candidate, options, state)
-            rounds.append(_round(candidate, known, options))
+            rounds.append(_round(candidate, known, options, state))
             task.update(number + 1)
             if known is None:
                 progress.note(f"a measurement does not count: {reason}; trying again")
@@ -205,38 +176,58 @@ def verify(
 def _measure(
     device: Device, facts: Mapping[str, Any], candidate: Candidate, options: SearchOptions, state: State
 ) -> tuple[Known | None, str | None]:
-    """Measure a candidate in fresh processes: twice, and once more where one keeps the limits and one does not.
+    """Measure a candidate in fresh processes until it is settled whether it keeps the limits.
 
     Returns:
         What is known of it now, None where nothing valid came, and why not.
     """
-    known: Known | None = None
-    reason: str | None = None
-    for _ in range(MAX_PASSES):
-        records = measure_architecture(
-            device, facts, candidate.architecture, state.conditions, VERIFY_SECONDS, state.log
-        )
+    reason, invalid = None, 0
+    while invalid < MAX_INVALID and not is_settled(options, state, candidate):
+        architecture = _whose_turn(state, candidate)
+        records = measure_architecture(device, facts, architecture, state.conditions, VERIFY_SECONDS, state.log)
         reason = next((r.invalid_reason for r in records if not r.valid), None)
+        invalid += reason is not None
         _adopt_key(state, records)
         state.learn()
-        known = state.known.get(candidate.architecture.digest)
-        if is_measured(state, candidate) and not _undecided(options, known):
-            break
-    return known, reason
+    return state.known.get(candidate.architecture.digest), reason
 
 
-def _undecided(options: SearchOptions, known: Known | None) -> bool:
-    """Say whether some passes keep the latency limit and just as many do not."""
-    limit = options.limits.get("latency_ms")
-    passes = _passes(known, options.conditions) if known else ()
-    kept = sum(limit.admits(ms) for ms in passes) if limit else 0
-    return kept > 0 and 2 * kept == len(passes)
+def _whose_turn(state: State, candidate: Candidate) -> Architecture:
+    """Choose what is measured next: the candidate, and between its later passes a profiled model.
+
+    That one spreads the candidate's passes over time, and tells how the device repeats what it showed long before.
+    """
+    digest, conditions = candidate.architecture.digest, state.conditions
+    mine = state.known.get(digest)
+    told = latency_of(mine.typical_ms, conditions.latency_of) if mine else None
+    others = [k for d, k in state.known.items() if d != digest and len(passes_of(k, conditions)) >= PASSES]
+    if not is_measured(state, candidate) or state.newest != digest or not told or not others:
+        return candidate.architecture
+
+    def far(known: Known) -> tuple[int, float]:
+        passes = passes_of(known, conditions)
+        return len(passes), abs(math.log(statistics.median(passes) / told))
+
+    return min(others, key=far).architecture
 
 
-def _passes(known: Known, conditions: Conditions) -> tuple[float, ...]:
-    """Return what each pass over a model told of the latency that a limit means."""
-    parts = (known.passes_ms.get(test, ()) for test in latency_tests(conditions.latency_of))
-    return tuple(sum(times) for times in zip(*parts, strict=False))
+def is_settled(options: SearchOptions, state: State, candidate: Candidate) -> bool:
+    """Say whether a candidate was measured often enough.
+
+    Twice; once more where some passes keep the latency limit and just as many do not; and `CONFIRMED` times where it
+    keeps the limits, but by less than the most that processes of one model may lie apart.
+    """
+    if not is_measured(state, candidate):
+        return False
+    known = state.known[candidate.architecture.digest]
+    passes, limit = passes_of(known, state.conditions), options.limits.get("latency_ms")
+    if len(passes) >= CONFIRMED:
+        return True
+    if not _meets(options, state, known):
+        kept = sum(limit.admits(ms) for ms in passes) if limit else 0
+        return kept == 0 or 2 * kept != len(passes)
+    seen = state.seen(known, options.limits)
+    return all(value * (1.0 + MOST) <= options.limits[n].upper for n, value in seen.items() if n in options.limits)
 
 
 def _next_candidate(space: Space, options: SearchOptions, state: State, outcome: SearchOutcome) -> Candidate | None:
@@ -246,28 +237,29 @@ def _next_candidate(space: Space, options: SearchOptions, state: State, outcome:
     limit unused, the winner of a search without the band is worth a measurement.
     """
     winner = outcome.winner
-    if not is_measured(state, winner):
+    if not is_settled(options, state, winner):
         return winner
-    measured = measured_json(state.known[winner.architecture.digest]) or {}
-    values = {
-        "latency_ms": measured.get(f"{options.conditions.latency_of}_ms"),
-        "memory_bytes": measured["peak_memory_bytes"],
-        "energy_mj": measured["energy_mj"],
-    }
-    binding = [c["name"] for c in outcome.constraints if c["binding"] and c["name"] in values]
-    if not any((values[name] or 0) < SLACK * options.limits[name].upper for name in binding):
+    if not _left_unused(options, state, outcome):
         return None
     try:
         bold = run_search(make_request(space, options, state, band=False)).winner
     except InfeasibleError:  # the lower end of a range may be out of reach without the band
         return None
-    return bold if bold.score > winner.score and not is_measured(state, bold) else None
+    return bold if bold.score > winner.score and not is_settled(options, state, bold) else None
+
+
+def _left_unused(options: SearchOptions, state: State, outcome: SearchOutcome) -> list[str]:
+    """Return the binding limits of which the measured winner leaves more than a tenth unused."""
+    known = state.known.get(outcome.winner.architecture.digest)
+    values = state.seen(known, options.limits) if known else {}
+    binding = [c["name"] for c in outcome.constraints if c["binding"]]
+    return [name for name in binding if name in values and values[name] < SLACK * options.limits[name].upper]
 
 
 def is_measured(state: State, candidate: Candidate) -> bool:
     """Say whether the device has told latency, in two passes at least, and memory of a candidate."""
     known = state.known.get(candidate.architecture.digest)
-    return known is not None and known.memory_bytes is not None and len(_passes(known, state.conditions)) >= PASSES
+    return known is not None and known.memory_bytes is not None and len(passes_of(known, state.conditions)) >= PASSES
 
 
 def _check_unchanged(state: State, found: Mapping[str, Any]) -> None:
@@ -313,25 +305,42 @@ def measured_json(known: Known | None) -> dict[str, Any] | None:
     }
 
 
-def _round(candidate: Candidate, known: Known | None, options: SearchOptions) -> dict[str, Any]:
+def _round(candidate: Candidate, known: Known | None, options: SearchOptions, state: State) -> dict[str, Any]:
     return {
         "architecture": candidate.architecture.to_json(),
         "predicted": candidate.predicted,
         "measured": measured_json(known),
-        "meets": known is not None and _meets(options, known),
+        "passes_ms": list(passes_of(known, state.conditions)) if known else [],
+        "meets": known is not None and _meets(options, state, known),
     }
 
 
-def _meets(options: SearchOptions, known: Known) -> bool:
-    told = latency_of(known.typical_ms, options.conditions.latency_of)
-    values = {"latency_ms": told, "memory_bytes": known.memory_bytes, "energy_mj": known.energy_mj}
-    return all(v is None or n not in options.limits or options.limits[n].admits(v) for n, v in values.items())
+def _meets(options: SearchOptions, state: State, known: Known) -> bool:
+    seen = state.seen(known, options.limits)
+    return all(options.limits[name].admits(value) for name, value in seen.items() if name in options.limits)
 
 
 def keeps(options: SearchOptions, state: State, winner: Candidate) -> bool:
-    """Say whether the winner was measured and keeps every limit that the device can tell."""
+    """Say whether the winner was measured often enough and keeps every limit that the device can tell."""
     limited = any(name in options.limits for name in DEVICE_LIMITS)
-    return limited and is_measured(state, winner) and _meets(options, state.known[winner.architecture.digest])
+    known = state.known.get(winner.architecture.digest)
+    return limited and known is not None and is_settled(options, state, winner) and _meets(options, state, known)
+
+
+def unused_reason(
+    options: SearchOptions, state: State, outcome: SearchOutcome, rounds: list[dict[str, Any]]
+) -> str | None:
+    """Say why more than a tenth of a binding limit is left unused; None where it is not, or nothing was measured."""
+    names = _left_unused(options, state, outcome)
+    if not names:
+        return None
+    if len(rounds) >= MAX_ROUNDS:
+        return f"more than a tenth of {names[0]} is left: {MAX_ROUNDS} candidates were measured, more are not tried"
+    room = 100 * state.room(names[0])
+    return (
+        f"more than a tenth of {names[0]} is left: no architecture of a better score keeps it "
+        f"with the {room:.1f} % that the device's repeatability asks for"
+    )
 
 
 def blind_prediction(winner: Candidate, state: State, rounds: list[dict[str, Any]]) -> dict[str, float | None] | None:

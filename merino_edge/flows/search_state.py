@@ -1,0 +1,81 @@
+"""What a search knows of its device: the profile, and all that the device's log holds by now."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from merino_edge.device.registry import device_folder
+from merino_edge.flows.conditions import TESTS, Conditions
+from merino_edge.flows.measuring import MEASUREMENTS, Known, gather
+from merino_edge.flows.profile import MIN_MODELS, fit_known
+from merino_edge.flows.profile_file import Profile, RecipeProfile
+from merino_edge.flows.repeatability import Repeatability, how_repeatable, seen_values
+from merino_edge.measurement import read_measurements
+from merino_edge.search.latency import LatencyModel
+from merino_edge.units import Limit
+
+
+@dataclass
+class State:
+    """What one search knows of its device; grows by every measurement.
+
+    Attributes:
+        device: Its name.
+        conditions: What the limits mean.
+        profile: What `profile` found, or an estimate.
+        recipe: The models of the recipe that is searched for.
+        known: What the log says of each model, by architecture digest.
+        repeats: How well the device repeats a limited quantity, by the limit's name.
+        newest: Digest of the architecture in the log's last record.
+    """
+
+    device: str
+    conditions: Conditions
+    profile: Profile
+    recipe: RecipeProfile
+    known: dict[str, Known]
+    repeats: dict[str, Repeatability] = field(default_factory=dict)
+    newest: str | None = None
+
+    @property
+    def log(self) -> Path:
+        """The device's measurements."""
+        return device_folder(self.device) / MEASUREMENTS
+
+    def learn(self) -> None:
+        """Read what the log says now and fit again; a few measurements at least scale an estimate."""
+        records = read_measurements(self.log)
+        self.known = gather(records, self.recipe.key, self.conditions)
+        self.newest = records[-1].key.architecture_digest if records else None
+        self.repeats = how_repeatable(self.known.values(), self.conditions)
+        complete = {
+            d: k for d, k in self.known.items() if k.memory_bytes is not None and all(test in k.ms for test in TESTS)
+        }
+        if len(complete) >= MIN_MODELS:
+            self.recipe = fit_known(
+                complete, self.recipe.key, self.conditions, self.recipe.cache_bytes, self.recipe.seconds
+            )
+        elif self.profile.estimate and complete:
+            self.recipe = replace(self.recipe, latency=_scaled(self.recipe.latency, complete.values()))
+
+    def seen(self, known: Known, limits: Mapping[str, Limit]) -> dict[str, float]:
+        """Return what counts of a measured model, see `seen_values`."""
+        return seen_values(known, self.conditions, self.repeats, limits)
+
+    def room(self, name: str) -> float:
+        """Return the share that is left between a limit and a median."""
+        return self.repeats[name].margin if name in self.repeats else 0.0
+
+
+def _scaled(latency: Mapping[str, LatencyModel], known: Collection[Known]) -> dict[str, LatencyModel]:
+    """Multiply each estimated model so that it agrees with what was measured, in the median."""
+    result = {}
+    for test, model in latency.items():
+        factor = statistics.median(k.ms[test] / model.predict_ms(k.architecture) for k in known)
+        document = model.to_json()
+        document["ms_per_unit"] = {name: factor * value for name, value in document["ms_per_unit"].items()}
+        result[test] = LatencyModel.from_json(document, f"scaled estimate of {test}")
+    return result
