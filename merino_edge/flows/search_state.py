@@ -9,10 +9,10 @@ from pathlib import Path
 
 from merino_edge.device.registry import device_folder
 from merino_edge.flows.conditions import TESTS, Conditions
-from merino_edge.flows.measuring import MEASUREMENTS, Known, gather
+from merino_edge.flows.measuring import MEASUREMENTS, PASSES, Known, gather
 from merino_edge.flows.profile import MIN_MODELS, fit_known
 from merino_edge.flows.profile_file import Profile, RecipeProfile
-from merino_edge.flows.repeatability import Repeatability, how_repeatable, seen_values
+from merino_edge.flows.repeatability import Repeatability, how_repeatable, passes_of, seen_values
 from merino_edge.measurement import read_measurements
 from merino_edge.search.latency import LatencyModel
 from merino_edge.units import Limit
@@ -51,15 +51,19 @@ class State:
         self.known = gather(records, self.recipe.key, self.conditions)
         self.newest = records[-1].key.architecture_digest if records else None
         self.repeats = how_repeatable(self.known.values(), self.conditions)
-        complete = {
-            d: k for d, k in self.known.items() if k.memory_bytes is not None and all(test in k.ms for test in TESTS)
-        }
+        complete = {d: k for d, k in self.known.items() if self.is_measured(d) and all(test in k.ms for test in TESTS)}
         if len(complete) >= MIN_MODELS:
             self.recipe = fit_known(
                 complete, self.recipe.key, self.conditions, self.recipe.cache_bytes, self.recipe.seconds
             )
         elif self.profile.estimate and complete:
             self.recipe = replace(self.recipe, latency=_scaled(self.recipe.latency, complete.values()))
+
+    def is_measured(self, digest: str) -> bool:
+        """Say whether the device has told latency, in two passes at least, and memory of an architecture."""
+        known = self.known.get(digest)
+        enough = known is not None and len(passes_of(known, self.conditions)) >= PASSES
+        return enough and known is not None and known.memory_bytes is not None
 
     def seen(self, known: Known, limits: Mapping[str, Limit]) -> dict[str, float]:
         """Return what counts of a measured model, see `seen_values`."""

@@ -103,7 +103,7 @@ def make_request(space: Space, options: SearchOptions, state: State, band: bool 
     memory = replace(memory, band=choose(memory.band, state.room("memory_bytes")))
     if energy and not band:
         energy = replace(energy, band=0.0)
-    measured = {digest: _measured(known, options, state) for digest, known in state.known.items()}
+    measured = {d: _measured(known, options, state) for d, known in state.known.items() if state.is_measured(d)}
     return SearchRequest(
         space=space,
         score=options.score,
@@ -201,7 +201,7 @@ def _whose_turn(state: State, candidate: Candidate) -> Architecture:
     mine = state.known.get(digest)
     told = latency_of(mine.typical_ms, conditions.latency_of) if mine else None
     others = [k for d, k in state.known.items() if d != digest and len(passes_of(k, conditions)) >= PASSES]
-    if not is_measured(state, candidate) or state.newest != digest or not told or not others:
+    if not state.is_measured(digest) or state.newest != digest or not told or not others:
         return candidate.architecture
 
     def far(known: Known) -> tuple[int, float]:
@@ -217,7 +217,7 @@ def is_settled(options: SearchOptions, state: State, candidate: Candidate) -> bo
     Twice; once more where some passes keep the latency limit and just as many do not; and `CONFIRMED` times where it
     keeps the limits, but by less than the most that processes of one model may lie apart.
     """
-    if not is_measured(state, candidate):
+    if not state.is_measured(candidate.architecture.digest):
         return False
     known = state.known[candidate.architecture.digest]
     passes, limit = passes_of(known, state.conditions), options.limits.get("latency_ms")
@@ -254,12 +254,6 @@ def _left_unused(options: SearchOptions, state: State, outcome: SearchOutcome) -
     values = state.seen(known, options.limits) if known else {}
     binding = [c["name"] for c in outcome.constraints if c["binding"]]
     return [name for name in binding if name in values and values[name] < SLACK * options.limits[name].upper]
-
-
-def is_measured(state: State, candidate: Candidate) -> bool:
-    """Say whether the device has told latency, in two passes at least, and memory of a candidate."""
-    known = state.known.get(candidate.architecture.digest)
-    return known is not None and known.memory_bytes is not None and len(passes_of(known, state.conditions)) >= PASSES
 
 
 def _check_unchanged(state: State, found: Mapping[str, Any]) -> None:
