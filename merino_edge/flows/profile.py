@@ -26,6 +26,7 @@ from merino_edge.flows.profile_file import Profile, RecipeProfile, estimated_pro
 from merino_edge.measurement import Measurement, read_measurements
 from merino_edge.progress import SILENT, Progress
 from merino_edge.search.latency import LatencySample, MemorySample, choose_architectures, fit_latency, fit_memory
+from merino_edge.search.memory import cache_copies
 from merino_edge.search.space import load_space
 
 MIN_MODELS = 6
@@ -194,6 +195,7 @@ def fit_known(
         recipe=conditions.recipe,
         context_length=conditions.context_length,
         runtime_bytes=runtime,
+        copies=cache_copies(conditions.format, str(key.get("form", conditions.form))),
     )
     spent = [LatencySample(k.architecture, k.energy_mj) for k in known.values() if k.energy_mj is not None]
     energy = None  # of a token: power times time, so the same costs at rates of their own

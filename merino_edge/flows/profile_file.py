@@ -17,6 +17,7 @@ from merino_edge.errors import InvalidFileError, check_keys, next_step
 from merino_edge.files import read_json, write_json
 from merino_edge.flows.conditions import TESTS, Conditions
 from merino_edge.search.latency import LatencyModel, MemoryModel, estimate_latency, estimate_memory
+from merino_edge.search.memory import cache_copies
 
 _KEYS = ("device", "estimate", "facts", "recipes")
 _RECIPE_KEYS = ("conditions", "key", "latency", "memory", "models", "seconds", "valid", "cache_bytes", "energy")
@@ -161,7 +162,12 @@ def estimated_profile(device: str, board: Board, conditions: Conditions) -> Prof
         )
         for test in TESTS
     }
-    memory = estimate_memory(board.estimate, recipe=conditions.recipe, context_length=conditions.context_length)
+    memory = estimate_memory(
+        board.estimate,
+        recipe=conditions.recipe,
+        context_length=conditions.context_length,
+        copies=cache_copies(conditions.format, conditions.form),
+    )
     recipe = RecipeProfile(conditions, {}, latency, memory, models=0, seconds=0.0, cache_bytes=cache)
     label = bundle_label(conditions.format, conditions.recipe, conditions.form)
     return Profile(device, estimate=True, facts={}, recipes={label: recipe})

@@ -18,10 +18,15 @@ from merino_edge.search.cost import Array, KvBytes, bytes_sum, matrix_bytes, tab
 from merino_edge.search.fitting import conformal_excess, fit_coefficients, judge, leave_one_out
 
 FEATURES = ("weight_bytes", "table_bytes", "kv_bytes", "constant")
-PRIOR = (1.0, 1.0, 2.0)  # copies of weights, table and cache that an engine holds at least
+WEIGHT_COPIES = (1.0, 1.0)  # of weights and table, that an engine holds at least; of the cache: `cache_copies`
 COVERAGE = 0.9
 BAND_OF_ONE = 0.1  # where one sample leaves nothing to be judged by
 SAMPLES_TO_FIT = 5  # below, coefficients are the prior's and only their common scale is fitted
+
+
+def cache_copies(format_name: str, form: str) -> int:
+    """Return how often a session holds keys and values: once where it writes into the cache that it reads."""
+    return 1 if form == "fast" or format_name == "tflite" else 2
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,9 @@ def _unit_models(recipe: str, context_length: int) -> list[MemoryModel]:
     return [MemoryModel(recipe, context_length, tuple(row.tolist()), 0.0, True, {}) for row in eye]
 
 
-def fit_memory(samples: Sequence[MemorySample], *, recipe: str, context_length: int, runtime_bytes: int) -> MemoryModel:
+def fit_memory(
+    samples: Sequence[MemorySample], *, recipe: str, context_length: int, runtime_bytes: int, copies: int = 2
+) -> MemoryModel:
     """Fit a model to measured peaks.
 
     Args:
@@ -136,6 +143,7 @@ def fit_memory(samples: Sequence[MemorySample], *, recipe: str, context_length: 
         recipe: Of the bundles measured.
         context_length: Positions their cache was filled to.
         runtime_bytes: Peak of the empty runtime in the same process; the constant is at least that.
+        copies: Of the cache, that the prior assumes: see `cache_copies`.
 
     Raises:
         UsageError: no sample, or one that is no size.
@@ -147,10 +155,10 @@ def fit_memory(samples: Sequence[MemorySample], *, recipe: str, context_length: 
     units = _unit_models(recipe, context_length)
     features = np.array([[unit.predict_bytes(s.architecture) for unit in units] for s in samples])
     measured = np.array([s.peak_bytes for s in samples], np.float64)
-    few = len(samples) < SAMPLES_TO_FIT
-    columns = (features[:, :3] @ np.array(PRIOR))[:, None] if few else features
+    few, prior = len(samples) < SAMPLES_TO_FIT, np.array([*WEIGHT_COPIES, float(copies)])
+    columns = (features[:, :3] @ prior)[:, None] if few else features
     found = fit_coefficients(columns, measured, runtime_bytes)
-    fitted = [*(found[0] * np.array(PRIOR)), 0.0] if few else found.tolist()
+    fitted = [*(found[0] * prior), 0.0] if few else found.tolist()
     coefficients = (*(float(c) for c in fitted[:3]), float(fitted[3]) + runtime_bytes)
     band, accuracy = BAND_OF_ONE, judge(np.empty(0), np.empty(0)).to_json()
     if len(samples) > 1:
@@ -159,9 +167,9 @@ def fit_memory(samples: Sequence[MemorySample], *, recipe: str, context_length: 
     return MemoryModel(recipe, context_length, coefficients, band, False, accuracy)
 
 
-def estimate_memory(estimate: Mapping[str, Any], *, recipe: str, context_length: int) -> MemoryModel:
-    """Derive a model from a board's `[estimate]`: the empty runtime, weights once, the cache twice."""
-    coefficients = (*PRIOR, float(estimate["runtime_memory_bytes"]))
+def estimate_memory(estimate: Mapping[str, Any], *, recipe: str, context_length: int, copies: int = 2) -> MemoryModel:
+    """Derive a model from a board's `[estimate]`: the empty runtime, weights once, so many copies of the cache."""
+    coefficients = (*WEIGHT_COPIES, float(copies), float(estimate["runtime_memory_bytes"]))
     error = float(estimate["relative_error"])
     accuracy = judge(np.empty(0), np.empty(0)).to_json()
     return MemoryModel(recipe, context_length, coefficients, error, True, accuracy)

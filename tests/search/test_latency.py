@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InvalidFileError, UsageError
 from merino_edge.files import parse_json, write_json
 from merino_edge.search.fitting import conformal_excess, fit_coefficients, judge, kendall_tau
@@ -26,6 +27,8 @@ from merino_edge.search.latency import (
     fit_latency,
     fit_memory,
 )
+from merino_edge.search.memory import FEATURES as MEMORY_FEATURES
+from merino_edge.search.memory import cache_copies
 from merino_edge.search.space import load_space
 
 RECIPE = "dynamic_wi8_afp32"
@@ -199,6 +202,55 @@ def test_memory_is_fitted_from_few_or_many_models(count: int) -> None:
     for a in POSTER.sample(20, seed=2):
         assert model.predict_bytes(a) == pytest.approx(truth.predict_bytes(a), rel=0.02)
     assert MemoryModel.from_json(model.to_json(), "m") == model
+
+
+SHAPES = (  # width, then (ratio, depth) of each block
+    (256, (1, 1), (1, 1), (1, 1), (1, 1)),
+    (256, (4, 3), (4, 3), (4, 3), (4, 3)),
+    (512, (4, 1), (4, 3), (2, 1), (4, 3)),
+    (768, (1, 1), (1, 1), (1, 1), (1, 1)),
+    (768, (4, 3), (4, 3), (4, 3), (4, 3)),
+)
+# Peaks of the measuring process on x86-64, onnxruntime 1.32, vocabulary 8,192, a cache of 1,024 positions.
+MEASURED_PEAKS = {
+    "fast": (94_556_160, 117_633_024, 156_717_056, 143_687_680, 237_248_512),
+    "legacy": (118_206_464, 160_956_416, 254_971_904, 252_026_880, 351_883_264),
+}
+EMPTY_RUNTIME = 68_980_000
+
+
+def peaks(form: str) -> list[MemorySample]:
+    return [
+        MemorySample(Architecture(tuple(Block(width, *block) for block in blocks), width, 8192), peak)
+        for (width, *blocks), peak in zip(SHAPES, MEASURED_PEAKS[form], strict=True)
+    ]
+
+
+def fitted_peaks(samples: list[MemorySample], copies: int = 2) -> MemoryModel:
+    return fit_memory(samples, recipe=RECIPE, context_length=1024, runtime_bytes=EMPTY_RUNTIME, copies=copies)
+
+
+@pytest.mark.parametrize(("form", "copies"), [("fast", 1), ("legacy", 2)])
+def test_the_prior_counts_the_cache_as_often_as_measured_bytes_show(form: str, copies: int) -> None:
+    assert cache_copies("onnx", form) == copies
+    held = dict(zip(MEMORY_FEATURES, fitted_peaks(peaks(form)).coefficients, strict=True))["kv_bytes"]
+    assert held == pytest.approx(copies, abs=0.25)
+
+
+def test_four_measured_peaks_of_a_form_that_holds_the_cache_once_predict_a_fifth() -> None:
+    def error(copies: int) -> float:
+        samples, errors = peaks("fast"), []
+        for left_out in samples:
+            model = fitted_peaks([s for s in samples if s is not left_out], copies)
+            errors.append(abs(model.predict_bytes(left_out.architecture) / left_out.peak_bytes - 1))
+        return float(np.mean(errors))
+
+    assert error(copies=1) < 0.05 < error(copies=2)
+
+
+def test_few_samples_scale_the_prior_with_the_cache_once() -> None:
+    two = fitted_peaks(peaks("fast")[:2], copies=1).coefficients
+    assert two[0] == two[1] == two[2]
 
 
 def test_memory_grows_with_the_context() -> None:
