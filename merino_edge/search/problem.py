@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,11 @@ class Problem:
     columns: dict[str, Column]
     overrides: dict[int, dict[str, float]]
 
+    @cached_property
+    def additive(self) -> SumScore | None:
+        """The score, where it is a sum over parts."""
+        return self.score if isinstance(self.score, SumScore) else None
+
     @property
     def space(self) -> Space:
         """Where to look."""
@@ -127,9 +133,9 @@ class Problem:
     def fill(self, sums: list[Array]) -> tuple[Array | None, dict[str, Array]]:
         """Return the score (None where it is no sum) and the columns."""
         score = None
-        if isinstance(self.score, SumScore):
-            used = len(self.score.parts)
-            score, sums = self.score.combine(*sums[:used]), sums[used:]
+        if self.additive is not None:
+            used = len(self.additive.parts)
+            score, sums = self.additive.combine(*sums[:used]), sums[used:]
         filled = {}
         for name, column in self.columns.items():
             mine, sums = sums[: len(column.parts)], sums[len(column.parts) :]

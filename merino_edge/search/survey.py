@@ -94,18 +94,19 @@ class Survey:
 
     def _show_relaxed(self, fits: Mapping[str, Array], score: Array, columns: Mapping[str, Array]) -> None:
         for name, limit in self.limits.items():
-            others = _all([mask for other, mask in fits.items() if other != name], len(score))
-            free = np.where(others, score, -np.inf)
+            keys = [(name, factor) for factor in (*FACTORS, math.inf)]
+            former = [self.relaxed.setdefault(key, -math.inf) for key in keys]
+            better = score > min(former)  # few, once something is known
+            for other, mask in fits.items():
+                if other != name:
+                    better &= mask
+            rows = np.flatnonzero(better)
+            free, values = score[rows], columns[name][rows]
             if limit.lower is not None:
-                free = np.where(columns[name] >= limit.lower, free, -np.inf)
-            for factor in (*FACTORS, math.inf):
-                key = (name, factor)
-                former = self.relaxed.get(key, -math.inf)
-                if math.isinf(factor):
-                    found = float(free.max(initial=-math.inf))
-                else:
-                    found = float(np.where(columns[name] <= limit.upper * factor, free, -np.inf).max(initial=-math.inf))
-                self.relaxed[key] = max(former, found)
+                free = np.where(values >= limit.lower, free, -np.inf)
+            for key, least in zip(keys, former, strict=True):
+                kept = free if math.isinf(key[1]) else free[values <= limit.upper * key[1]]
+                self.relaxed[key] = max(least, float(kept.max(initial=-math.inf)))
 
     def _show_best(self, listed: Array, numbers: Array, score: Array, columns: Mapping[str, Array]) -> None:
         values = score[listed]

@@ -114,11 +114,18 @@ class GroupTables:
         counts = [len(options) for options in self.group.options]
         first = next(i for i in range(len(counts)) if math.prod(counts[i:]) <= rows or i == len(counts) - 1)
         tails = [self._tail(part, first) for part in range(len(self.parts))]
-        classes = _Representatives(self, first)
+        classes, offset = _Representatives(self, first), self.group.offset
+        if first == 0:
+            yield Chunk(offset, [np.asarray(tail.reshape(-1)) for tail in tails], classes.mask((), np.arange(0)))
+            return
         size = math.prod(counts[first:])
-        for number, head in enumerate(itertools.product(*(range(count) for count in counts[:first]))):
-            sums = [self._add_head(part, head, tail) for part, tail in enumerate(tails)]
-            yield Chunk(self.group.offset + number * size, sums, classes.mask(head))
+        step = max(1, rows // size)
+        for head in itertools.product(*(range(count) for count in counts[: first - 1])):
+            for begin in range(0, counts[first - 1], step):
+                digits = np.arange(begin, min(begin + step, counts[first - 1]))
+                sums = [self._add_head(part, head, digits, tail) for part, tail in enumerate(tails)]
+                yield Chunk(offset, sums, classes.mask(head, digits))
+                offset += len(digits) * size
 
     def _tail(self, part: int, first: int) -> Array:
         """Return the sum over blocks `first` and later, `(options of first, members for each)`.
@@ -136,22 +143,29 @@ class GroupTables:
                 value = (step[:, :, None] + value[None]).reshape(len(table[i]), -1)
         return np.asarray(value)
 
-    def _add_head(self, part: int, head: tuple[int, ...], tail: Array) -> Array:
-        """Return the sum over all blocks, the first ones fixed, `(rows,)`."""
-        if not head:
-            return np.asarray(tail.reshape(-1))
+    def _add_head(self, part: int, head: tuple[int, ...], digits: Array, tail: Array) -> Array:
+        """Return the sum over all blocks, `(rows,)`.
+
+        Args:
+            part: Of which sum.
+            head: Options of the first blocks, one each.
+            digits: `(n,)` options of the block after those.
+            tail: What `_tail` gave of the blocks after that one.
+        """
         table, seams, number = self.blocks[part], self.seams[part], self.width_numbers
-        value = table[0][head[0]]
-        for i in range(1, len(head)):
-            seam = seams[i]
-            value = value + table[i][head[i]]
+        last = len(head)
+        value = table[last][digits]
+        for i, digit in enumerate(head):
+            value = value + table[i][digit]
+            seam = seams[i + 1]
             if seam is not None:
-                value = value + seam[number[i - 1][head[i - 1]], number[i][head[i]]]
-        seam = seams[len(head)]
+                after = number[i + 1][head[i + 1] if i + 1 < last else digits]
+                value = value + seam[number[i][digit], after]
+        seam = seams[last + 1]
         if seam is None:
-            return np.asarray((tail + value).reshape(-1))
-        step = seam[number[len(head) - 1][head[-1]], number[len(head)]] + value  # (options of the first free block,)
-        return np.asarray((tail + step[:, None]).reshape(-1))
+            return np.asarray((value[:, None] + tail.reshape(1, -1)).reshape(-1))
+        step = value[:, None] + seam[np.ix_(number[last][digits], number[last + 1])]  # (n, options of the next block)
+        return np.asarray((step[:, :, None] + tail[None]).reshape(-1))
 
 
 @dataclass(frozen=True)
@@ -192,24 +206,36 @@ class _Representatives:
         shape[block - self.first] = len(values)
         return values.reshape(shape)
 
-    def mask(self, head: tuple[int, ...]) -> Array:
-        """Return the mask for fixed options of the first blocks."""
-        ordered, same = self.ordered, self.same
+    def mask(self, head: tuple[int, ...], digits: Array) -> Array:
+        """Return the mask, `(rows,)`.
+
+        Args:
+            head: Options of the first blocks, one each.
+            digits: `(n,)` options of the block after those; empty where no block is fixed.
+        """
+        if self.first == 0:
+            return self._flat(self.ordered if self.tables.one_width else self.ordered | ~self.same, self.shape)
+        last, shape = self.first - 1, (len(digits), *self.shape)
+        column = digits.reshape(-1, *([1] * len(self.shape)))
+        ordered, same = self.ordered[None], self.same[None]
         for i, before in enumerate(self.before):
             if before is None or before >= self.first:
                 continue
-            if i < self.first:
-                ordered = ordered if head[before] <= head[i] else np.zeros(1, bool)
-            else:
-                ordered = ordered & (self._axis(np.arange(self.shape[i - self.first]), i) >= head[before])
+            if i < last:
+                ordered = ordered & (head[before] <= head[i])
+                continue
+            option = column if i == last else self._axis(np.arange(self.shape[i - self.first]), i)[None]
+            ordered = ordered & (option >= (column if before == last else head[before]))
         if self.tables.one_width:
-            return self._flat(ordered)
+            return self._flat(ordered, shape)
         widths = {int(self.tables.widths[i][digit]) for i, digit in enumerate(head)}
         if len(widths) > 1:
-            return np.ones(math.prod(self.shape), bool)
+            return np.ones(math.prod(shape), bool)
+        width = self.tables.widths[last][column]
+        same = same & (self._axis(self.tables.widths[self.first], self.first)[None] == width)
         if widths:
-            same = same & (self._axis(self.tables.widths[self.first], self.first) == widths.pop())
-        return self._flat(ordered | ~same)
+            same = same & (width == widths.pop())
+        return self._flat(ordered | ~same, shape)
 
-    def _flat(self, mask: Array) -> Array:
-        return np.asarray(np.broadcast_to(mask, self.shape).reshape(-1))
+    def _flat(self, mask: Array, shape: tuple[int, ...]) -> Array:
+        return np.asarray(np.broadcast_to(mask, shape).reshape(-1))
