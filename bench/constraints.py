@@ -6,7 +6,8 @@ Profiles this machine, draws random budgets (a limit on `tg` or on `pp128`, ever
 on memory too), searches each as `merino-edge search` does, and measures every winner once more in a
 process of its own, after all searches: what a user would see who checks. A winner keeps its limits
 where that one fresh measurement does. Also recorded: how far below the limit the binding quantity lies,
-and how many measurements the search took. Everything lies in a folder of its own.
+how many candidates the search measured, and what it knew of this machine's repeatability. Everything lies in a
+folder of its own.
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ def one_search(random: np.random.Generator, reach: list[dict[str, Any]], number:
             "predicted": found["predicted"],
             "verified": found["verified"],
             "rounds": len(found["rounds"]),
+            "repeatability": found["repeatability"],
+            "unused_reason": found["unused_reason"],
             "seconds": found["seconds"]["total"],
             "architecture": found["architecture"],
         }

@@ -302,13 +302,14 @@ def latency_local(r: dict[str, Any]) -> list[Row]:
     result = []
     for recipe, tests in r["recipes"].items():
         for test, found in tests.items():
-            result.append(
-                (
-                    f"{found['held_out']} held-out models on this machine, {recipe}, {test}: error; within 10 %; "
-                    "Kendall tau",
-                    f"{100 * found['mape']:.1f} %; {100 * found['within_10pct']:.0f} %; {found['kendall']:.3f}",
-                )
-            )
+            words = f"{found['held_out']} held-out models on this machine, {recipe}, {test}: "
+            words += "error; within 10 %; Kendall tau"
+            told = f"{100 * found['mape']:.1f} %; {100 * found['within_10pct']:.0f} %; {found['kendall']:.3f}"
+            before = found.get("since_last_record")
+            if before:
+                words += "; the machine's own difference to the record before"
+                told += f"; {100 * before['mean_difference']:.1f} %"
+            result.append((words, told))
     return result
 
 

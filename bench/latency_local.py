@@ -1,24 +1,33 @@
 """How well does a profile of this machine predict models it has not measured?
 
     .venv/bin/python bench/latency_local.py [--seconds 300] [--held-out 30] [--seed 1]
+    .venv/bin/python bench/latency_local.py --against OLDER.json    # measures nothing
 
 Profiles this machine as `merino-edge profile` does, then measures random members of the poster's space
 that were not profiled, and compares. Held-out models are measured by the profile's rule: in passes far
 apart in time until two agree, of which the fastest counts. What the first pass alone would have said is
 recorded too. Everything lies in a folder of its own.
+
+No model can be nearer to a machine than the machine is to itself: where the record before this one measured the
+same models, the mean difference of the two is recorded beside the error, and how well the formula predicts left-out
+models where it is fitted to the faster of both times. `--against` does that for the present record and an older one.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import write_result
+import numpy.typing as npt
+from record import RESULTS, write_result
 
+from merino_edge.agent.facts import Machine, cpu_cache_bytes
+from merino_edge.files import write_json
 from merino_edge.flows.conditions import TESTS, Conditions
 from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import gather, measure_in_passes
@@ -26,11 +35,13 @@ from merino_edge.flows.profile import ProfileOptions, profile
 from merino_edge.flows.profile_file import read_profile
 from merino_edge.progress import SILENT
 from merino_edge.search.fitting import judge
+from merino_edge.search.latency import LatencySample, fit_latency
 from merino_edge.search.space import load_space
 
 VOCAB = 8192
 RECIPES = ("dynamic_wi8_afp32", "fp32")
 SECONDS_A_MODEL = 10.0  # of the held-out ones
+RECORD = RESULTS / "latency_local.json"
 
 
 def main() -> None:
@@ -41,12 +52,49 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--seconds-a-model", type=float, default=SECONDS_A_MODEL, help="of the held-out ones")
+    parser.add_argument("--against", type=Path, metavar="OLDER", help="an older record of the same models")
     asked = parser.parse_args()
+    if asked.against is not None:
+        record = json.loads(RECORD.read_text(encoding="utf-8"))
+        hold_against(json.loads(asked.against.read_text(encoding="utf-8")), record["result"])
+        write_json(RECORD, {key: value for key, value in record.items() if key != "schema_version"})
+        return
+    before = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else None
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_DATA_HOME"] = folder
         result = {recipe: one_recipe(recipe, asked, Path(folder)) for recipe in asked.recipes}
     arguments = {name: getattr(asked, name) for name in ("seconds", "seed", "seconds_a_model")} | {"vocab_size": VOCAB}
-    print(write_result("latency_local", {**arguments, "recipes": result}))
+    made = {**arguments, "recipes": result}
+    if before is not None:
+        hold_against(before, made)
+    print(write_result("latency_local", made))
+
+
+def hold_against(before: dict[str, Any], result: dict[str, Any]) -> None:
+    """Add to each test how far the same models' times lie from those of an older record."""
+    same = all(before["result"].get(key) == result[key] for key in ("seed", "vocab_size"))
+    for recipe, tests in result["recipes"].items():
+        for test, found in tests.items():
+            old = before["result"]["recipes"].get(recipe, {}).get(test, {}).get("pairs_ms", [])
+            found["since_last_record"] = None
+            if same and len(old) == len(found["pairs_ms"]):
+                then, now = (np.array(pairs)[:, 1] for pairs in (old, found["pairs_ms"]))
+                kept = judge(then, now)
+                found["since_last_record"] = {
+                    "date": before["date"],
+                    "mean_difference": kept.mape,
+                    "within_10pct": kept.within_10pct,
+                    "fitted_to_the_faster": fitted(result, recipe, test, np.minimum(then, now)),
+                }
+
+
+def fitted(result: dict[str, Any], recipe: str, test: str, ms: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Return how well the formula predicts each of the held-out models from the others."""
+    architectures = load_space("poster", result["vocab_size"]).sample(len(ms), seed=result["seed"])
+    samples = [LatencySample(a, float(value)) for a, value in zip(architectures, ms, strict=True)]
+    depth = Conditions().depth if test == "tg" else 0
+    cache = cpu_cache_bytes(Machine.here()) or 0
+    return fit_latency(samples, test=test, depth=depth, recipe=recipe, cache_bytes=cache).accuracy
 
 
 def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str, Any]:

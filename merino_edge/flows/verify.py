@@ -215,7 +215,8 @@ def is_settled(options: SearchOptions, state: State, candidate: Candidate) -> bo
     """Say whether a candidate was measured often enough.
 
     Twice; once more where some passes keep the latency limit and just as many do not; and `CONFIRMED` times where it
-    keeps the limits, but by less than the most that processes of one model may lie apart.
+    keeps the limits, but by less than the most that processes of one model may lie apart, or where all passes were so
+    much slower than predicted that rather the machine was disturbed for a while.
     """
     if not state.is_measured(candidate.architecture.digest):
         return False
@@ -225,7 +226,8 @@ def is_settled(options: SearchOptions, state: State, candidate: Candidate) -> bo
         return True
     if not _meets(options, state, known):
         kept = sum(limit.admits(ms) for ms in passes) if limit else 0
-        return kept == 0 or 2 * kept != len(passes)
+        expected = candidate.predicted.get(f"{options.conditions.latency_of}_ms_upper") or math.inf
+        return min(passes) <= (1.0 + MOST) * expected and (kept == 0 or 2 * kept != len(passes))
     seen = state.seen(known, options.limits)
     return all(value * (1.0 + MOST) <= options.limits[n].upper for n, value in seen.items() if n in options.limits)
 
