@@ -209,7 +209,7 @@ def _infeasible(
     values = problem.values(nearest)
     name, binding = problem.space.name, shortfall.binding
     too_small = limit.lower is not None and shortfall.least < limit.lower
-    extreme = "the most" if too_small else "the least"
+    extreme = "the least" if limit.lower is None else "the nearest"  # between two members a range may hold none
     others = "" if shortfall.alone else " while the other limits hold"
     found = f"none of {seen:,} architectures of space {name} meets the limits"
     if mode != "exact":
@@ -218,9 +218,10 @@ def _infeasible(
         f"{found}: {binding} must be {_range(binding, limit)}, {extreme} that can be reached{others} is "
         f"{_quantity(binding, shortfall.least)}; nearest: {nearest.describe()}"
     )
+    reached = (min if too_small else max)(shortfall.least, values[binding])
     return InfeasibleError(
         message,
-        hint=f"allow {binding} up to {_quantity(binding, max(shortfall.least, values[binding]))}, or widen the space",
+        hint=f"allow {binding} {'down' if too_small else 'up'} to {_quantity(binding, reached)}, or widen the space",
         binding=binding,
         limit=limit.upper,
         least=shortfall.least,

@@ -243,9 +243,17 @@ def test_limits_that_only_clash_together_name_the_one_that_misses_by_least() -> 
     assert "while the other limits hold" in caught.value.message
 
 
-def test_a_range_above_all_that_can_be_reached_says_the_most() -> None:
-    with pytest.raises(InfeasibleError, match="the most that can be reached"):
+def test_a_range_that_holds_nothing_says_the_nearest_and_which_way_to_widen_it() -> None:
+    counts = sorted({values(ALIKE.decode(i))["parameters"] for i in range(ALIKE.size)})
+    with pytest.raises(InfeasibleError, match="the nearest that can be reached") as above:
         search(request(ALIKE, {"parameters": Limit(2e9, 1e9)}))
+    assert above.value.details["least"] == counts[-1]
+    assert "allow parameters down to" in str(above.value.hint)
+    low, high = max(itertools.pairwise(counts), key=lambda pair: pair[1] / pair[0])
+    with pytest.raises(InfeasibleError, match="the nearest that can be reached") as between:
+        search(request(ALIKE, {"parameters": Limit(high - 1, low + (high - low) // 2)}))
+    assert between.value.details["least"] == high
+    assert "allow parameters up to" in str(between.value.hint)
 
 
 @pytest.mark.parametrize(
