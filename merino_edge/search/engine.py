@@ -23,11 +23,14 @@ from merino_edge.search.entropy import ENTROPIES
 from merino_edge.search.evolution import Evolution
 from merino_edge.search.exact import MAX_SIZE, Clock, Diagnosis, Shortfall, diagnose, survey_space
 from merino_edge.search.problem import Measured, Problem, SearchRequest, make_problem
+from merino_edge.search.reach import out_of_reach
 from merino_edge.search.scores import PLAIN, SumScore, is_sum
 from merino_edge.search.survey import Survey
 from merino_edge.units import Limit, format_bytes, format_count, format_ms
 
 __all__ = ["Candidate", "Measured", "SearchOutcome", "SearchRequest", "search"]
+
+AT_ONCE = 500_000  # members that are looked at within a tenth of a second
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,9 @@ def search(request: SearchRequest) -> SearchOutcome:
     started = time.perf_counter()
     problem = make_problem(request)
     mode = _mode(problem)
+    beyond = out_of_reach(problem) if problem.space.size > AT_ONCE else None
+    if beyond is not None:
+        raise _infeasible(problem, beyond, int, problem.space.size, "exact")
     if mode == "exact":
         survey, clock = survey_space(problem)
         index: Callable[[int], int] = int
