@@ -17,20 +17,20 @@ from merino_edge.search.space import Group, Space
 MAX_MEMBERS = 50_000  # listed one by one; beyond, only the representative is
 
 
-def alike_before(space: Space) -> list[int | None]:
+def alike_before(group: Group) -> list[int | None]:
     """Return for each block the nearest block before it that chooses alike, None where there is none."""
     last: dict[object, int] = {}
     result: list[int | None] = []
-    for i, choices in enumerate(space.blocks):
+    for i, choices in enumerate(group.choices):
         result.append(last.get(choices))
         last[choices] = i
     return result
 
 
-def alike(space: Space) -> list[list[int]]:
+def alike(group: Group) -> list[list[int]]:
     """Positions of the blocks that choose alike, one list for each kind of block."""
     kinds: dict[object, list[int]] = {}
-    for i, choices in enumerate(space.blocks):
+    for i, choices in enumerate(group.choices):
         kinds.setdefault(choices, []).append(i)
     return list(kinds.values())
 
@@ -47,7 +47,7 @@ def class_size(space: Space, index: int) -> int:
     if not has_one_width(group, digits):
         return 1
     size = 1
-    for positions in alike(space):
+    for positions in alike(group):
         counts = Counter(digits[i] for i in positions)
         size *= math.factorial(len(positions)) // math.prod(math.factorial(c) for c in counts.values())
     return size
@@ -58,7 +58,7 @@ def representative(space: Space, index: int) -> int:
     group = space.group_of(index)
     digits = list(group.digits(index - group.offset))
     if has_one_width(group, digits):
-        for positions in alike(space):
+        for positions in alike(group):
             for i, digit in zip(positions, sorted(digits[i] for i in positions), strict=True):
                 digits[i] = digit
     return group.offset + group.position(digits)
@@ -72,7 +72,7 @@ def class_members(space: Space, index: int) -> list[int]:
     digits = group.digits(index - group.offset)
     if not has_one_width(group, digits):
         return [index]
-    kinds = alike(space)
+    kinds = alike(group)
     orders = [sorted(set(itertools.permutations(digits[i] for i in positions))) for positions in kinds]
     members = []
     for choice in itertools.product(*orders):

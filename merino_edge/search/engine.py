@@ -126,8 +126,14 @@ def _mode(problem: Problem) -> str:
             f"{'exact search' if asked == 'exact' else 'dynamic programming'} cannot use it",
             hint="use --mode evolution",
         )
+    if problem.space.fewer and asked != "exact" and not (additive and asked == "auto"):
+        raise UsageError(
+            f"space {problem.space.name} leaves open how many blocks there are: only exact search takes it, "
+            "and only scores that are sums over blocks",
+            hint="give one 'count', or leave out --mode and --score",
+        )
     if asked == "auto":
-        if additive and problem.space.size <= MAX_SIZE:
+        if additive and (problem.space.size <= MAX_SIZE or problem.space.fewer):
             return "exact"
         return "dp" if problem.request.score.name in PLAIN else "evolution"
     return asked

@@ -76,7 +76,7 @@ class Evolution:
         self.groups = space.groups
         self.counts = np.array([[len(o) for o in group.options] for group in self.groups])
         self.tables: dict[int, GroupTables] = {}
-        self.kinds = alike(space)
+        self.kinds = alike(self.groups[0])
         self._number_fields()
         self.radix = np.array([(len(choices.depths), len(choices.ffn_ratios)) for choices in space.blocks])
 

@@ -66,7 +66,7 @@ def sweep(problem: Problem) -> Iterator[Members]:
     if space.size > MAX_SIZE:
         raise UsageError(
             f"space {space.name} has {space.size:,} members; exact search takes up to {MAX_SIZE:,}",
-            hint="use --mode evolution",
+            hint="offer fewer choices" if space.fewer else "use --mode evolution",
         )
     _check_memory(problem)
     parts = problem.parts

@@ -8,12 +8,12 @@
     embedding_width = "width"          # equal to that one width; or numbers
     per_layer_norms = false
     [[block]]                          # in the order of execution
-    count = 4                          # this many blocks choose alike
+    count = 4                          # this many blocks choose alike; a list is a choice, too
     depth = [1, 2, 3]
     ffn_ratio = [1, 2, 3, 4]
 
 A space is a row of groups. Inside a group all but the blocks is fixed (vocabulary, head_dim, the one
-width, embedding), so a member is one option for each block, and its index is
+width, embedding, how many blocks there are), so a member is one option for each block, and its index is
 `group.offset + mixed radix of the options`, block 0 the most significant digit.
 """
 
@@ -83,6 +83,7 @@ class Group:
         head_dim: Of all members.
         embedding_width: Of all members.
         options: For each block, what it may be.
+        choices: The choices that they come from; blocks of the same choices may change places.
     """
 
     offset: int
@@ -90,6 +91,7 @@ class Group:
     head_dim: int
     embedding_width: int
     options: tuple[tuple[Block, ...], ...]
+    choices: tuple[BlockChoices, ...]
 
     @cached_property
     def size(self) -> int:
@@ -122,9 +124,10 @@ class Space:
         head_dims: Choices of the heads' width.
         widths: Choices of the one width, or None where each block has its own.
         embedding_widths: Choices, or None where it equals the one width.
-        blocks: Choices of each block, in the order of execution.
+        blocks: Choices of each block, in the order of execution, of the members with the most blocks.
         per_layer_norms: Whether every executed layer has its own norm gains.
         title: One line about it.
+        fewer: The same of members with fewer blocks, where their number is a choice.
     """
 
     name: str
@@ -135,20 +138,22 @@ class Space:
     blocks: tuple[BlockChoices, ...]
     per_layer_norms: bool = False
     title: str = ""
+    fewer: tuple[tuple[BlockChoices, ...], ...] = ()
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The groups, in the order of the index."""
         groups: list[Group] = []
         offset = 0
-        for head_dim, width in itertools.product(self.head_dims, self.widths or (None,)):
-            options = tuple(choices.options(width, head_dim) for choices in self.blocks)
+        rows = (*self.fewer, self.blocks)
+        for head_dim, width, row in itertools.product(self.head_dims, self.widths or (None,), rows):
+            options = tuple(choices.options(width, head_dim) for choices in row)
             if not all(options):
                 continue
             embeddings = (width,) if self.embedding_widths is None else self.embedding_widths
             for vocab_size, embedding in itertools.product(self.vocab_sizes, embeddings):
                 assert embedding is not None  # load_space refuses "width" where each block has its own
-                group = Group(offset, vocab_size, head_dim, embedding, options)
+                group = Group(offset, vocab_size, head_dim, embedding, options, row)
                 groups.append(group)
                 offset += group.size
         return tuple(groups)
@@ -174,8 +179,8 @@ class Space:
         embeddings = None if self.embedding_widths is None else _multiples(self.embedding_widths, both)
         alone = both if embeddings is None else multiple  # a model's one width is the table's too
         widths = None if self.widths is None else _multiples(self.widths, alone)
-        blocks = tuple(choices.aligned(widths, multiple) for choices in self.blocks)
-        result = replace(self, widths=widths, embedding_widths=embeddings, blocks=blocks)
+        blocks, *fewer = (tuple(c.aligned(widths, multiple) for c in row) for row in (self.blocks, *self.fewer))
+        result = replace(self, widths=widths, embedding_widths=embeddings, blocks=blocks, fewer=tuple(fewer))
         if () in (widths, embeddings) or any(() in (c.widths, c.ffn_ratios) for c in blocks) or not result.groups:
             raise UsageError(
                 f"space {self.name}: no architecture has only matrices that blocks of {both} divide",
@@ -189,20 +194,16 @@ class Space:
         return max(self.vocab_sizes)
 
     @cached_property
-    def alike(self) -> bool:
-        """Whether all blocks have the same choices."""
-        return len(set(self.blocks)) == 1
-
-    @cached_property
     def _offsets(self) -> list[int]:
         return [group.offset for group in self.groups]
 
     @cached_property
-    def _group_of(self) -> dict[tuple[int, int, int, int | None], Group]:
-        return {
-            (g.vocab_size, g.head_dim, g.embedding_width, g.options[0][0].width if self.widths else None): g
-            for g in self.groups
-        }
+    def _groups_of(self) -> dict[tuple[int, int, int, int | None, int], list[Group]]:
+        found: dict[tuple[int, int, int, int | None, int], list[Group]] = {}
+        for g in self.groups:
+            width = g.options[0][0].width if self.widths else None
+            found.setdefault((g.vocab_size, g.head_dim, g.embedding_width, width, len(g.options)), []).append(g)
+        return found
 
     def group_of(self, index: int) -> Group:
         """Return the group that holds the member of this index."""
@@ -227,18 +228,16 @@ class Space:
     def index_of(self, architecture: Architecture) -> int | None:
         """Return the architecture's index, None where the space does not hold it."""
         a = architecture
-        if len(a.blocks) != len(self.blocks) or a.per_layer_norms != self.per_layer_norms:
+        if a.per_layer_norms != self.per_layer_norms:
             return None
-        group = self._group_of.get(
-            (a.vocab_size, a.head_dim, a.embedding_width, a.blocks[0].width if self.widths else None)
-        )
-        if group is None:
-            return None
-        try:
-            digits = [options.index(block) for options, block in zip(group.options, a.blocks, strict=True)]
-        except ValueError:
-            return None
-        return group.offset + group.position(digits)
+        width = a.blocks[0].width if self.widths else None
+        for group in self._groups_of.get((a.vocab_size, a.head_dim, a.embedding_width, width, len(a.blocks)), []):
+            try:
+                digits = [options.index(block) for options, block in zip(group.options, a.blocks, strict=True)]
+            except ValueError:
+                continue
+            return group.offset + group.position(digits)
+        return None
 
     def sample(self, count: int, seed: int) -> list[Architecture]:
         """Draw different members uniformly; all of them where the space has no more than `count`."""
@@ -264,7 +263,7 @@ def load_space(name_or_path: str, vocab_size: int | None = None) -> Space:
     """Read a shipped space by name, or any TOML by its path.
 
     Args:
-        name_or_path: `poster`, `wide`, or a file.
+        name_or_path: `poster`, `free`, `wide`, or a file.
         vocab_size: The one vocabulary size, instead of the file's choices.
 
     Raises:
@@ -309,7 +308,7 @@ def parse_space(document: Mapping[str, Any], where: str, vocab_size: int | None 
     name, title = document.get("name"), document.get("title", "")
     if not isinstance(name, str) or not name or not isinstance(title, str):
         raise InvalidFileError(f"{where}: 'name' must be a word and 'title' a line of text")
-    blocks = _parse_blocks(document.get("block"), where)
+    *fewer, blocks = _parse_blocks(document.get("block"), where)
     own = [choices.widths is not None for choices in blocks]
     widths = _choices(document, "width", where) if "width" in document else None
     if widths is None and not all(own):
@@ -331,6 +330,7 @@ def parse_space(document: Mapping[str, Any], where: str, vocab_size: int | None 
         blocks=blocks,
         per_layer_norms=norms,
         title=title,
+        fewer=tuple(fewer),
     )
     _check(space, where)
     return space
@@ -347,10 +347,12 @@ def _check(space: Space, where: str) -> None:
                 allowed = " or ".join(map(str, space.head_dims))
                 raise InvalidFileError(f"{where}: block {i}: no head divides width {width}: head_dim is {allowed}")
     embeddings = 1 if space.embedding_widths is None else len(space.embedding_widths)
-    if len(space.vocab_sizes) * len(space.head_dims) * len(space.widths or (0,)) * embeddings > MAX_GROUPS:
+    rows = len(space.fewer) + 1
+    if rows * len(space.vocab_sizes) * len(space.head_dims) * len(space.widths or (0,)) * embeddings > MAX_GROUPS:
         raise InvalidFileError(f"{where}: more than {MAX_GROUPS} combinations outside the blocks")
     widths_of_model = len(space.widths or (0,)) * len(space.head_dims)
-    options = sum(len(c.widths or (0,)) * len(c.depths) * len(c.ffn_ratios) for c in space.blocks)
+    every = itertools.chain(space.blocks, *space.fewer)
+    options = sum(len(c.widths or (0,)) * len(c.depths) * len(c.ffn_ratios) for c in every)
     if options * widths_of_model > MAX_OPTIONS:
         raise InvalidFileError(
             f"{where}: its blocks have {options * widths_of_model:,} options in all, more than {MAX_OPTIONS:,}"
@@ -358,29 +360,44 @@ def _check(space: Space, where: str) -> None:
     try:
         groups = space.groups
         if groups:
-            space.build(groups[-1], [0] * len(space.blocks))
+            space.build(groups[-1], [0] * len(groups[-1].options))
     except InvalidFileError as error:
         raise InvalidFileError(f"{where}: {error.message}", hint=error.hint) from error
     if not groups:
         raise InvalidFileError(f"{where}: no head_dim divides a width of every block; the space is empty")
 
 
-def _parse_blocks(value: Any, where: str) -> tuple[BlockChoices, ...]:
+def _parse_blocks(value: Any, where: str) -> list[tuple[BlockChoices, ...]]:
+    """Return the choices of each block for every number of blocks, the most blocks last."""
     if not isinstance(value, list) or not value or not all(isinstance(item, Mapping) for item in value):
         raise InvalidFileError(f"{where}: needs at least one [[block]]")
-    blocks: list[BlockChoices] = []
+    kinds: list[BlockChoices] = []
+    counts: list[list[int]] = []
     for item in value:
-        here = f"{where}, [[block]] {len(blocks)}"
+        here = f"{where}, [[block]] {len(kinds)}"
         check_keys(item, ("count", "width", "depth", "ffn_ratio"), here)
-        count = item.get("count", 1)
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_BLOCKS:
-            raise InvalidFileError(f"{here}: count must be a whole number from 1 to {MAX_BLOCKS}, not {count!r}")
+        counts.append(_counts(item, here))
         widths = _choices(item, "width", here) if "width" in item else None
-        choices = BlockChoices(widths, _choices(item, "depth", here), _ratios(item, here))
-        blocks.extend([choices] * count)
-    if len(blocks) > MAX_BLOCKS:
-        raise InvalidFileError(f"{where}: at most {MAX_BLOCKS} blocks, not {len(blocks)}")
-    return tuple(blocks)
+        kinds.append(BlockChoices(widths, _choices(item, "depth", here), _ratios(item, here)))
+    most = sum(map(max, counts))
+    if most > MAX_BLOCKS:
+        raise InvalidFileError(f"{where}: at most {MAX_BLOCKS} blocks, not {most}")
+    if math.prod(map(len, counts)) > MAX_GROUPS:
+        raise InvalidFileError(f"{where}: more than {MAX_GROUPS} combinations of counts")
+    rows = (
+        tuple(itertools.chain.from_iterable([kind] * n for kind, n in zip(kinds, numbers, strict=True)))
+        for numbers in itertools.product(*counts)
+    )
+    return sorted(dict.fromkeys(rows), key=len)
+
+
+def _counts(table: Mapping[str, Any], where: str) -> list[int]:
+    values = _list({"count": table.get("count", 1)}, "count", where)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_BLOCKS:
+            raise InvalidFileError(f"{where}: count must be whole numbers from 1 to {MAX_BLOCKS}, not {value!r}")
+    _distinct(values, "count", where)
+    return values
 
 
 def _list(table: Mapping[str, Any], key: str, where: str) -> list[Any]:

@@ -50,8 +50,8 @@ class GroupTables:
     def blocks(self) -> list[list[Array]]:
         """For each sum and block `(options,)`: what they add, the ends included in the outer blocks."""
         group = self.group
-        kinds = list(dict.fromkeys(self.space.blocks))
-        kind = [kinds.index(choices) for choices in self.space.blocks]  # alike blocks have the same table
+        kinds = list(dict.fromkeys(self.group.choices))
+        kind = [kinds.index(choices) for choices in self.group.choices]  # alike blocks have the same table
         shapes = [self._shapes(kind.index(i)) for i in range(len(kinds))]
         tables = []
         for part in self.parts:
@@ -188,7 +188,7 @@ class _Representatives:
 
     def __init__(self, tables: GroupTables, first: int) -> None:
         self.tables, self.first = tables, first
-        self.before = alike_before(tables.space)
+        self.before = alike_before(tables.group)
         self.shape = tuple(len(options) for options in tables.group.options[first:])
         self.ordered = np.ones(self.shape, bool)
         self.same = np.ones(self.shape, bool)

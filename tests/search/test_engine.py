@@ -50,6 +50,12 @@ MIXED = space(
     vocab_size=[300, 500],
     per_layer_norms=True,
 )
+COUNTED = space(
+    {"count": [1, 3], "depth": [1, 2], "ffn_ratio": [1, 2]},
+    {"count": [1, 2], "depth": 1, "ffn_ratio": 3},
+    width=[64, 96],
+    embedding_width="width",
+)
 POSTER = load_space("poster")
 
 
@@ -107,7 +113,7 @@ LIMITS: list[dict[str, Limit]] = [
 ]
 
 
-@pytest.mark.parametrize("where", [ALIKE, MIXED], ids=["one width", "own widths"])
+@pytest.mark.parametrize("where", [ALIKE, MIXED, COUNTED], ids=["one width", "own widths", "several counts"])
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("name", ["entropy", "minus-depth", "balanced-parameters"])
 def test_exact_search_agrees_with_looking_at_every_member(where: Space, limits: dict[str, Limit], name: str) -> None:
@@ -119,7 +125,14 @@ def test_exact_search_agrees_with_looking_at_every_member(where: Space, limits: 
     assert [c.index for c in (outcome.winner, *outcome.runners_up)] == classes[:11]
 
 
-@pytest.mark.parametrize("where", [ALIKE, MIXED], ids=["one width", "own widths"])
+@pytest.mark.parametrize("changes", [{"mode": "dp"}, {"mode": "evolution"}])
+def test_a_space_of_several_counts_is_searched_exactly_or_not_at_all(changes: dict[str, Any]) -> None:
+    assert search(request(COUNTED)).mode == "exact"
+    with pytest.raises(UsageError, match="how many blocks"):
+        search(request(COUNTED, **changes))
+
+
+@pytest.mark.parametrize("where", [ALIKE, MIXED, COUNTED], ids=["one width", "own widths", "several counts"])
 def test_every_column_of_the_space_equals_the_count_of_its_member(where: Space) -> None:
     problem = make_problem(request(where, latency_of="tg"))
     for members in sweep(problem):

@@ -15,6 +15,7 @@ from merino_edge.search.space import load_space, parse_space, space_names
 
 POSTER = load_space("poster")
 WIDE = load_space("wide")
+FREE = load_space("free")
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -44,10 +45,21 @@ def test_wide_space_has_at_least_ten_to_the_ten_members() -> None:
 
 
 def test_every_shipped_space_loads() -> None:
-    assert space_names() == ["poster", "wide"]
+    assert space_names() == ["free", "poster", "wide"]
 
 
-@pytest.mark.parametrize("space", [POSTER, WIDE], ids=lambda s: s.name)
+def test_count_may_be_a_choice_of_every_kind_of_block() -> None:
+    blocks = [{"count": [1, 3], "depth": 1, "ffn_ratio": [1, 2]}, {"count": [1, 2], "depth": 2, "ffn_ratio": 4}]
+    space = parse_space(document(block=blocks, width=[64]), "here")
+    shapes = [tuple(b.depth for b in space.decode(index).blocks) for index in range(space.size)]
+    assert space.size == 2 + 2 + 8 + 8
+    assert sorted(set(shapes)) == [(1, 1, 1, 2), (1, 1, 1, 2, 2), (1, 2), (1, 2, 2)]
+    assert len({space.decode(index) for index in range(space.size)}) == space.size
+    assert [space.index_of(space.decode(index)) for index in range(space.size)] == list(range(space.size))
+    assert FREE.size == 13 * sum(4**count for count in range(2, 11))
+
+
+@pytest.mark.parametrize("space", [POSTER, WIDE, FREE], ids=lambda s: s.name)
 @settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_index_of_inverts_decode(space: Any, data: Any) -> None:
