@@ -58,12 +58,14 @@ def main() -> None:
     result["front_of_the_whole_space"] = {"seconds": free.seconds["front"], "members": len(free.front)}
     result["infeasible"] = timed(lambda: infeasible(SearchRequest(poster, limits={"latency_ms": Limit(1.0)}, **models)))
     result["same_answer_every_time"] = len({search(request).winner.index for _ in range(5)}) == 1
-    result["large"] = [large(models, space) for space in (one_width(5), own_widths())]
+    wide = SearchRequest(load_space("wide"), limits={"latency_ms": Limit(0.1)}, **models)
+    result["infeasible_wide"] = {"size": wide.space.size, **timed(lambda: infeasible(wide))}
+    result["large"] = [large(models, space) for space in (one_width(5), own_widths(), many_options())]
     result["svd_loop"] = svd_loop(poster)
     result["svd_loop"]["times_slower"] = result["svd_loop"]["extrapolated_s"] / result["score_and_filter"]["p50_s"]
     result["paper_s"] = PAPER_HOURS * 3600
     path = write_result("search_speed", result)
-    for name in ("score_and_filter", "whole_search_with_front", "infeasible"):
+    for name in ("score_and_filter", "whole_search_with_front", "infeasible", "infeasible_wide"):
         print(f"{name:28s} p50 {result[name]['p50_s'] * 1e3:7.1f} ms  cpu {result[name]['cpu_p50_s'] * 1e3:7.1f} ms")
     front = result["front_of_the_whole_space"]
     print(f"{'front of the whole space':28s} {front['seconds'] * 1e3:11.1f} ms  {front['members']} members")
@@ -122,6 +124,13 @@ def own_widths() -> Space:
     choices = {"count": 3, "width": list(range(128, 1025, 64)), "depth": [1, 2, 3], "ffn_ratio": [1, 2, 3, 4]}
     document = {"schema_version": 1, "name": "own widths", "vocab_size": 16384, "embedding_width": [256, 512]}
     return parse_space({**document, "block": [choices]}, "bench")
+
+
+def many_options() -> Space:
+    """Return 74 million architectures of three blocks with 210 options each."""
+    choices = {"count": 3, "width": list(range(64, 897, 64)), "depth": [1, 2, 3], "ffn_ratio": [1, 2, 3, 4, 5]}
+    document = {"schema_version": 1, "name": "many options", "vocab_size": 16384, "block": [choices]}
+    return parse_space({**document, "embedding_width": list(range(128, 1025, 128))}, "bench")
 
 
 def large(models: dict[str, Any], space: Space) -> dict[str, Any]:
