@@ -228,8 +228,8 @@ def is_settled(options: SearchOptions, state: State, candidate: Candidate) -> bo
         kept = sum(limit.admits(ms) for ms in passes) if limit else 0
         expected = candidate.predicted.get(f"{options.conditions.latency_of}_ms_upper") or math.inf
         return min(passes) <= (1.0 + MOST) * expected and (kept == 0 or 2 * kept != len(passes))
-    seen = state.seen(known, options.limits)
-    return all(value * (1.0 + MOST) <= options.limits[n].upper for n, value in seen.items() if n in options.limits)
+    worst = {**state.seen(known, options.limits), "latency_ms": max(passes)}
+    return all(value * (1.0 + MOST) <= options.limits[n].upper for n, value in worst.items() if n in options.limits)
 
 
 def _next_candidate(space: Space, options: SearchOptions, state: State, outcome: SearchOutcome) -> Candidate | None:
