@@ -82,7 +82,13 @@ def test_a_budget_that_nothing_meets_names_the_limit_and_the_nearest() -> None:
         search(request(load_space("wide"), limits={"parameters": Limit(10_000)}))
     assert caught.value.details["binding"] == "parameters"
     assert caught.value.details["nearest"]["values"]["parameters"] == caught.value.details["least"]
-    assert "looked at by dp" in caught.value.message
+    assert "looked at" not in caught.value.message  # no member can, looked at or not
+
+
+def test_limits_that_only_clash_together_are_told_of_what_was_looked_at() -> None:
+    with pytest.raises(InfeasibleError, match="looked at by dp") as caught:
+        search(request(load_space("wide"), limits={"parameters": Limit(2e6), "flops": Limit(1e15, lower=60e9)}))
+    assert caught.value.details["binding"] in ("parameters", "flops")
 
 
 def test_what_was_measured_counts() -> None:
