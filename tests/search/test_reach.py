@@ -44,7 +44,7 @@ def drawn(blocks: list[dict[str, Any]], **more: Any) -> Space:
 def test_extremes_are_those_of_all_members(name: str, sign: float, latency_of: str) -> None:
     for space in (
         drawn(BLOCKS, embedding_width=[128, 64]),
-        drawn([{"count": 2, "depth": [2, 1], "ffn_ratio": [1, 2]}], width=[64, 32]),
+        drawn([{"count": [1, 3, 2], "depth": [2, 1], "ffn_ratio": [1, 2]}], width=[64, 32]),
     ):
         problem = make_problem(SearchRequest(space, latency_of=latency_of, **MODELS))
         every = np.concatenate([members.columns[name] for members in sweep(problem)])

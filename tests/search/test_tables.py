@@ -29,6 +29,7 @@ SPACES = {
         {**ALIKE, "count": 1}, OTHER, ALIKE, embedding_width=[80, 120]
     ),
     "one width": space({"count": 4, "depth": [1, 2], "ffn_ratio": [1, 3]}, width=[40, 80]),
+    "as many blocks as pay": space({"count": [1, 2, 4], "depth": [1, 2], "ffn_ratio": [1, 3]}, width=[40, 80]),
     "each width its own": space({**ALIKE, "count": 4}, embedding_width=120),
 }
 
