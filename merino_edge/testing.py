@@ -306,8 +306,9 @@ class FakeDevice:
         budget_s: float | None = None,
         progress: Progress | None = None,
     ) -> list[TestResult]:
-        """See `Device.measure`: the same samples at every call, a thousandth apart from each other."""
+        """See `Device.measure`: the same samples at every call but for `slower`, a thousandth apart from each other."""
         del budget_s
+        slower = self.slower()
         self.push(bundle)
         manifest = bundle.manifest
         context = context_length or manifest.context_length
@@ -321,7 +322,7 @@ class FakeDevice:
             results.append(
                 TestResult(
                     spec=spec,
-                    samples_ns=tuple(base_ns + base_ns * (i % 3 - 1) // 1000 for i in range(count)),
+                    samples_ns=tuple(int(slower * (base_ns + base_ns * (i % 3 - 1) // 1000)) for i in range(count)),
                     warmup_ns=(2 * base_ns,) * (spec.warmup or 1),
                     load_ns=max(1, manifest.file_bytes),
                     peak_memory_bytes=self.board.runtime_memory_bytes + model_memory,
@@ -348,6 +349,10 @@ class FakeDevice:
             if progress is not None:
                 progress(number, len(tests))
         return results
+
+    def slower(self) -> float:
+        """Return how many times as long everything takes in this call: to override, for a device with neighbours."""
+        return 1.0
 
     def _sample_ns(self, bundle: Bundle, spec: TestSpec) -> int:
         manifest = bundle.manifest

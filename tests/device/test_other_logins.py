@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sshd_server import Client, Server, needs_sshd
@@ -135,26 +136,31 @@ def test_a_board_that_allows_one_session_at_a_time_serves(boot: Boot, tmp_path: 
         transport.close()
 
 
-@needs_sshd
-def test_two_hosts_put_the_same_file_at_once(boot: Boot, tmp_path: Path) -> None:
-    board, content = boot("", ""), os.urandom(8 << 20)
-    links = [open_ssh(board) for _ in range(3)]
+def at_once(work: Callable[[Any], None], links: Sequence[Any]) -> list[Exception]:
+    """Do the same over every link at the same time, then close them; return what failed."""
     failed: list[Exception] = []
 
-    def put(link: object) -> None:
+    def guarded(link: Any) -> None:
         try:
-            link.put(content, str(tmp_path / "put"))  # type: ignore[attr-defined]
+            work(link)
         except DeviceError as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=put, args=(link,)) for link in links]
+    threads = [threading.Thread(target=guarded, args=(link,)) for link in links]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
     for link in links:
         link.close()
-    assert failed == []
+    return failed
+
+
+@needs_sshd
+def test_two_hosts_put_the_same_file_at_once(boot: Boot, tmp_path: Path) -> None:
+    board, content = boot("", ""), os.urandom(8 << 20)
+    links = [open_ssh(board) for _ in range(3)]
+    assert at_once(lambda link: link.put(content, str(tmp_path / "put")), links) == []
     assert (tmp_path / "put").read_bytes() == content
 
 
@@ -163,22 +169,8 @@ def test_two_hosts_send_the_same_object_at_once(tmp_path: Path) -> None:
     file.write_bytes(os.urandom(24 << 20))
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     links = [start_agent(LocalTransport(), entry) for _ in range(3)]
-    sent, failed = list[int](), list[Exception]()
-
-    def push(link: provision.AgentLink) -> None:
-        try:
-            sent.append(push_files(link, {digest: file}).bytes_sent)
-        except DeviceError as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=push, args=(link,)) for link in links]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    for link in links:
-        link.close()
-    assert failed == []
+    sent = list[int]()
+    assert at_once(lambda link: sent.append(push_files(link, {digest: file}).bytes_sent), links) == []
     assert len(sent) == len(links)
     assert hashlib.sha256((tmp_path / "root" / "objects" / digest).read_bytes()).hexdigest() == digest
 

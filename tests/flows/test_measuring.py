@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from merino_edge.architecture import Architecture
-from merino_edge.bundle import Bundle
-from merino_edge.device.client import Progress, TestResult, TestSpec
 from merino_edge.flows.conditions import Conditions
 from merino_edge.flows.measuring import (
     MOST_PASSES,
@@ -38,21 +34,9 @@ class SlowedDevice(FakeDevice):
         self.slow_calls = slow_calls
         self.drift = 0.0  # share by which every call is slower than the one before
 
-    def measure(
-        self,
-        bundle: Bundle,
-        tests: Sequence[TestSpec],
-        threads: int | None = None,
-        context_length: int | None = None,
-        budget_s: float | None = None,
-        progress: Progress | None = None,
-    ) -> list[TestResult]:
-        factor = (1.8 if self.calls in self.slow_calls else 1.0) * (1.0 + self.drift) ** self.calls
+    def slower(self) -> float:
         self.calls += 1
-        return [
-            replace(result, samples_ns=tuple(int(factor * ns) for ns in result.samples_ns))
-            for result in super().measure(bundle, tests, threads, context_length, budget_s, progress)
-        ]
+        return (1.8 if self.calls - 1 in self.slow_calls else 1.0) * (1.0 + self.drift) ** (self.calls - 1)
 
 
 @pytest.fixture

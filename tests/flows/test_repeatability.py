@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from merino_edge.bundle import Bundle
-from merino_edge.device.client import Progress, TestResult, TestSpec
 from merino_edge.device.registry import device_folder
 from merino_edge.flows import devices
 from merino_edge.flows.conditions import Conditions
@@ -38,27 +35,15 @@ class TwoStates(FakeDevice):
 
     def __init__(self, period: int = 7, slower: float = SLOWER) -> None:
         super().__init__("local")
-        self.period, self.slower = period, slower
+        self.period, self.factor = period, slower
         self.calls = 0
         self.stop_at: int | None = None
 
-    def measure(
-        self,
-        bundle: Bundle,
-        tests: Sequence[TestSpec],
-        threads: int | None = None,
-        context_length: int | None = None,
-        budget_s: float | None = None,
-        progress: Progress | None = None,
-    ) -> list[TestResult]:
+    def slower(self) -> float:
         if self.calls == self.stop_at:
             raise KeyboardInterrupt
-        factor = self.slower if self.calls // self.period % 2 else 1.0
         self.calls += 1
-        return [
-            replace(result, samples_ns=tuple(int(factor * ns) for ns in result.samples_ns))
-            for result in super().measure(bundle, tests, threads, context_length, budget_s, progress)
-        ]
+        return self.factor if (self.calls - 1) // self.period % 2 else 1.0
 
 
 Search = Callable[[FakeDevice, Limit], dict[str, Any]]
