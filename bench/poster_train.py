@@ -43,7 +43,7 @@ import lzma
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -246,20 +246,22 @@ def run_row(row: dict[str, Any], options: argparse.Namespace, gpu: int) -> None:
         )
 
 
-def worker(options: argparse.Namespace, rows: list[dict[str, Any]], taken: Any, gpu: int) -> None:
-    """Take rows in order until there are none."""
+def worker(
+    options: argparse.Namespace, jobs: list[dict[str, Any]], taken: Any, run: Callable[..., None], gpu: int, *place: int
+) -> None:
+    """Take jobs in order until there are none: `run(job, options, gpu, *place)`."""
     os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     while True:
         with taken.get_lock():
             number = taken.value
             taken.value += 1
-        if number >= len(rows):
+        if number >= len(jobs):
             return
         try:
-            run_row(rows[number], options, gpu)
-        except Exception as error:  # noqa: BLE001  one row must not stop the others; the record says why it is missing
-            append(options.out, {"id": rows[number]["id"], "failed": f"{type(error).__name__}: {error}"[:500]})
-            print(f"{rows[number]['id']}: {type(error).__name__}: {error}"[:600], flush=True)
+            run(jobs[number], options, gpu, *place)
+        except Exception as error:  # noqa: BLE001  one job must not stop the others; the record says why it is missing
+            append(options.out, {"id": jobs[number]["id"], "failed": f"{type(error).__name__}: {error}"[:500]})
+            print(f"{jobs[number]['id']}: {type(error).__name__}: {error}"[:600], flush=True)
 
 
 def wanted_rows(folder: Path, names: str, done: set[str]) -> list[dict[str, Any]]:
@@ -282,7 +284,7 @@ def train(options: argparse.Namespace) -> None:
     context = mp.get_context("spawn")
     taken = context.Value("i", 0)
     workers = [
-        context.Process(target=worker, args=(options, rows, taken, number % options.gpus))
+        context.Process(target=worker, args=(options, rows, taken, run_row, number % options.gpus))
         for number in range(options.workers * options.gpus)
     ]
     for process in workers:

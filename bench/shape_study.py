@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -98,31 +97,17 @@ def train_job(job: dict[str, Any], options: argparse.Namespace, gpu: int, turn: 
         print(f"{job['id']} {found['tokens'] / 1e6:.0f} M {rate:g}: {loss:.4f} in {found['seconds']:.0f} s", flush=True)
 
 
-def worker(options: argparse.Namespace, jobs: list[dict[str, Any]], taken: Any, gpu: int, turn: int) -> None:
-    """Take jobs in order until there are none."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    while True:
-        with taken.get_lock():
-            number = taken.value
-            taken.value += 1
-        if number >= len(jobs):
-            return
-        try:
-            train_job(jobs[number], options, gpu, turn)
-        except Exception as error:  # noqa: BLE001  one shape must not stop the others
-            print(f"{jobs[number]['id']}: {type(error).__name__}: {error}"[:600], flush=True)
-
-
 def train(options: argparse.Namespace) -> None:
     """Train the plan, several shapes in flight on each GPU."""
     import torch.multiprocessing as mp
+    from poster_train import worker
 
     options.until = time.time() + options.seconds
     jobs = [json.loads(line) for line in (options.train / "shapes.jsonl").read_text(encoding="utf-8").splitlines()]
     context = mp.get_context("spawn")
     taken = context.Value("i", 0)
     places = [(number % options.gpus, number // options.gpus % TURNS) for number in range(options.workers)]
-    workers = [context.Process(target=worker, args=(options, jobs, taken, *place)) for place in places]
+    workers = [context.Process(target=worker, args=(options, jobs, taken, train_job, *place)) for place in places]
     for process in workers:
         process.start()
         time.sleep(0.5)
@@ -237,6 +222,7 @@ def collect(path: Path, device: str) -> None:
     from record import write_result
 
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "failed" not in row]
     recipe = {"text": trainer.__doc__, "rates": RATES}
     print(write_result("shape_study", {"device": device, "recipe": recipe, "rows": rows, **judge_all(rows)}))
 
