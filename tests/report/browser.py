@@ -6,6 +6,7 @@ Only for tests, and only where Chromium is installed; `find_chromium` says where
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -40,13 +41,14 @@ class Browser:
         words = [program, *flags, f"--user-data-dir={self._home.name}", "--remote-debugging-pipe", "about:blank"]
 
         def move() -> None:
-            os.dup2(theirs_in, 30)  # out of the way first: either may be 3 or 4
-            os.dup2(theirs_out, 31)
-            os.dup2(30, 3)
-            os.dup2(31, 4)
+            # Copies on free descriptors first: either end may itself be 3 or 4.
+            copies = [fcntl.fcntl(end, fcntl.F_DUPFD, 5) for end in (theirs_in, theirs_out)]
+            os.dup2(copies[0], 3)
+            os.dup2(copies[1], 4)
 
+        self._said = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            words, preexec_fn=move, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            words, preexec_fn=move, close_fds=False, stdout=subprocess.DEVNULL, stderr=self._said
         )
         os.close(theirs_in)
         os.close(theirs_out)
@@ -73,13 +75,16 @@ class Browser:
             self._process.wait()
         self._out.close()
         self._in.close()
+        self._said.close()
         self._home.cleanup()
 
     def _read(self) -> dict[str, Any]:
         found = bytearray()
         while (byte := self._in.read(1)) != b"\0":
             if not byte:
-                raise RuntimeError("Chromium has ended")
+                self._said.seek(0)
+                last = self._said.read()[-2000:].decode(errors="replace")
+                raise RuntimeError(f"Chromium has ended; its last words: {last}")
             found += byte
         message: dict[str, Any] = json.loads(found)
         values: Mapping[str, Any] = message.get("params", {})
