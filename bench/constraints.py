@@ -6,9 +6,10 @@ Profiles this machine, draws random budgets (a limit on `tg` or on `pp128`, ever
 on memory too), searches each as `merino-edge search` does, and measures every winner again after all
 searches, in three fresh processes with the other winners between them. A winner keeps its limits where the
 first of them does: what a user would see who checks once. Whether the median of the three does is recorded
-beside it, for a machine that others share may take half as long again for seconds on end. Also recorded: how
-far below the limit the binding quantity lies, how many candidates the search measured, and what it knew of this
-machine's repeatability. Everything lies in a folder of its own.
+beside it. These wait until a virtual machine's processors stand where they stood while it was profiled, as
+`search` does; one more pass takes the machine as it is, and is recorded apart (`kept_as_it_came`). Also recorded:
+how far below the limit the binding quantity lies, how many candidates the search measured, and what it knew of
+this machine's repeatability. Everything lies in a folder of its own.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ import numpy as np
 from record import write_result
 
 from merino_edge.architecture import Architecture
+from merino_edge.device.registry import device_folder
 from merino_edge.errors import InfeasibleError
 from merino_edge.flows.conditions import Conditions
 from merino_edge.flows.devices import find_entry, opened
-from merino_edge.flows.measuring import measure_architecture
+from merino_edge.flows.measuring import MEASUREMENTS, SHARED_KEY, measure_architecture, shared_key
+from merino_edge.flows.placement import distances_ns, usual_distance_ns
 from merino_edge.flows.profile import ProfileOptions, profile
 from merino_edge.flows.search import search
 from merino_edge.flows.verify import SearchOptions
+from merino_edge.measurement import read_measurements
 from merino_edge.units import Limit
 
 VOCAB = 8192
 RECHECK_SECONDS = 4.0
-PASSES = 3  # over all winners
+PASSES = 3  # over all winners, and one more that waits for nothing
 TRIES = 10  # for a pair of limits that something meets
 
 
@@ -60,7 +64,11 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows = [one_search(random, made["reach"], number) for number in range(asked.budgets)]
     with opened(find_entry("local")) as device:
         facts = device.facts()
-        for number in range(PASSES):
+        key = {name: made["key"][name] for name in SHARED_KEY}
+        log = [r for r in read_measurements(device_folder("local") / MEASUREMENTS) if shared_key(r) == key]
+        usual = usual_distance_ns(r for r in log if r.valid)
+        for number in range(PASSES + 1):
+            device.core_distance_ns = usual if number < PASSES else None
             for row in rows:
                 conditions = Conditions(vocab_size=VOCAB, latency_of=row["latency_of"])
                 architecture = Architecture.from_json(row["architecture"])
@@ -77,6 +85,8 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "counted": len(counted),
         "kept": sum(row["kept"] for row in counted),
         "kept_by_median": sum(row["kept_by_median"] for row in counted),
+        "kept_as_it_came": sum(row["kept_as_it_came"] for row in rows),
+        "usual_core_distance_ns": usual,
         "verified": sum(row["verified"] for row in rows),
         "within_10pct_below": sum(0.9 <= row["nearest_binding"] <= 1.0 for row in counted),
         "profile": made["latency_models"],
@@ -120,12 +130,18 @@ def one_search(random: np.random.Generator, reach: list[dict[str, Any]], number:
 def seen(row: dict[str, Any], records: dict[str, Any]) -> dict[str, Any]:
     """Return what one fresh process showed of what is limited."""
     record = records[row["latency_of"]]
-    return {"latency_ms": record.p50_ms, "memory_bytes": record.peak_memory_bytes, "valid": record.valid}
+    return {
+        "latency_ms": record.p50_ms,
+        "memory_bytes": record.peak_memory_bytes,
+        "valid": record.valid,
+        "core_distances_ns": distances_ns(record),
+    }
 
 
 def judged(row: dict[str, Any]) -> dict[str, Any]:
     """Hold the first fresh measurement, and the median of all, against the limits."""
-    middle = {name: statistics.median(p[name] for p in row["passes"]) for name in row["limits"]}
+    *waited, last = row["passes"]
+    middle = {name: statistics.median(p[name] for p in waited) for name in row["limits"]}
     first, shares = row["passes"][0], {name: row["passes"][0][name] / limit for name, limit in row["limits"].items()}
     binding = [shares[name] for name in row["binding"] if name in shares]
     return {
@@ -133,6 +149,7 @@ def judged(row: dict[str, Any]) -> dict[str, Any]:
         "valid": first["valid"],
         "kept": all(share <= 1.0 for share in shares.values()),
         "kept_by_median": all(middle[name] <= limit for name, limit in row["limits"].items()),
+        "kept_as_it_came": all(last[name] <= limit for name, limit in row["limits"].items()),
         "nearest_binding": max(binding, default=max(shares.values())),
     }
 

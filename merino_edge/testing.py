@@ -172,6 +172,7 @@ class FakeDevice:
         self.board = board or FakeBoard()
         self.invalid_reason = invalid_reason
         self.sustained = False
+        self.core_distance_ns: float | None = None
         self.on_note: Callable[[str], None] | None = None
         self.holding = False
         self.last_generation: dict[str, float] | None = None

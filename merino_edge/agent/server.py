@@ -24,7 +24,7 @@ from merino_edge.agent.children import Child
 from merino_edge.agent.errors import AgentError
 from merino_edge.agent.releases import Releases
 from merino_edge.agent.runtimes import Runtimes
-from merino_edge.agent.store import Store, check_digest, disk_error, sha256_file, whole_number
+from merino_edge.agent.store import Store, check_digest, disk_error, positive_number, sha256_file, whole_number
 
 BEAT_S = 2.0
 SILENCE_S = 8.0
@@ -350,6 +350,7 @@ class Agent:
                     "budget_s": DEFAULT_BUDGET_S if budget is None else budget,
                     "sustained": request.get("sustained") is True,
                     "steady_c": self._steady_c,
+                    "core_distance_ns": positive_number(request.get("core_distance_ns"), "core_distance_ns"),
                 }
                 answer = self._ask(lock, str(request["runtime"]), asked)
                 self._steady_c = answer.pop("steady_c", None)

@@ -111,6 +111,15 @@ def whole_number(value: object, name: str, least: int = 0) -> int:
     return value
 
 
+def positive_number(value: object, name: str) -> float | None:
+    """Return a finite number above 0 of a request, None where it names none."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise AgentError("request", f"{name} must be a number above 0, not {value!r}")
+    return float(value)
+
+
 class Part:
     """An upload under way, hashed as it grows, so that a slow card is not read once more.
 

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Callable
 
-from merino_edge.agent import conditions, sensors
+from merino_edge.agent import conditions, core_distance, sensors
 from merino_edge.agent.facts import Machine
 
 LOOK_EVERY_S = 0.5
@@ -22,6 +22,9 @@ STEADY_S = 30.0
 STEADY_RISE_C = 1.0  # within `STEADY_S`: no longer rising
 POWER_EVERY_S = 0.05
 LEAST_READINGS = 5
+MOVED_LIMIT_S = 60.0  # that the host of a virtual machine is waited for, in one measurement
+MOVED_STEP_S = 0.5
+MOST_LOOKS = 64  # that a record keeps
 
 
 class Watch:
@@ -29,10 +32,14 @@ class Watch:
 
     Args:
         machine: Where to look.
+        distance: Measures how far apart the cores stand, None where that cannot be told.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, distance: core_distance.Distance = lambda: None) -> None:
         self._machine = machine
+        self._distance = distance
+        self.distances: list[float] = []
+        self._measure_distance()
         self._looked = time.monotonic()
         self.before = conditions.snapshot(machine)
         self.during: list[dict[str, object]] = []
@@ -41,15 +48,35 @@ class Watch:
         """Look again, unless that was done a moment ago."""
         if time.monotonic() - self._looked >= LOOK_EVERY_S:
             self.during.append(conditions.snapshot(self._machine))
+            self._measure_distance()
             self._looked = time.monotonic()
 
-    def reason(self, queued_share: float | None, sustained: bool) -> tuple[str | None, dict[str, object]]:
-        """Look for the last time; return why the test does not count, and what was seen."""
+    def _measure_distance(self) -> None:
+        found = self._distance()
+        if found is not None:
+            self.distances.append(found)
+
+    def reason(
+        self, queued_share: float | None, sustained: bool, usual_ns: float | None = None
+    ) -> tuple[str | None, dict[str, object]]:
+        """Look for the last time; return why the test does not count, and what was seen.
+
+        Args:
+            queued_share: Of the time that a thread stood in the queue for a core, where known.
+            sustained: The hot state is what was asked for.
+            usual_ns: How far apart the cores usually stand; None where nobody knows yet.
+        """
         after = conditions.snapshot(self._machine)
-        reason = conditions.invalid_reason(self.before, after, queued_share, self.during, sustained)
+        self._measure_distance()
+        reasons = (
+            conditions.invalid_reason(self.before, after, queued_share, self.during, sustained),
+            core_distance.moved(self.distances, usual_ns),
+        )
+        reason = "; ".join(r for r in reasons if r) or None
         seen: dict[str, object] = {"before": self.before, "after": after, "queued_share": queued_share}
+        seen["core_distances_ns"] = self.distances[-MOST_LOOKS:]
         if self.during:
-            seen["during"] = self.during[-8:] if reason is None else self.during[-64:]
+            seen["during"] = self.during[-8:] if reason is None else self.during[-MOST_LOOKS:]
         seen["state"] = "sustained" if sustained else "cold start"
         return reason, seen
 
@@ -67,6 +94,37 @@ def wait_until_cool(machine: Machine, say: Callable[[str], None], check: Callabl
         degrees = f"at {heat:.0f} C" if isinstance(heat, float) else "throttled"
         say(f"the board is too hot ({degrees}): waiting for it to cool, at most {left:.0f} s more")
         time.sleep(min(COOL_STEP_S, max(0.0, left)))
+    return time.monotonic() - started
+
+
+def wait_until_back(
+    distance: core_distance.Distance,
+    usual_ns: float | None,
+    limit_s: float,
+    say: Callable[[str], None],
+    check: Callable[[], None],
+) -> float:
+    """Wait until the host of a virtual machine puts its processors where they usually are; returns the seconds.
+
+    Args:
+        distance: Measures how far apart the cores stand.
+        usual_ns: What it usually tells; None waits for nothing.
+        limit_s: At most so long.
+        say: Hears how it goes.
+        check: Raises where the host takes the request back.
+    """
+    started = time.monotonic()
+    said = started - SAY_EVERY_S
+    while usual_ns is not None:
+        found, waited = distance(), time.monotonic() - started
+        reason = core_distance.moved([found] if found is not None else [], usual_ns)
+        if reason is None or waited >= limit_s:
+            break
+        check()
+        if time.monotonic() - said >= SAY_EVERY_S:
+            said = time.monotonic()
+            say(f"{reason}: waiting for it to move them back, at most {limit_s - waited:.0f} s more")
+        time.sleep(MOVED_STEP_S)
     return time.monotonic() - started
 
 

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-from merino_edge.agent import conditions, frames, measure, watch
+from merino_edge.agent import conditions, core_distance, frames, measure, watch
 from merino_edge.agent.errors import AgentError
-from merino_edge.agent.facts import Machine, memory
+from merino_edge.agent.facts import Machine, memory, performance_cores
 from merino_edge.agent.large_pages import use_large_pages
 from merino_edge.agent.opening import open_session
 from merino_edge.agent.runtime_check import check_runtime, check_tokenizer
@@ -45,6 +45,7 @@ class Worker:
         self._session: Session | None = None
         self._opened: dict[str, object] = {}
         self._machine = Machine.here()
+        self._distance: core_distance.Distance = lambda: None
         self._operations: dict[str, Callable[[dict[str, Any]], dict[str, object]]] = {
             "check": lambda request: check_runtime(str(request["runtime"])),
             "trial": self._trial,
@@ -167,6 +168,8 @@ class Worker:
         timer.fill(context)
         full = measure.memory_bytes()
         results = []
+        self._distance = core_distance.meter(performance_cores(self._machine), threads)
+        request["patience_s"] = watch.MOVED_LIMIT_S
         for number, test in enumerate(tests):
             state.update(test=str(test["test"]), done=number)
             results.append(self._one_test(timer, test, request, state))
@@ -186,8 +189,8 @@ class Worker:
     def _one_test(
         self, timer: measure.Timer, test: dict[str, Any], request: dict[str, Any], state: dict[str, object]
     ) -> dict[str, object]:
-        """Run one test, a second time where heat disturbed the first."""
-        sustained = request.get("sustained") is True
+        """Run one test, a second time where heat or the machine's host disturbed the first."""
+        sustained, usual_ns = request.get("sustained") is True, request.get("core_distance_ns")
         name, tokens, depth = str(test["test"]), int(test["tokens"]), int(test["depth"])
         warmup, repeats = _times(test, "warmup"), _times(test, "repeats")
 
@@ -199,11 +202,15 @@ class Worker:
             watch.run_until_steady(self._machine, once, say, self._check, before_c)
         for attempt in (1, 2):
             waited_s = 0.0 if sustained else watch.wait_until_cool(self._machine, say, self._check)
-            watching = watch.Watch(self._machine)
+            request["patience_s"] -= watch.wait_until_back(
+                self._distance, usual_ns, request["patience_s"], say, self._check
+            )
+            watching = watch.Watch(self._machine, self._distance)
             timer.between = watching.between
             timed = timer.run(name, tokens, depth, warmup, repeats)
-            reason, seen = watching.reason(timed.queued_share, sustained)
-            if reason is None or attempt == 2 or not conditions.is_hot(conditions.snapshot(self._machine)):
+            reason, seen = watching.reason(timed.queued_share, sustained, usual_ns)
+            moved = core_distance.moved(watching.distances, usual_ns) is not None and request["patience_s"] > 0
+            if reason is None or attempt == 2 or not (moved or conditions.is_hot(conditions.snapshot(self._machine))):
                 break
             say(f"{reason}: once more")
         energy_mj, energy_reason = self._energy(timer, name, tokens, depth)

@@ -70,6 +70,7 @@ def _print(document: dict[str, Any]) -> None:
             ("reads", _bandwidth(facts)),
             ("power", _power(facts)),
             ("measured", f"{document['models']} models in {document['seconds']:.0f} s{_state(document)}"),
+            *_repeats(document),
         ]
     if facts.get("emulated"):
         pairs.append(("kind", f"emulated ({facts['emulated']}): no time here is a board's"))
@@ -109,6 +110,25 @@ def _state(document: dict[str, Any]) -> str:
     from merino_edge.flows.measuring import is_sustained
 
     return ", in the hot state that lasts (--sustained)" if is_sustained(document["key"]) else ""
+
+
+def _repeats(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say how well the device repeats itself, and where a virtual machine stood."""
+    latency, where = document["repeatability"]["latency_ms"], document["placement"]
+    pairs = []
+    if latency["repeats"]:
+        more = "" if latency["enough"] else "; the machine is disturbed"
+        share = f"{100 * latency['coverage']:.0f} % of {latency['repeats']} repeats"
+        pairs.append(("repeats", f"up to {100 * latency['margin']:.1f} % slower in a fresh process ({share}){more}"))
+    if where["elsewhere"]:
+        pairs.append(
+            (
+                "moved",
+                f"{where['elsewhere']} of {where['records']} records do not count: the host had moved the processors "
+                f"(usually {where['core_distance_ns']:.1f} ns for a cache line that two cores write)",
+            )
+        )
+    return pairs
 
 
 def _power(facts: dict[str, Any]) -> str:

@@ -63,6 +63,9 @@ class Device(Protocol):
 
     sustained: bool
     """Measure in the hot state that lasts, and say so, instead of waiting for the board to cool."""
+    core_distance_ns: float | None
+    """How far apart its cores usually stand; a measurement waits for that, and does not count elsewhere. None waits
+    for nothing."""
     on_note: Callable[[str], None] | None
     """Hears what keeps a measurement waiting, for instance a board that must cool first."""
     holding: bool
@@ -203,6 +206,7 @@ class AgentDevice:
         """Keep the parts; nothing is asked yet."""
         self.name = entry.name
         self.sustained = False
+        self.core_distance_ns: float | None = None
         self.on_note: Callable[[str], None] | None = None
         self.holding = False
         self.last_generation: dict[str, float] | None = None
@@ -306,6 +310,7 @@ class AgentDevice:
             context_length=context_length or bundle.manifest.context_length,
             budget_s=None if budget_s is None else budget_s / len(specs),
             sustained=self.sustained,
+            core_distance_ns=self.core_distance_ns,
         )
         return read_results(answer, specs)
 

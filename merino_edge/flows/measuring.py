@@ -25,6 +25,7 @@ from merino_edge.exporting import ExportOptions
 from merino_edge.files import open_atomic
 from merino_edge.flows.conditions import GENERATED_TOKENS, PROMPT_TOKENS, TESTS, Conditions, check_threads
 from merino_edge.flows.export import random_weights, write_bundle
+from merino_edge.flows.placement import counting
 from merino_edge.flows.runtime_version import runtime_version
 from merino_edge.measurement import (
     Measurement,
@@ -201,14 +202,15 @@ def measure_in_passes(
 
     turns = [(wanted, a) for wanted in range(1, PASSES + 1) for a in architectures]
     for number, (wanted, architecture) in enumerate(turns):
-        if len(pass_medians(records, architecture)) < wanted:
+        if len(pass_medians(counting(records), architecture)) < wanted:
             left = started + FIRST_SHARE * seconds - time.monotonic()
             turn(architecture, left / (len(turns) - number))
     share = seconds / len(turns) if turns else 0.0
     while time.monotonic() + share < started + seconds:
         tried = Counter(r.key.architecture_digest for r in records)  # one record a test
         again = [a for a in architectures if tried[a.digest] < MOST_PASSES * len(TESTS)]
-        apart = {a: disagreement(pass_medians(records, a)) for a in again}
+        quiet = counting(records)
+        apart = {a: disagreement(pass_medians(quiet, a)) for a in again}
         worst = max(apart, key=apart.__getitem__, default=None)
         if worst is None or apart[worst] <= AGREE:
             break
@@ -308,7 +310,7 @@ def known_from_log(log: Path, key: Mapping[str, Any], conditions: Conditions) ->
             percentile of the samples of a pass speaks for it.
 
     Returns:
-        By architecture digest, the newest valid passes of each test.
+        By architecture digest, the newest passes of each test that count.
     """
     return gather(read_measurements(log), key, conditions)
 
@@ -318,9 +320,9 @@ def gather(records: Iterable[Measurement], key: Mapping[str, Any], conditions: C
     known: dict[str, Known] = {}
     recent: dict[tuple[str, str], list[float]] = {}
     peaks: dict[str, list[int]] = {}
-    for record in records:
+    for record in counting([r for r in records if shared_key(r) == dict(key)]):
         wanted_depth = conditions.depth if record.key.test == "tg" else 0
-        if not record.valid or shared_key(record) != dict(key) or record.key.depth != wanted_depth:
+        if record.key.depth != wanted_depth:
             continue
         digest, test = record.key.architecture_digest, record.key.test
         passes = recent.setdefault((digest, test), [])

@@ -22,7 +22,9 @@ from merino_edge.flows.devices import (
     select_device,
 )
 from merino_edge.flows.measuring import MEASUREMENTS, Known, gather, measure_in_passes, shared_key
+from merino_edge.flows.placement import placement
 from merino_edge.flows.profile_file import Profile, RecipeProfile, estimated_profile, read_profile, write_profile
+from merino_edge.flows.repeatability import how_repeatable
 from merino_edge.measurement import Measurement, read_measurements
 from merino_edge.progress import SILENT, Progress
 from merino_edge.search.latency import LatencySample, MemorySample, choose_architectures, fit_latency, fit_memory
@@ -90,7 +92,12 @@ def profile(
     result = Profile(name, estimate=False, facts=facts, recipes={**kept, label: recipe})
     write_profile(result)
     (device_folder(name) / _PARTIAL).unlink(missing_ok=True)
-    return document(result, options)
+    repeats = how_repeatable(gather(records, recipe.key, options.conditions).values(), options.conditions)
+    return {
+        **document(result, options),
+        "repeatability": {name: found.to_json() for name, found in repeats.items()},
+        "placement": placement(records),
+    }
 
 
 _PARTIAL = "profile.partial.json"

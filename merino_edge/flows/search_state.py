@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from merino_edge.device.registry import device_folder
 from merino_edge.flows.conditions import TESTS, Conditions
-from merino_edge.flows.measuring import MEASUREMENTS, PASSES, Known, gather
+from merino_edge.flows.measuring import MEASUREMENTS, PASSES, Known, gather, shared_key
+from merino_edge.flows.placement import usual_distance_ns
 from merino_edge.flows.profile import MIN_MODELS, fit_known
 from merino_edge.flows.profile_file import Profile, RecipeProfile
 from merino_edge.flows.repeatability import Repeatability, how_repeatable, passes_of, seen_values
@@ -30,6 +33,8 @@ class State:
         known: What the log says of each model, by architecture digest.
         repeats: How well the device repeats a limited quantity, by the limit's name.
         newest: Digest of the architecture in the log's last record.
+        core_distance_ns: How far apart the device's cores usually stand, where known.
+        deadline: Of `time.monotonic`, after which no further measurement begins.
     """
 
     device: str
@@ -39,6 +44,13 @@ class State:
     known: dict[str, Known]
     repeats: dict[str, Repeatability] = field(default_factory=dict)
     newest: str | None = None
+    core_distance_ns: float | None = None
+    deadline: float = math.inf
+
+    @property
+    def is_late(self) -> bool:
+        """Say whether the time for measuring is spent."""
+        return time.monotonic() > self.deadline
 
     @property
     def log(self) -> Path:
@@ -49,6 +61,8 @@ class State:
         """Read what the log says now and fit again; a few measurements at least scale an estimate."""
         records = read_measurements(self.log)
         self.known = gather(records, self.recipe.key, self.conditions)
+        mine = (r for r in records if r.valid and shared_key(r) == dict(self.recipe.key))
+        self.core_distance_ns = usual_distance_ns(mine)
         self.newest = records[-1].key.architecture_digest if records else None
         self.repeats = how_repeatable(self.known.values(), self.conditions)
         complete = {d: k for d, k in self.known.items() if self.is_measured(d) and all(test in k.ms for test in TESTS)}

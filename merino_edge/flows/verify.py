@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,6 +47,7 @@ from merino_edge.units import Limit
 MAX_ROUNDS = 8
 VERIFY_SECONDS = 2.0  # of timing in one pass
 CONFIRMED = 5  # passes of a winner near a limit
+VERIFY_MOST_S = 120.0  # after that no further measurement begins
 MAX_INVALID = 3  # measurements in one round that do not count
 SLACK = 0.9  # a measured winner below this share of a binding limit is worth another try
 DEVICE_LIMITS = ("latency_ms", "memory_bytes", "energy_mj")
@@ -152,6 +154,7 @@ def verify(
         The last search, what was measured of its winner, and every round.
     """
     rounds: list[dict[str, Any]] = []
+    state.deadline = time.monotonic() + VERIFY_MOST_S
     with (
         opened(find_entry(state.device)) as device,
         progress.task(f"measuring the winner on {state.device}", MAX_ROUNDS) as task,
@@ -161,7 +164,7 @@ def verify(
         _check_unchanged(state, facts)
         for number in range(MAX_ROUNDS):
             candidate = _next_candidate(space, options, state, outcome)
-            if candidate is None:
+            if candidate is None or state.is_late:
                 break
             known, reason = _measure(device, facts, candidate, options, state)
             rounds.append(_round(candidate, known, options, state))
@@ -182,8 +185,9 @@ def _measure(
         What is known of it now, None where nothing valid came, and why not.
     """
     reason, invalid = None, 0
-    while invalid < MAX_INVALID and not is_settled(options, state, candidate):
+    while invalid < MAX_INVALID and not state.is_late and not is_settled(options, state, candidate):
         architecture = _whose_turn(state, candidate)
+        device.core_distance_ns = state.core_distance_ns
         records = measure_architecture(device, facts, architecture, state.conditions, VERIFY_SECONDS, state.log)
         reason = next((r.invalid_reason for r in records if not r.valid), None)
         invalid += reason is not None
@@ -330,8 +334,9 @@ def unused_reason(
     names = _left_unused(options, state, outcome)
     if not names:
         return None
-    if len(rounds) >= MAX_ROUNDS:
-        return f"more than a tenth of {names[0]} is left: {MAX_ROUNDS} candidates were measured, more are not tried"
+    if len(rounds) >= MAX_ROUNDS or state.is_late:
+        late = f" in {VERIFY_MOST_S:.0f} s" if len(rounds) < MAX_ROUNDS else ""
+        return f"more than a tenth of {names[0]} is left: {len(rounds)} measured{late}, more are not tried"
     room = 100 * state.room(names[0])
     return (
         f"more than a tenth of {names[0]} is left: no architecture of a better score keeps it "

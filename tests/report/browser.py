@@ -46,7 +46,7 @@ class Browser:
             os.dup2(copies[0], 3)
             os.dup2(copies[1], 4)
 
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed where the browser ends
         self._process = subprocess.Popen(
             words, preexec_fn=move, close_fds=False, stdout=subprocess.DEVNULL, stderr=self._said
         )

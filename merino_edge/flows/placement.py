@@ -1,0 +1,72 @@
+"""Where the processors of a virtual machine stood while something was measured, and whether that is usual.
+
+Its host moves them over its own cores. Where two of them share a cache for a while and then do not, the same model
+takes another time by a half or more, and the kernel's counters show nothing. The agent measures how far apart the
+cores stand (`merino_edge/agent/core_distance.py`); here it is found out what is usual, by what most records tell.
+On a board the distance never changes, and every record counts.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from merino_edge.agent.core_distance import TOLERANCE
+from merino_edge.measurement import Measurement
+
+LEAST_RECORDS = 4  # before anything is called usual
+NEWEST_RECORDS = 100  # that tell what is usual: the host may move a machine for good
+
+
+def distances_ns(record: Measurement) -> list[float]:
+    """Return how far apart the cores stood before, during and after a test; what is no distance is left out."""
+    told = record.conditions.get("core_distances_ns")
+    every = told if isinstance(told, (list, tuple)) else ()
+    return [float(ns) for ns in every if type(ns) in (int, float) and math.isfinite(ns) and ns > 0]
+
+
+def usual_distance_ns(records: Iterable[Measurement]) -> float | None:
+    """Return the distance that most of the newest records agree on, None where too few tell one.
+
+    Args:
+        records: In the order they were taken.
+    """
+    known = [found for found in map(distances_ns, records) if found][-NEWEST_RECORDS:]
+    if len(known) < LEAST_RECORDS:
+        return None
+    steady = [statistics.median(found) for found in known if max(found) <= TOLERANCE * min(found)]
+    if not steady:
+        return None
+    near: list[list[float]] = [[one for one in steady if _is_near(one, centre)] for centre in sorted(steady)]
+    return statistics.median(max(near, key=lambda group: len(group)))
+
+
+def is_usual(record: Measurement, usual_ns: float | None) -> bool:
+    """Say whether a record was taken while the cores stood where they usually do, or nobody can tell."""
+    return usual_ns is None or all(_is_near(ns, usual_ns) for ns in distances_ns(record))
+
+
+def counting(records: Sequence[Measurement]) -> list[Measurement]:
+    """Return the valid records that were taken while the cores stood where they usually do.
+
+    Args:
+        records: Of one key but for model and test, in the order they were taken.
+    """
+    usual = usual_distance_ns(r for r in records if r.valid)
+    return [r for r in records if r.valid and is_usual(r, usual)]
+
+
+def placement(records: Sequence[Measurement]) -> dict[str, Any]:
+    """Return what a profile tells of it: the usual distance in ns, None where unknown, and how many records count."""
+    valid = [r for r in records if r.valid]
+    return {
+        "core_distance_ns": usual_distance_ns(valid),
+        "records": len(valid),
+        "elsewhere": len(valid) - len(counting(valid)),
+    }
+
+
+def _is_near(ns: float, usual_ns: float) -> bool:
+    return usual_ns / TOLERANCE <= ns <= usual_ns * TOLERANCE
