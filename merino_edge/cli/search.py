@@ -129,8 +129,9 @@ def _print(document: dict[str, Any]) -> None:
     pairs += [("limits", line) for line in limit_lines(document)]
     if document["rounds"]:
         kept = "keeps its limits by the device's clock" if document["verified"] else "does NOT keep its limits yet"
+        why = f": {document['unverified_reason']}" if document["unverified_reason"] else ""
         count = len(document["rounds"])
-        pairs.append(("verified", f"{kept}, {count} {'measurement' if count == 1 else 'measurements'}"))
+        pairs.append(("verified", f"{kept}, {count} {'measurement' if count == 1 else 'measurements'}{why}"))
     pairs += [("repeats", line) for line in repeatability_lines(document)]
     print_pairs(pairs)
     if document["sensitivity"]:

@@ -39,8 +39,9 @@ def usual_distance_ns(records: Iterable[Measurement]) -> float | None:
     steady = [statistics.median(found) for found in known if max(found) <= TOLERANCE * min(found)]
     if not steady:
         return None
-    near: list[list[float]] = [[one for one in steady if _is_near(one, centre)] for centre in sorted(steady)]
-    return statistics.median(max(near, key=lambda group: len(group)))
+    near = {centre: sum(_is_near(one, centre) for one in steady) for centre in sorted(steady)}
+    most = max(near, key=lambda centre: near[centre])
+    return statistics.median(one for one in steady if _is_near(one, most))
 
 
 def is_usual(record: Measurement, usual_ns: float | None) -> bool:

@@ -27,6 +27,7 @@ from merino_edge.flows.verify import (
     keeps,
     make_request,
     unused_reason,
+    unverified_reason,
     verify,
     with_prompt,
 )
@@ -209,6 +210,7 @@ def _document(
         "measured": measured,
         "rounds": rounds,
         "verified": keeps(options, state, winner),
+        "unverified_reason": unverified_reason(options, state, winner, rounds),
         "repeatability": {name: found.to_json() for name, found in state.repeats.items()},
         "unused_reason": unused_reason(options, state, outcome, rounds),
         "constraints": [dict(c) if isinstance(c, Mapping) else asdict(c) for c in outcome.constraints],

@@ -167,7 +167,7 @@ def verify(
             if candidate is None or state.is_late:
                 break
             known, reason = _measure(device, facts, candidate, options, state)
-            rounds.append(_round(candidate, known, options, state))
+            rounds.append(_round(candidate, known, options, state, reason))
             task.update(number + 1)
             if known is None:
                 progress.note(f"a measurement does not count: {reason}; trying again")
@@ -305,13 +305,16 @@ def measured_json(known: Known | None) -> dict[str, Any] | None:
     }
 
 
-def _round(candidate: Candidate, known: Known | None, options: SearchOptions, state: State) -> dict[str, Any]:
+def _round(
+    candidate: Candidate, known: Known | None, options: SearchOptions, state: State, reason: str | None
+) -> dict[str, Any]:
     return {
         "architecture": candidate.architecture.to_json(),
         "predicted": candidate.predicted,
         "measured": measured_json(known),
         "passes_ms": list(passes_of(known, state.conditions)) if known else [],
         "meets": known is not None and _meets(options, state, known),
+        "invalid_reason": reason,
     }
 
 
@@ -325,6 +328,20 @@ def keeps(options: SearchOptions, state: State, winner: Candidate) -> bool:
     limited = any(name in options.limits for name in DEVICE_LIMITS)
     known = state.known.get(winner.architecture.digest)
     return limited and known is not None and is_settled(options, state, winner) and _meets(options, state, known)
+
+
+def unverified_reason(
+    options: SearchOptions, state: State, winner: Candidate, rounds: list[dict[str, Any]]
+) -> str | None:
+    """Say why a search that measured ended without a winner that keeps its limits; None where it has one."""
+    if not rounds or keeps(options, state, winner):
+        return None
+    go_on = "the same command goes on from what was measured"
+    if rounds[-1]["invalid_reason"]:
+        return f"the last measurement does not count: {rounds[-1]['invalid_reason']}; {go_on}"
+    if state.is_late:
+        return f"the {VERIFY_MOST_S:.0f} s for measuring are spent; {go_on}"
+    return f"{len(rounds)} candidates were measured, more are not tried at once; {go_on}"
 
 
 def unused_reason(
