@@ -313,6 +313,22 @@ def latency_local(r: dict[str, Any]) -> list[Row]:
     return result
 
 
+def placement(r: dict[str, Any]) -> list[Row]:
+    """Where the host of a virtual machine puts its processors."""
+    if len(r["places"]) < 2:
+        return [("places of this machine's processors that were seen", str(len(r["places"])))]
+    near, *_, far = r["places"]
+    tests = [t for t in near["ms"] if "median" in near["ms"][t] and "median" in far["ms"][t]]
+    ratios = "; ".join(f"{t} {far['ms'][t]['median'] / near['ms'][t]['median']:.2f}" for t in tests)
+    return [
+        (
+            f"this virtual machine's processors {near['core_distance_ns']:.1f} ns and {far['core_distance_ns']:.1f} ns "
+            f"apart ({100 * far['share']:.0f} % of the time the latter): the time of a test, as a ratio",
+            ratios,
+        )
+    ]
+
+
 def peers(r: dict[str, Any]) -> list[Row]:
     """Beside what a user would take instead; docs/peers.md has everybody."""
     cases = (
@@ -383,6 +399,9 @@ def constraints(r: dict[str, Any]) -> list[Row]:
     what, figure = "within their limits", f"{r['kept']} of {r['counted']}"
     if "kept_by_median" in r:
         what, figure = f"{what}; by the median of three processes", f"{figure}; {r['kept_by_median']}"
+    if "kept_as_it_came" in r:
+        what += "; by one that waits for no placement of the machine's processors"
+        figure += f"; {r['kept_as_it_came']} of {r['budgets']}"
     return [
         (
             f"winners of {r['budgets']} random budgets on this machine, measured once more by one fresh process: "
@@ -408,6 +427,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "te_nas": te_nas,
     "presets": presets,
     "latency_hat": latency_hat,
+    "placement": placement,
     "latency_local": latency_local,
     "constraints": constraints,
     "export_sizes": export_sizes,

@@ -27,12 +27,15 @@ import numpy.typing as npt
 from record import RESULTS, write_result
 
 from merino_edge.agent.facts import Machine, cpu_cache_bytes
+from merino_edge.device.registry import device_folder
 from merino_edge.files import write_json
 from merino_edge.flows.conditions import TESTS, Conditions
 from merino_edge.flows.devices import find_entry, opened
-from merino_edge.flows.measuring import gather, measure_in_passes
+from merino_edge.flows.measuring import MEASUREMENTS, gather, measure_in_passes, shared_key
+from merino_edge.flows.placement import usual_distance_ns
 from merino_edge.flows.profile import ProfileOptions, profile
 from merino_edge.flows.profile_file import read_profile
+from merino_edge.measurement import read_measurements
 from merino_edge.progress import SILENT
 from merino_edge.search.fitting import judge
 from merino_edge.search.latency import LatencySample, fit_latency
@@ -106,7 +109,9 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
     assert models is not None
     architectures = load_space("poster", VOCAB).sample(asked.held_out, seed=asked.seed)
     log = folder / f"held-out-{recipe}.jsonl"
+    profiled = [r for r in read_measurements(device_folder("local") / MEASUREMENTS) if shared_key(r) == models.key]
     with opened(find_entry("local")) as device, SILENT.task("", 1.0) as task:
+        device.core_distance_ns = usual_distance_ns(r for r in profiled if r.valid)
         passes = measure_in_passes(
             device, device.facts(), architectures, conditions, asked.seconds_a_model * len(architectures), log, [], task
         )
@@ -127,6 +132,7 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
             "band_coverage": float(np.mean(measured <= predicted * (1 + model.band))),
             "profiled_models": made["models"],
             "profile_accuracy": model.accuracy,
+            "placement": made["placement"],
             "one_pass": judge(*np.array(once).T).to_json(),
             "pairs_ms": [[round(p, 5), round(m, 5)] for p, m in found],
         }

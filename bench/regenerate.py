@@ -69,6 +69,7 @@ STEPS = (
     Step("upload", ("bench/upload.py",)),
     Step("quantization", ("bench/quantization.py",), DATA),
     Step("ring", ("bench/ring.py",)),
+    Step("placement", ("bench/placement.py",)),
     Step("latency_local", ("bench/latency_local.py",)),
     Step("poster", ("bench/poster.py",)),
     Step("proxy_latency", ("bench/proxy_study.py", "--measure", "local")),
