@@ -28,7 +28,7 @@ def distances_ns(record: Measurement) -> list[float]:
 
 
 def usual_distance_ns(records: Iterable[Measurement]) -> float | None:
-    """Return the distance that most of the newest records agree on, None where too few tell one.
+    """Return the distance that more than half of the newest records agree on, None where there is none.
 
     Args:
         records: In the order they were taken.
@@ -41,6 +41,8 @@ def usual_distance_ns(records: Iterable[Measurement]) -> float | None:
         return None
     near = {centre: sum(_is_near(one, centre) for one in steady) for centre in sorted(steady)}
     most = max(near, key=lambda centre: near[centre])
+    if 2 * near[most] <= len(known):
+        return None
     return statistics.median(one for one in steady if _is_near(one, most))
 
 
