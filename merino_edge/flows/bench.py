@@ -24,6 +24,7 @@ from merino_edge.flows.conditions import check_threads
 from merino_edge.flows.deploy import subject_device
 from merino_edge.flows.devices import Ask, find_entry, opened, select_device
 from merino_edge.flows.measuring import MEASUREMENTS, shared_key, to_measurement, what_changed
+from merino_edge.flows.placement import elsewhere
 from merino_edge.flows.profile_file import read_profile
 from merino_edge.flows.runtime_version import check_runtime, runtime_version
 from merino_edge.flows.subject import Subject
@@ -293,10 +294,21 @@ class OnDevice:
         results = self.device.measure(bundle, tests, options.threads, context, options.seconds, None)
         records = [to_measurement(result, bundle, self.facts, context) for result in results]
         append_measurements(device_folder(self.name) / MEASUREMENTS, records)
+        _tell_placement(self.name, records, self.session.progress)
         _tell_changes(self.name, bundle, records[0], self.session.progress)
         assert contender.subject is not None
         quality = NO_QUALITY | perplexity_of(self.device, contender.subject, bundle, options.tokens, self.session.text)
         return [bundle_row(self.name, contender.name, bundle, result, self.facts, quality) for result in results]
+
+
+def _tell_placement(name: str, records: Sequence[Measurement], progress: Progress) -> None:
+    """Say where a virtual machine stood elsewhere than what its profile and its searches counted."""
+    key = shared_key(records[0])
+    reason = elsewhere(
+        records, (r for r in read_measurements(device_folder(name) / MEASUREMENTS) if shared_key(r) == key)
+    )
+    if reason:
+        progress.note(f"{reason}: no time below is what {name} usually takes, measure again later")
 
 
 def _tell_changes(name: str, bundle: Bundle, record: Measurement, progress: Progress) -> None:

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from merino_edge.agent.core_distance import TOLERANCE
+from merino_edge.agent.core_distance import TOLERANCE, moved
 from merino_edge.measurement import Measurement
 
 LEAST_RECORDS = 4  # before anything is called usual
@@ -59,6 +59,17 @@ def counting(records: Sequence[Measurement]) -> list[Measurement]:
     """
     usual = usual_distance_ns(r for r in records if r.valid)
     return [r for r in records if r.valid and is_usual(r, usual)]
+
+
+def elsewhere(records: Sequence[Measurement], earlier: Iterable[Measurement]) -> str | None:
+    """Say that new records were taken where the cores do not usually stand, None where they were not.
+
+    Args:
+        records: The new ones.
+        earlier: All that the device's log holds of the same key but for model and test.
+    """
+    usual = usual_distance_ns(r for r in earlier if r.valid)
+    return moved([ns for record in records for ns in distances_ns(record)], usual)
 
 
 def placement(records: Sequence[Measurement]) -> dict[str, Any]:

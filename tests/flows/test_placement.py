@@ -18,6 +18,7 @@ from merino_edge.flows.placement import (
     NEWEST_RECORDS,
     counting,
     distances_ns,
+    elsewhere,
     placement,
     usual_distance_ns,
 )
@@ -113,6 +114,13 @@ def test_a_record_counts_where_all_that_was_seen_is_usual() -> None:
     invalid = [replace(r, valid=False, invalid_reason="hot") for r in every]
     assert counting(invalid) == []
     assert placement(every) == {"core_distance_ns": pytest.approx(NEAR + 0.15), "records": 8, "elsewhere": 2}
+
+
+def test_new_records_are_held_against_what_is_usual() -> None:
+    usual = records(*[[NEAR]] * 4)
+    assert elsewhere(records([NEAR], [NEAR, NEAR]), usual) is None
+    assert "farther apart (18.6 ns" in str(elsewhere(records([NEAR], [NEAR, FAR]), usual))
+    assert elsewhere(records([FAR]), usual[:3]) is None  # too few to tell
 
 
 def test_what_a_device_tells_that_is_no_distance_is_left_out() -> None:
