@@ -2,11 +2,13 @@
 
 `manifest.json` is the whole description: what was exported, from which architecture, for which
 runtime, each file with its digest, how well it agrees with `reference.py`, and a small check that
-the device repeats before it trusts the files. A bundle holds one format, one recipe, one form.
+the device repeats before it trusts the files. It carries a digest of itself, so that a bundle with a
+damaged manifest is refused too. A bundle holds one format, one recipe, one form.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -16,9 +18,10 @@ from typing import Any
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InvalidFileError, check_keys, next_step
-from merino_edge.files import read_json, sha256_file, write_json
+from merino_edge.files import canonical_json, read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
+OWN_DIGEST = "manifest_sha256"
 TOKENIZER = "tokenizer.json"
 
 Piece = tuple[str, int, str]
@@ -125,7 +128,7 @@ class Manifest:
             raise InvalidFileError("the output check holds token ids beyond the vocabulary")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of `manifest.json` (without `schema_version`)."""
+        """Return the JSON object of `manifest.json` (without `schema_version` and its own digest)."""
         value = {f.name: getattr(self, f.name) for f in fields(self)}
         value["architecture"] = self.architecture.to_json()
         value["architecture_digest"] = self.architecture.digest
@@ -142,7 +145,7 @@ class Manifest:
     def from_json(cls, value: Mapping[str, Any], where: str) -> Manifest:
         """Read the JSON object; unknown keys, wrong types and a wrong digest are errors."""
         known = [f.name for f in fields(cls)]
-        check_keys(value, [*known, "architecture_digest"], where)
+        check_keys(value, [*known, "architecture_digest", OWN_DIGEST], where)
         try:
             architecture = Architecture.from_json(value["architecture"], where)
             if value["architecture_digest"] != architecture.digest:
@@ -160,11 +163,14 @@ class Manifest:
                 "check": check,
                 "notes": tuple(value["notes"]),
             }
-            return cls(**{**{n: value[n] for n in known}, **parts})
+            manifest = cls(**{**{n: value[n] for n in known}, **parts})
         except InvalidFileError as error:
             raise InvalidFileError(f"{where}: {error.message}") from error
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InvalidFileError(f"{where}: not a manifest: {error}") from error
+        if value.get(OWN_DIGEST, own := own_digest(value)) != own:  # earlier exports carry none
+            raise InvalidFileError(f"{where} was changed: its digest is not the one in it")
+        return manifest
 
 
 @dataclass(frozen=True)
@@ -199,9 +205,16 @@ def bundle_label(format_name: str, recipe: str, form: str = "standard") -> str:
     return f"{format_name}-{recipe}" + ("" if form == "standard" else f"-{form}")
 
 
+def own_digest(value: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's canonical JSON, but for the digest itself and `schema_version`."""
+    own = {name: v for name, v in value.items() if name not in (OWN_DIGEST, "schema_version")}
+    return hashlib.sha256(canonical_json(own).encode()).hexdigest()
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
-    """Write `manifest.json`; it is the last file of a bundle to appear."""
-    write_json(folder / MANIFEST, manifest.to_json())
+    """Write `manifest.json` with its own digest; it is the last file of a bundle to appear."""
+    value = manifest.to_json()
+    write_json(folder / MANIFEST, {**value, OWN_DIGEST: own_digest(value)})
     return Bundle(folder, manifest)
 
 

@@ -13,6 +13,7 @@ import pytest
 from merino_edge.architecture import Architecture, Block
 from merino_edge.bundle import (
     MANIFEST,
+    OWN_DIGEST,
     BundleFile,
     Manifest,
     OutputCheck,
@@ -82,6 +83,26 @@ def test_one_flipped_bit_is_noticed(folder: Path) -> None:
     with pytest.raises(InvalidFileError, match=r"model\.data was changed") as caught:
         read_bundle(folder)
     assert caught.value.hint == "export again with: merino-edge export"
+
+
+def test_one_flipped_bit_of_the_manifest_is_noticed_wherever_it_is(folder: Path) -> None:
+    whole = (folder / MANIFEST).read_bytes()
+    for at in range(len(whole)):
+        content = bytearray(whole)
+        content[at] ^= 1 << at % 8
+        (folder / MANIFEST).write_bytes(content)
+        with pytest.raises(InvalidFileError) as caught:
+            read_bundle(folder)
+        assert "\n" not in caught.value.message
+        assert caught.value.hint
+
+
+def test_a_manifest_of_an_earlier_export_carries_no_digest_and_is_read(folder: Path) -> None:
+    edit(folder, lambda m: m.pop(OWN_DIGEST))
+    assert read_bundle(folder).manifest.recipe == "fp32"
+    edit(folder, lambda m: m.update({OWN_DIGEST: "0" * 64}))
+    with pytest.raises(InvalidFileError, match="was changed: its digest"):
+        read_bundle(folder)
 
 
 def test_a_truncated_file_is_noticed_even_unverified(folder: Path) -> None:
