@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,16 @@ class Run:
         return self.folder / "measurements.jsonl"
 
     def bundle_folders(self) -> list[Path]:
-        """Folders of complete bundles, by name."""
-        return sorted(path.parent for path in self.exports.glob(f"*/{MANIFEST}"))
+        """Folders of complete bundles, by name; hidden is what an export is writing, or left when it was killed.
+
+        A bundle that a killed export had set aside for its successor is put back first.
+        """
+        for aside in self.exports.glob(f".*.old/{MANIFEST}"):
+            folder = self.exports / aside.parent.name[1 : -len(".old")]
+            if not folder.exists():
+                with suppress(OSError):
+                    os.rename(aside.parent, folder)
+        return sorted(p.parent for p in self.exports.glob(f"*/{MANIFEST}") if not p.parent.name.startswith("."))
 
     def architecture(self) -> Architecture:
         """Read the architecture of this run."""

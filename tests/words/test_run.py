@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from merino_edge.architecture import Architecture, Block
+from merino_edge.bundle import MANIFEST
 from merino_edge.errors import InvalidFileError, MerinoEdgeError, UsageError
 from merino_edge.run import check_run_name, create_run, list_runs, open_run, runs_root
 
@@ -42,6 +43,16 @@ def test_a_run_is_opened_by_name_or_path(tmp_path: Path) -> None:
     run = create_run("a", "local", tmp_path)
     assert open_run("a", tmp_path) == run
     assert open_run(str(run.folder), tmp_path / "elsewhere").folder == run.folder
+
+
+def test_a_bundle_that_a_killed_export_had_set_aside_is_put_back(tmp_path: Path) -> None:
+    run = create_run("a", "local", tmp_path)
+    for name in (".onnx-fp32.old", "onnx-fp32-fast", ".onnx-fp32-fast.old", ".onnx-fp32.x1y2.tmp"):
+        (run.exports / name).mkdir(parents=True)
+        (run.exports / name / MANIFEST).write_text(name)
+    assert [folder.name for folder in run.bundle_folders()] == ["onnx-fp32", "onnx-fp32-fast"]
+    assert (run.exports / "onnx-fp32" / MANIFEST).read_text() == ".onnx-fp32.old"
+    assert (run.exports / "onnx-fp32-fast" / MANIFEST).read_text() == "onnx-fp32-fast"
 
 
 def test_an_unknown_run_offers_the_nearest(tmp_path: Path) -> None:
