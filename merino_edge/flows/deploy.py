@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from merino_edge.bundle import TOKENIZER, Bundle, bundle_label
 from merino_edge.device.board import slow_here
 from merino_edge.device.client import Device, InstallResult, TextCheck
 from merino_edge.device.registry import Registry, device_folder
-from merino_edge.errors import UsageError
+from merino_edge.errors import MerinoEdgeError, UsageError
 from merino_edge.files import sha256_file, write_atomic
 from merino_edge.flows.chat import find_template, keep_template
 from merino_edge.flows.conditions import DEFAULT_RECIPE
@@ -53,7 +54,7 @@ def preferred(device: str, subject: Subject, format_name: str | None, recipe: st
     if not fitting:
         raise UsageError(
             f"{device} has no preferred bundle with {recipe}",
-            hint="name both: --format onnx --recipe dynamic_wi8_afp32",
+            hint=f"name the format too: --format {likely_format(recipe)} --recipe {recipe}",
         )
     exported = {f.name for f in subject.run.bundle_folders()} if subject.run else set()
     for format_wish, recipe_wish in fitting:
@@ -61,6 +62,11 @@ def preferred(device: str, subject: Subject, format_name: str | None, recipe: st
         if any(name == label or name.startswith(f"{label}-") for name in exported):
             return format_wish, recipe_wish
     return fitting[0][0], fitting[0][1]
+
+
+def likely_format(recipe: str | None) -> str:
+    """Return the format that a recipe's name belongs to; most are ONNX's, or both formats'."""
+    return "tflite" if recipe and recipe.startswith("dynamic_wi4") else "onnx"
 
 
 def deploy(
@@ -84,7 +90,7 @@ def deploy(
     subject = resolve_subject(subject_name)
     name = select_device(device_name, subject_device(subject), progress)
     entry = find_entry(name)
-    with opened(entry, ask) as device:
+    with _hint_on_full_disk(name, keep, recipe), opened(entry, ask) as device:
         facts = device.facts()
         bundle = _bundle_for(name, facts, subject, format_name, recipe, progress)
         if not bundle.manifest.trained:
@@ -139,6 +145,19 @@ def _install(
     total = sum(f.bytes for f in bundle.manifest.files)
     with progress.task(f"deploying {bundle.label} to {device.name}", total) as task:
         return device.install(bundle, lambda done, _: task.update(done), text, standalone)
+
+
+@contextmanager
+def _hint_on_full_disk(device: str, keep: int | None, recipe: str | None) -> Iterator[None]:
+    """Do not advise `--keep 1` to who has just done so: only what is not ours can be removed then, or less be sent."""
+    try:
+        yield
+    except MerinoEdgeError as error:
+        if keep == 1 and "--keep 1" in (error.hint or ""):
+            error.hint = f"no older release is left to remove: delete other files on {device}"
+            if "4" not in (recipe or ""):
+                error.hint += ", or send a smaller file: merino-edge deploy --format onnx --recipe int4"
+        raise
 
 
 def text_check(bundle: Bundle) -> TextCheck | None:

@@ -13,7 +13,7 @@ import pytest
 
 from merino_edge.cli.main import main
 from merino_edge.device.registry import DeviceEntry, Registry
-from merino_edge.errors import DeviceError
+from merino_edge.errors import DeployError, DeviceError
 from merino_edge.flows import devices
 from merino_edge.flows.conditions import Conditions
 from merino_edge.flows.search import search
@@ -51,6 +51,37 @@ def command(fakes: dict[str, FakeDevice], tmp_path: Path, capsys: pytest.Capture
         return int(str(ended.value.code)), json.loads(said.out), said.err
 
     return run
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, fake: FakeDevice) -> None:
+    hint = "free some space on the device, for example with: merino-edge deploy --keep 1"
+
+    def refuse(*words: Any) -> Any:
+        raise DeployError("9.9 MB are to be written, 0.1 MB are free on the device", hint=hint)
+
+    monkeypatch.setattr(fake, "install", refuse)
+
+
+def test_on_a_full_disk_keep_is_not_advised_to_who_has_just_tried_it(
+    command: Command, fakes: dict[str, FakeDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_disk(monkeypatch, fakes["one"])
+    hints = [command("deploy", "-d", "one", *words)[1]["error"]["hint"] for words in ((), ("--keep", "2"))]
+    assert all("--keep 1" in hint for hint in hints)
+    code, document, _ = command("deploy", "-d", "one", "--keep", "1")
+    assert code == 1
+    assert "--keep" not in document["error"]["hint"]
+    assert "delete other files on one, or send a smaller file" in document["error"]["hint"]
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("recipe", "format_name"), [("int4", "onnx"), ("dynamic_wi4_b32_afp32", "tflite")])
+def test_a_recipe_that_the_board_does_not_prefer_needs_its_format_named(
+    command: Command, recipe: str, format_name: str
+) -> None:
+    code, document, _ = command("deploy", "-d", "one", "--recipe", recipe)
+    assert code == 2
+    assert document["error"]["hint"] == f"name the format too: --format {format_name} --recipe {recipe}"
 
 
 def check(document: dict[str, Any], name: str) -> None:
