@@ -46,7 +46,13 @@ def runtime_min_version(recipe: Recipe, form: str) -> str:
     return RUNTIME_OF_PAIR.get((recipe.name, form), RUNTIME[form])
 
 
-def find_form(recipe: Recipe, form: str, architecture: Architecture, runtime_version: str | None = None) -> str:
+def find_form(
+    recipe: Recipe,
+    form: str,
+    architecture: Architecture,
+    runtime_version: str | None = None,
+    asked: bool = False,
+) -> str:
     """Return the form a recipe is written in.
 
     Args:
@@ -55,6 +61,7 @@ def find_form(recipe: Recipe, form: str, architecture: Architecture, runtime_ver
             recipe needs, and to the fastest that the runtime carries where that is known.
         architecture: The model.
         runtime_version: Of the device's onnxruntime, None where the file is for no device in particular.
+        asked: The form was asked for by name: `standard` gives way to none then.
 
     Raises:
         UsageError: no such form, or a pair of recipe and form, or of both and the runtime, that does
@@ -70,7 +77,7 @@ def find_form(recipe: Recipe, form: str, architecture: Architecture, runtime_ver
             hint="nearest recipe that fits: fp32",
             nearest="fp32",
         )
-    if form == "standard":
+    if form == "standard" and not asked:
         wishes = [f for f in BY_SPEED if f in recipe.forms] if runtime_version else []
         fitting = [f for f in wishes if carries(runtime_version, recipe, f)]
         form = fitting[0] if fitting else recipe.forms[0]

@@ -20,6 +20,7 @@ What a form is, and which onnxruntime carries it, stands in `forms.py`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -150,6 +151,13 @@ def find_recipe(name: str, architecture: Architecture) -> Recipe:
         UsageError: no such recipe, or matrices that its blocks do not divide.
     """
     if name not in RECIPES:
+        if re.fullmatch(r"dynamic_wi4_b\d+_afp32", name):
+            nearest = name.replace("dynamic", "weight_only")
+            nearest = nearest if nearest in RECIPES else "int4"
+            raise UsageError(
+                f"recipe '{name}' cannot be written as ONNX: it is what TFLite's runtime computes",
+                hint=f"nearest: --recipe {nearest}, or --format tflite --recipe {name}",
+            )
         known = f"recipes: {', '.join(RECIPES)}"
         raise UsageError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES, listed=True)}", hint=known)
     _check_blocks(RECIPES[name], architecture)

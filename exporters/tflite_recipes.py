@@ -18,6 +18,7 @@ import numpy as np
 from merino_edge.architecture import Architecture
 from merino_edge.errors import UsageError, did_you_mean
 from merino_edge.exporters import quantizers, recipes
+from merino_edge.exporters.forms import FORMS as ONNX_FORMS
 from merino_edge.exporters.quantize import Float32, QuantizedTensor
 from merino_edge.exporting import ExportOptions, Tensors
 
@@ -92,14 +93,19 @@ def find_recipe(name: str, form: str, architecture: Architecture) -> recipes.Rec
     """
     allowed = f"recipes: {', '.join(RECIPES)}; forms: {', '.join(FORMS)}"
     if form not in FORMS:
+        of_onnx = f"nearest: --form {FORMS[0]}, or --format onnx --form {form}" if form in ONNX_FORMS else allowed
         raise UsageError(
-            f"unknown form '{form}' of a TFLite export{did_you_mean(form, FORMS, listed=True)}", hint=allowed
+            f"unknown form '{form}' of a TFLite export{did_you_mean(form, FORMS, listed=True)}", hint=of_onnx
         )
     if name not in RECIPES and name in recipes.RECIPES:
-        nearest = name.replace("weight_only_wi4", "dynamic_wi4")
-        nearest = nearest if nearest in RECIPES else "dynamic_wi8_afp32"
+        other = recipes.RECIPES[name]
+        nearest = name.replace("weight_only_wi4", "dynamic_wi4").replace("_head8", "")
+        nearest = nearest if nearest in RECIPES else "fp32" if other.bits == 16 else "dynamic_wi8_afp32"
+        reason = "its runtime rounds the inputs of such products to 8 bits"
+        reason = "it is for GPU providers of onnxruntime" if other.half else reason
+        reason = "only onnxruntime looks rows up in a table of blocks" if other.dynamic else reason
         raise UsageError(
-            f"recipe '{name}' cannot be written as TFLite: its runtime rounds the inputs of such products to 8 bits",
+            f"recipe '{name}' cannot be written as TFLite: {reason}",
             hint=f"nearest: --recipe {nearest}, or --format onnx --recipe {name}",
         )
     if name not in RECIPES:

@@ -53,7 +53,7 @@ def export(
             is left in `folder` then.
     """
     chosen = find_recipe(recipe, architecture)
-    form = find_form(chosen, options.form, architecture, options.runtime_version)
+    form = find_form(chosen, options.form, architecture, options.runtime_version, options.form_is_asked)
     check_tensors(architecture, {name: tensor.shape for name, tensor in tensors.items()}, "weights to export")
     check_values(tensors)
     made = not folder.exists()

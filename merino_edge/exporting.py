@@ -27,7 +27,9 @@ class ExportOptions:
     """How to export, beyond format and recipe.
 
     Attributes:
-        form: How the graph is written; `standard` runs everywhere.
+        form: How the graph is written; `standard` gives way to what the recipe needs, and to what is fastest
+            where the runtime is known.
+        form_is_asked: The form was asked for by name: no other is written in its place, `standard` either.
         context_length: Tokens the cache may hold; goes into the manifest and tests, not the graph.
         parity: Run the file and compare it with the reference (only speed measurements of random
             weights may leave it out, and their manifest says so).
@@ -41,6 +43,7 @@ class ExportOptions:
     """
 
     form: str = "standard"
+    form_is_asked: bool = False
     context_length: int = 1024
     parity: bool = True
     seed: int = 0

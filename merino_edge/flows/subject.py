@@ -49,15 +49,20 @@ def preset_names() -> list[str]:
 def resolve_subject(name: str | None, make_run: bool = True) -> Subject:
     """Find what a name means: a run's name or path first, then a path, then a preset.
 
+    A run that was made for a checkpoint folder of the same name, here, gives way to that folder: else the
+    call that made the run would mean something else when it is repeated.
+
     A preset, an architecture file or a checkpoint folder gets a run of its own, named after it, the first
     time something is to be written (`make_run`).
 
     Raises:
         UsageError: nothing is called so; the nearest name is offered.
     """
-    if name is None or (Path(name) / RUN_FILE).is_file() or (runs_root() / name / RUN_FILE).is_file():
+    if name is None or (Path(name) / RUN_FILE).is_file():
         return _from_run(open_run(name))
     path = Path(name)
+    if (runs_root() / name / RUN_FILE).is_file() and not _gives_way(Run(runs_root() / name), path, name):
+        return _from_run(open_run(name))
     if (path / MANIFEST).is_file():
         bundle = read_bundle(path)
         return Subject(str(path), bundle.manifest.architecture, bundle=bundle)
@@ -92,6 +97,13 @@ def load_preset(path: Path) -> Architecture:
     return Architecture.from_json(document.get("architecture"), str(path))
 
 
+def _gives_way(run: Run, path: Path, name: str) -> bool:
+    """Say whether a run was made for what else is called so: a checkpoint folder, or, where it was cut, a preset."""
+    if run.architecture_file.exists():
+        return path.is_dir() and is_checkpoint(path) and not run.checkpoint.exists()
+    return path.is_file() or is_checkpoint(path) or name in preset_names()
+
+
 def _from_run(run: Run) -> Subject:
     if not run.architecture_file.exists():
         raise InvalidFileError(f"run {run.folder} has no architecture yet", hint="search again: merino-edge search")
@@ -104,5 +116,8 @@ def _own_run(name: str, architecture: Architecture) -> Run:
     if not run.architecture_file.exists():
         run.set_architecture(architecture)
     elif run.architecture() != architecture:
-        raise UsageError(f"run '{run.name}' holds another architecture", hint=f"remove or rename {run.folder}")
+        raise UsageError(
+            f"run '{run.name}' holds another architecture",
+            hint=f"to use the run, name {run.folder}; else remove or rename it",
+        )
     return run

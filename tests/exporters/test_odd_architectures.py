@@ -106,6 +106,16 @@ def test_an_impossible_pair_names_the_nearest_possible_one(
     assert nearest in caught.value.hint
 
 
+def test_a_form_asked_for_by_name_gives_way_to_no_other() -> None:
+    architecture = Architecture((Block(64, 1, 1),), 64, 50, head_dim=32)
+    weight_only, int8 = (find_recipe(name, architecture) for name in ("weight_only_wi4_b32_afp32", "dynamic_wi8_afp32"))
+    assert find_form(weight_only, "standard", architecture) == "fast"
+    assert find_form(int8, "standard", architecture, asked=True) == "standard"
+    with pytest.raises(UsageError, match="cannot be written in the form 'standard'") as caught:
+        find_form(weight_only, "standard", architecture, asked=True)
+    assert "form 'fast' of this recipe" in str(caught.value.hint)
+
+
 def test_every_pair_says_which_runtime_it_needs() -> None:
     assert {form for _, form in PAIRS} == set(FORMS)
     assert all(runtime_min_version(recipe, form)[:2] == "1." for recipe, form in PAIRS)

@@ -17,15 +17,18 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 
 import merino_edge
+from merino_edge.architecture import Architecture, Block
 from merino_edge.checkpoint import CONFIG, WEIGHTS
-from merino_edge.errors import InvalidFileError, MerinoEdgeError, UsageError
-from merino_edge.flows.export import ExportWish, current_bundle, export
+from merino_edge.errors import ExportError, InvalidFileError, MerinoEdgeError, UsageError
+from merino_edge.flows import export as flow
+from merino_edge.flows.export import ExportWish, Weights, current_bundle, export
 from merino_edge.flows.subject import resolve_subject
 from merino_edge.reference import random_tensors
-from merino_edge.run import runs_root
+from merino_edge.run import create_run, runs_root
 from merino_edge.testing import tiny_architecture
 
 TINY = tiny_architecture()
+SEVERAL = Architecture((Block(64, 2, 2), Block(128, 1, 2), Block(64, 4, 2)), 64, 257, head_dim=32)
 
 
 @pytest.fixture
@@ -191,6 +194,70 @@ def test_random_weights_never_replace_a_trained_bundle_whose_checkpoint_is_elsew
         assert "export FOLDER" in str(caught.value.hint)
     assert [p.name for p in manifest.parent.parent.iterdir()] == ["onnx-fp32"]
     assert manifest.read_bytes() == before
+
+
+def test_the_same_call_means_the_same_checkpoint_when_it_is_repeated(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkpoint.parent)
+    for name in ("model", "./model", "model"):
+        assert export(name, ExportWish(recipe="fp32"))["trained"]
+        assert resolve_subject(name).checkpoint == Path(name)
+
+
+def test_a_run_that_another_checkpoint_of_its_name_lies_beside_is_named_by_its_path(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkpoint.parent)
+    run = create_run("model", "local")
+    run.set_architecture(Architecture(TINY.blocks[:1], TINY.embedding_width, 99, TINY.head_dim))
+    with pytest.raises(UsageError, match="holds another architecture") as caught:
+        resolve_subject("model")
+    assert str(run.folder) in str(caught.value.hint)
+    assert resolve_subject(str(run.folder)).architecture.vocab_size == 99
+
+
+def test_a_preset_can_be_named_again_after_its_run_was_cut_short() -> None:
+    create_run("merino-52m", "local")  # and the disk was full: no architecture.json
+    assert resolve_subject("merino-52m").run is not None
+    assert resolve_subject("merino-52m").architecture == resolve_subject("merino-52m", make_run=False).architecture
+
+
+@pytest.mark.parametrize(
+    ("wish", "words", "nearest"),
+    [
+        (ExportWish(recipe="dynamic_wi4_b32_afp32"), "cannot be written as ONNX", "--format tflite"),
+        (ExportWish("tflite", "fp16"), "it is for GPU providers", "--recipe fp32"),
+        (ExportWish("tflite", "dynamic_wi8_head_b64_afp32"), "only onnxruntime", "--recipe dynamic_wi8_afp32"),
+        (ExportWish("tflite", "weight_only_wi4_b32_head8_afp32"), "to 8 bits", "--recipe dynamic_wi4_b32_afp32"),
+        (ExportWish("tflite", "fp32", "fast"), "unknown form 'fast'", "--form standard"),
+        (ExportWish(recipe="fp16", form="standard"), "in the form 'standard'", "form 'unrolled'"),
+    ],
+)
+def test_an_impossible_pair_is_refused_with_the_nearest_possible_one(
+    checkpoint: Path, wish: ExportWish, words: str, nearest: str
+) -> None:
+    error = refuse(checkpoint, words, wish)
+    assert isinstance(error, UsageError)
+    assert nearest in str(error.hint)
+
+
+def test_random_weights_that_do_not_survive_a_recipe_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def too_large(architecture: Architecture, context_length: int, seed: int = 0) -> Weights:
+        seeds.append(seed)
+        return Weights(random_tensors(architecture, seed, scale=0.9 if seed < 2 else 0.02), context_length)
+
+    monkeypatch.setattr(flow, "random_weights", too_large)
+    run = create_run("wild", "local")
+    run.set_architecture(SEVERAL)
+    document = export("wild", ExportWish(recipe="dynamic_wi8_afp32"))
+    assert seeds == [0, 1, 2]
+    assert document["parity"]["max_abs_diff"] <= 0.2 * document["parity"]["logits_std"]
+    monkeypatch.setattr(flow, "RANDOM_DRAWS", 2)
+    with pytest.raises(ExportError, match="disagrees with the reference"):
+        export("wild", ExportWish(recipe="dynamic_wi8_afp32"))
 
 
 def test_a_trained_bundle_whose_checkpoint_is_elsewhere_is_deployed_as_it_is(checkpoint: Path) -> None:
