@@ -13,15 +13,18 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from merino_edge.errors import InvalidFileError, MerinoEdgeError, writing_hint
 
 SCHEMA_VERSION = 1
+UNLOCKED_S = 1.0  # from making a folder to locking it takes less by far
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -64,6 +67,55 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def building_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Make a hidden folder beside where it will belong; what is not moved into place is removed at the end.
+
+    It is locked while its writer lives, so that what killed writers left behind is known and removed first.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent))
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems know no locks
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield temporary
+    finally:
+        os.close(handle)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    aside = [old for old in parent.glob(".*.old") if (parent / old.name[1 : -len(".old")]).exists()]
+    for left in (*parent.glob(".*.tmp"), *aside):
+        with suppress(OSError):  # no folder, or gone meanwhile, or its writer holds the lock
+            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                if time.time() - os.fstat(handle).st_mtime > UNLOCKED_S:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def move_into_place(temporary: Path, folder: Path) -> None:
+    """Rename a complete folder to where it belongs; an older one of that name stays until then."""
+    os.chmod(temporary, 0o755)  # noqa: S103  mkdtemp makes it private; what is complete is for reading
+    old = folder.parent / f".{folder.name}.old"
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        with suppress(OSError):
+            os.rename(old, folder)
+        raise
+    sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def canonical_json(value: Any) -> str:

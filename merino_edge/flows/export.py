@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -21,7 +18,7 @@ from merino_edge.bundle import TOKENIZER, Bundle, Manifest, bundle_label, descri
 from merino_edge.checkpoint import WEIGHTS, read_checkpoint
 from merino_edge.errors import ExportError, InvalidFileError, MerinoEdgeError, UsageError, did_you_mean, writing_hint
 from merino_edge.exporting import Exporter, ExportOptions, ExportResult
-from merino_edge.files import sha256_file, sync_folder
+from merino_edge.files import building_folder, move_into_place, sha256_file
 from merino_edge.flows.chat import copy_template
 from merino_edge.flows.conditions import DEFAULT_CONDITIONS, run_conditions
 from merino_edge.flows.quality import Judge, compare_quality, find_judge, limit_of, not_measured
@@ -33,7 +30,6 @@ from merino_edge.reference import random_tensors
 EXPORTERS = "merino_edge.exporters"
 STANDARD = "standard"
 FORMS_BY_SPEED = ("fast", STANDARD, "legacy", "unrolled")
-STALE_SECONDS = 600.0  # no export takes so long
 RANDOM_DRAWS = 4  # of many narrow blocks one draw in ten amplifies the rounding to 8 bits beyond the parity bound
 # Recipes named without their block, by format: the first that fits the widths and keeps the limit is taken.
 _ONNX = tuple(f"weight_only_wi4_{kind}_afp32" for kind in ("b128", "b64", "b32", "b32_head8"))
@@ -159,28 +155,21 @@ def write_bundle(
     if weights.tokenizer is not None:
         _check_tokenizer(weights.tokenizer, architecture)
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{format_name}-{recipe}.", suffix=".tmp", dir=parent))
+        with building_folder(parent, f"{format_name}-{recipe}") as temporary:
+            options = replace(options, tokenizer=weights.tokenizer)
+            more: tuple[str, ...] = ()
+            result = exporter(architecture, weights.tensors, temporary, recipe, options)
+            if weights.tokenizer is not None:
+                shutil.copyfile(weights.tokenizer, temporary / TOKENIZER)
+                more = (TOKENIZER, *copy_template(weights.tokenizer.parent, temporary))
+            manifest = _manifest(architecture, weights, temporary, format_name, recipe, result, options, more)
+            quality = _judged(architecture, weights, temporary, manifest, judge, tell)
+            manifest = replace(manifest, quality=quality)
+            write_manifest(temporary, manifest)
+            folder = parent / bundle_label(format_name, recipe, result.form)
+            move_into_place(temporary, folder)
     except OSError as error:
         raise _cannot_write(parent, error) from error
-    try:
-        options = replace(options, tokenizer=weights.tokenizer)
-        more: tuple[str, ...] = ()
-        result = exporter(architecture, weights.tensors, temporary, recipe, options)
-        if weights.tokenizer is not None:
-            shutil.copyfile(weights.tokenizer, temporary / TOKENIZER)
-            more = (TOKENIZER, *copy_template(weights.tokenizer.parent, temporary))
-        manifest = _manifest(architecture, weights, temporary, format_name, recipe, result, options, more)
-        quality = _judged(architecture, weights, temporary, manifest, judge, tell)
-        manifest = replace(manifest, quality=quality)
-        write_manifest(temporary, manifest)
-        folder = parent / bundle_label(format_name, recipe, result.form)
-        _move_into_place(temporary, folder)
-    except OSError as error:
-        raise _cannot_write(parent, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Bundle(folder, manifest, result.layout)
 
 
@@ -236,34 +225,11 @@ def _judged(
         return not_measured(judge.reason)
     if (manifest.format, manifest.recipe, manifest.form) == ("onnx", "fp32", "standard"):
         return compare_quality(folder, manifest, (folder, manifest), judge.held_out, judge.limit, tell)
-    with tempfile.TemporaryDirectory(prefix=".fp32.", suffix=".tmp", dir=folder.parent) as name:
+    with tempfile.TemporaryDirectory(prefix=".fp32.", dir=folder) as name:
         fp32, options = Path(name), ExportOptions(context_length=manifest.context_length, parity=False)
         result = load_exporter("onnx")(architecture, weights.tensors, fp32, "fp32", options)
         described = _manifest(architecture, replace(weights, tokenizer=None), fp32, "onnx", "fp32", result, options)
         return compare_quality(folder, manifest, (fp32, described), judge.held_out, judge.limit, tell)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove what a killed export left behind."""
-    for left in (*parent.glob(".*.tmp"), *parent.glob(".*.old")):
-        if time.time() - left.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _move_into_place(temporary: Path, folder: Path) -> None:
-    os.chmod(temporary, 0o755)  # noqa: S103  mkdtemp makes it private; a bundle is for reading
-    old = folder.parent / f".{folder.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, old)
-    try:
-        os.rename(temporary, folder)
-    except OSError:
-        with suppress(OSError):
-            os.rename(old, folder)
-        raise
-    sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_tokenizer(path: Path, architecture: Architecture) -> None:

@@ -15,10 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from merino_edge import files
 from merino_edge.errors import InvalidFileError, MerinoEdgeError
 from merino_edge.files import (
     append_line,
+    building_folder,
     canonical_json,
+    move_into_place,
     open_atomic,
     parse_json,
     read_json,
@@ -135,6 +138,58 @@ def test_kill_9_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:
             writer.send_signal(signal.SIGKILL)
         document = read_json(path)
         assert document["filling"] == [document["n"]] * 2000
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from merino_edge.files import building_folder
+with building_folder(Path(sys.argv[1]), "model") as folder:
+    (folder / "half").write_text("written")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "UNLOCKED_S", -1.0)
+    words = [sys.executable, "-c", BUILD, str(tmp_path)]
+    killed, living = (
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    left, written = (Path(str(child.stdout and child.stdout.readline()).strip()) for child in (killed, living))
+    killed.kill()
+    killed.communicate()
+    assert (left / "half").exists()
+    with building_folder(tmp_path, "model") as folder:
+        assert sorted(tmp_path.iterdir()) == sorted([folder, written])
+        assert (written / "half").read_text() == "written"
+    living.communicate("")
+    assert living.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_moved_into_place_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    for content in ("first", "second"):
+        with building_folder(tmp_path, "model") as folder:
+            (folder / content).write_text(content)
+            move_into_place(folder, place)
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        assert [path.name for path in place.iterdir()] == [content]
+
+
+def test_what_was_set_aside_stays_until_something_is_in_its_place(tmp_path: Path) -> None:
+    aside = tmp_path / ".model.old"
+    aside.mkdir()
+    os.utime(aside, (1, 1))
+    with building_folder(tmp_path, "other"):
+        assert aside.exists()
+    (tmp_path / "model").mkdir()
+    with building_folder(tmp_path, "other"):
+        assert not aside.exists()
 
 
 def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:
