@@ -30,7 +30,7 @@ from merino_edge.reference import random_tensors
 EXPORTERS = "merino_edge.exporters"
 STANDARD = "standard"
 FORMS_BY_SPEED = ("fast", STANDARD, "legacy", "unrolled")
-RANDOM_DRAWS = 4  # of many narrow blocks one draw in ten amplifies the rounding to 8 bits beyond the parity bound
+RANDOM_DRAWS = 12  # one in three passes where blocks are narrow and the vocabulary large: rounding to 8 bits adds up
 # Recipes named without their block, by format: the first that fits the widths and keeps the limit is taken.
 _ONNX = tuple(f"weight_only_wi4_{kind}_afp32" for kind in ("b128", "b64", "b32", "b32_head8"))
 _TFLITE = tuple(f"dynamic_wi4_b{block}_afp32" for block in (128, 64, 32))
@@ -236,14 +236,16 @@ def _check_tokenizer(path: Path, architecture: Architecture) -> None:
     from tokenizers import Tokenizer
 
     try:
-        size = Tokenizer.from_file(str(path)).get_vocab_size()
+        ids = Tokenizer.from_file(str(path)).get_vocab().values()
     except Exception as error:  # the library raises bare Exception for a damaged file
         raise InvalidFileError(
             f"tokenizer {path} cannot be read: {error}", hint="train again, or name another"
         ) from error
-    if size != architecture.vocab_size:
+    if len(ids) != architecture.vocab_size or max(ids) >= architecture.vocab_size:
+        beyond = f" and ids up to {max(ids)}" if ids and max(ids) >= len(ids) else ""
         raise InvalidFileError(
-            f"tokenizer {path} has {size} entries, the architecture's vocabulary has {architecture.vocab_size}",
+            f"tokenizer {path} has {len(ids)} entries{beyond}, "
+            f"the architecture's vocabulary has {architecture.vocab_size}",
             hint="use the tokenizer that the checkpoint was trained with",
         )
 

@@ -78,6 +78,11 @@ def small_tokenizer(folder: Path) -> None:
     Tokenizer(models.BPE(vocab=vocabulary, merges=[])).save(str(folder / "tokenizer.json"))
 
 
+def tokenizer_with_a_gap(folder: Path) -> None:
+    vocabulary = {chr(0x4E00 + number): number for number in [*range(255), 300]}
+    Tokenizer(models.BPE(vocab=vocabulary, merges=[])).save(str(folder / "tokenizer.json"))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -88,6 +93,7 @@ def small_tokenizer(folder: Path) -> None:
         (with_tensors(lambda t: t["blocks.0.norms"].fill(np.nan)), r"'blocks\.0\.norms' holds NaN"),
         (deeper, "the architecture says"),
         (small_tokenizer, "has 20 entries, the architecture's vocabulary has 256"),
+        (tokenizer_with_a_gap, "has 256 entries and ids up to 300, the architecture's vocabulary has 256"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer .* cannot be read"),
         (lambda folder: (folder / CONFIG).write_text('{"architecture": 3}'), "must be a JSON object"),
         (lambda folder: (folder / CONFIG).write_text("{}"), "describes no MeRino model"),
