@@ -23,8 +23,8 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as hf_logging
 
-from merino_edge.errors import TrainingError
-from merino_edge.files import sync_folder, write_json
+from merino_edge.errors import InvalidFileError, TrainingError
+from merino_edge.files import read_json, sha256_file, sync_folder, write_json
 from merino_edge.training import processes, speed
 from merino_edge.training.data import TokenArray
 from merino_edge.training.request import Report
@@ -255,7 +255,7 @@ class Watch(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             raise TrainingError(
                 f"the loss became {logs['loss']} at step {state.global_step}",
-                hint="train again with a lower --learning-rate",
+                hint="train again with a lower --learning-rate and --no-resume",
             )
         self._marks = [*self._marks[:1], (state.global_step, time.monotonic())]
         self.curve.append(_point(entry))
@@ -277,7 +277,8 @@ class Watch(TrainerCallback):
                 os.fsync(handle)
                 os.close(handle)
             sync_folder(folder)
-            write_json(folder / COMPLETE, {"step": state.global_step})
+            files = {file.name: sha256_file(file) for file in sorted(folder.iterdir()) if file.is_file()}
+            write_json(folder / COMPLETE, {"step": state.global_step, "files": files})
             self.on_plan(self.plan)
         self._saved = time.monotonic()
 
@@ -286,15 +287,33 @@ def _point(entry: Mapping[str, float]) -> dict[str, float]:
     return {key: entry[key] for key in ("step", "tokens", "loss", "learning_rate") if key in entry}
 
 
-def last_save(folder: Path) -> Path | None:
-    """Return the newest complete save; what an interruption left half-written is removed."""
-    best: Path | None = None
-    for save in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
-        if (save / COMPLETE).is_file():
-            best = save
-        else:
-            shutil.rmtree(save)
-    return best
+def last_save(folder: Path, note: Callable[[str], None] | None = None) -> Path | None:
+    """Return the newest save that is complete and undamaged; newer ones that are not are removed.
+
+    Args:
+        folder: Where the saves lie.
+        note: Told of each save that was complete once and is damaged.
+    """
+    saves = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for save in [save for save in saves if not (save / COMPLETE).is_file()]:
+        shutil.rmtree(save)  # what an interruption left half-written
+        saves.remove(save)
+    for save in reversed(saves):
+        if _undamaged(save):
+            return save
+        shutil.rmtree(save)
+        if note is not None:
+            note(f"the save of step {save.name.rpartition('-')[2]} is damaged: going on from an earlier one")
+    return None
+
+
+def _undamaged(save: Path) -> bool:
+    """Say whether every file of a save is what was written; one of an earlier release has no digests to tell."""
+    try:
+        files = read_json(save / COMPLETE, "save").get("files", {})
+        return isinstance(files, dict) and all(sha256_file(save / name) == digest for name, digest in files.items())
+    except InvalidFileError:
+        return False
 
 
 class OrderedTrainer(Trainer):

@@ -24,7 +24,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from merino_edge.checkpoint import WEIGHTS, read_config
-from merino_edge.errors import TrainingError, writing_hint
+from merino_edge.errors import InvalidFileError, TrainingError, writing_hint
 from merino_edge.files import read_json, sha256_file, write_json
 from merino_edge.settings import cache_home
 from merino_edge.training import processes
@@ -48,6 +48,7 @@ from merino_edge.training.save import LEAST_VALIDATION, held_out_tokens, write_c
 __all__ = ["TrainRequest", "TrainResult", "train"]
 
 PLAN = "plan.json"
+TORCH_WRITING = ("PytorchStreamWriter", "file write failed", "unexpected pos")  # what torch.save says of a full disk
 RESERVE = 0.05  # of a time budget, for scoring and writing
 
 
@@ -90,7 +91,7 @@ def train(request: TrainRequest, progress: Report | None = None) -> TrainResult:
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"training into {request.output} stopped: {error}", hint=_hint(error)) from error
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error) and "file write failed" not in str(error):
+        if not any(words in str(error) for words in TORCH_WRITING):
             raise
         raise TrainingError(
             f"cannot save the training of {request.output}: {error}", hint="free some space; the same command goes on"
@@ -196,7 +197,7 @@ def _open_work(work: Path, request: TrainRequest, data: TokenData) -> tuple[Plan
     if not request.resume and work.exists() and processes.is_main():
         shutil.rmtree(work)
     if (work / PLAN).exists():
-        old = read_json(work / PLAN, "training plan")
+        old = _read_plan(work)
         different = [key for key in record if old.get("request", {}).get(key) != record[key]]
         if different:
             raise TrainingError(
@@ -208,6 +209,13 @@ def _open_work(work: Path, request: TrainRequest, data: TokenData) -> tuple[Plan
     elif processes.is_main():
         write_json(work / PLAN, {"request": record, "steps": steps, "seconds_used": 0.0})
     return Plan(steps, request.seconds, request.warmup, request.schedule, used, RESERVE, LEAST_VALIDATION), record
+
+
+def _read_plan(work: Path) -> dict[str, Any]:
+    try:
+        return read_json(work / PLAN, "training plan")
+    except InvalidFileError as error:
+        raise TrainingError(error.message, hint="--no-resume drops the unfinished training") from error
 
 
 def _steps(request: TrainRequest, data: TokenData) -> int | None:
@@ -238,7 +246,9 @@ def _run(
             write_json(work / PLAN, {"request": record, "steps": plan.steps, "seconds_used": watch.elapsed()})
 
     log_steps = max(1, min(10, (plan.steps or ENDLESS) // 20)) if request.seconds is None else 10
-    writer = _writer(request, work)
+    with processes.main_first():
+        save = last_save(work, lambda text: report({"note": text}))
+    writer = _writer(request, save)
     watch = Watch(
         plan, request.tokens_per_batch, request.save_seconds, report, log_steps, keep, request.flops_per_token,
         writer, started,
@@ -256,8 +266,6 @@ def _run(
     trainer.make = functools.partial(make_optimizer, learning_rate=rate, weight_decay=decay)
     trainer.factor = plan.factor
     trainer.remove_callback(PrinterCallback)
-    with processes.main_first():
-        save = last_save(work)
     trainer.train(resume_from_checkpoint=str(save) if save else None)
     if writer is not None:
         writer.close()
@@ -275,7 +283,7 @@ def _whole(trainer: OrderedTrainer, model: MerinoForCausalLM) -> MerinoForCausal
     return model
 
 
-def _writer(request: TrainRequest, work: Path) -> Any:
+def _writer(request: TrainRequest, save: Path | None) -> Any:
     """Open TensorBoard's log in the main process; a training that goes on continues it."""
     if request.log_folder is None or not processes.is_main():
         return None
@@ -285,7 +293,6 @@ def _writer(request: TrainRequest, work: Path) -> Any:
         raise TrainingError(
             "logs for TensorBoard need the package 'tensorboard'", hint="pip install 'merino-edge[train]'"
         ) from error
-    save = last_save(work)
     purge = int(save.name.rpartition("-")[2]) + 1 if save else None
     return SummaryWriter(str(request.log_folder), purge_step=purge)
 

@@ -166,9 +166,71 @@ def test_half_written_save_is_passed_over(tmp_path: Path) -> None:
     for step, complete in ((10, True), (20, True), (30, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if complete:
-            (tmp_path / f"checkpoint-{step}" / loop.COMPLETE).write_text("{}")
+            write_json(tmp_path / f"checkpoint-{step}" / loop.COMPLETE, {"step": step})
     assert loop.last_save(tmp_path) == tmp_path / "checkpoint-20"
     assert not (tmp_path / "checkpoint-30").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "complete.json"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "remove"])
+def test_a_damaged_save_is_told_and_an_earlier_one_gone_on_from(
+    name: str, harm: str, saved: Path, request_for: Any, tmp_path: Path
+) -> None:
+    work = tmp_path / ".checkpoint.training"
+    shutil.copytree(saved, work)
+    newest = loop.last_save(work)
+    assert newest is not None and newest.name == "checkpoint-3"
+    file = newest / name
+    content = file.read_bytes()
+    middle = len(content) // 2
+    if harm == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(content[:middle] + (bytes([content[middle] ^ 1]) + content[middle + 1 :]) * (harm == "flip"))
+    notes: list[str] = []
+    assert loop.last_save(work, notes.append) == work / "checkpoint-2"
+    assert notes or name == "complete.json"
+    assert not newest.exists()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, text_file: Path, token_folder: Path, architecture: Any) -> Path:
+    """The folder of a training that stopped after its third save."""
+    folder = tmp_path_factory.mktemp("saved")
+    request = TrainRequest(
+        architecture, folder / "checkpoint", data=(str(text_file),), token_folder=token_folder, context_length=32,
+        tokens_per_batch=256, steps=12, threads=1, save_seconds=0.0,
+    )  # fmt: skip
+
+    def stop(facts: Any) -> None:
+        if (folder / ".checkpoint.training" / "checkpoint-3" / loop.COMPLETE).exists():
+            raise KeyboardInterrupt
+
+    clock = iter(range(10**9))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("merino_edge.training.loop.time.monotonic", lambda: float(next(clock)))  # told of every step
+        train(request, stop)
+    return folder / ".checkpoint.training"
+
+
+def test_a_damaged_plan_names_the_way_out(request_for: Any) -> None:
+    interrupt(request_for(steps=400))
+    work = request_for().output.parent / ".checkpoint.training"
+    (work / "plan.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"plan\.json is not valid JSON") as caught:
+        train(request_for(steps=400))
+    assert "--no-resume" in str(caught.value.hint)
+    assert train(request_for(resume=False)).steps == 12
+
+
+def test_a_disk_that_fills_within_a_save_is_named(request_for: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 203968 vs 203860")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match="cannot save") as caught:
+        train(request_for(save_seconds=0.0))
+    assert "free some space" in str(caught.value.hint)
 
 
 def interrupt(request: TrainRequest) -> None:
@@ -254,7 +316,7 @@ def test_the_chat_template_beside_a_tokenizer_comes_into_the_checkpoint(
         (given / "chat_template.jinja").write_text(template)
     else:
         config["chat_template"] = template
-    write_json(given / "tokenizer_config.json", config)
+    (given / "tokenizer_config.json").write_text(json.dumps(config))  # as others write it: nothing of ours in it
     second = train(request_for("2", steps=1, tokenizer=str(given / "tokenizer.json"))).checkpoint
     third = train(request_for("3", steps=1, start_from=second)).checkpoint
     for folder in (second, third):
