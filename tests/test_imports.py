@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 WORDS = {
     "architecture", "bundle", "checkpoint", "errors", "exporting", "files", "measurement", "progress", "reference",
-    "run", "settings", "units",
+    "run", "settings", "tokenizer_settings", "units",
 }  # fmt: skip
 
 # Room -> the rooms whose modules it may import, beside its own.

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merino_edge.errors import InvalidFileError, UsageError
-from merino_edge.files import parse_json, read_json, read_text, write_atomic, write_json
-
-CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
-MAX_TEMPLATE_BYTES = 1 << 18
+from merino_edge.errors import UsageError
+from merino_edge.files import read_json, write_atomic, write_json
+from merino_edge.tokenizer_settings import CONFIG, tokenizer_settings
 
 
 @dataclass(frozen=True)
@@ -65,19 +63,9 @@ def find_template(*folders: Path | None) -> ChatTemplate | None:
         InvalidFileError: a file that should hold it cannot be read.
     """
     for folder in folders:
-        if folder is None:
-            continue
-        path = folder / CONFIG
-        config = parse_json(read_text(path, "tokenizer's settings"), str(path)) if path.is_file() else {}
-        text = _named(config.get("chat_template"))
-        if (folder / TEMPLATE).is_file():
-            text = read_text(folder / TEMPLATE, "chat template")
-        if text is None:
-            continue
-        if not isinstance(text, str) or len(text.encode()) > MAX_TEMPLATE_BYTES:
-            raise InvalidFileError(f"{folder}: its chat template is no text of at most {MAX_TEMPLATE_BYTES} bytes")
-        found = {name: _word(value) for name, value in config.items() if name.endswith("_token")}
-        return ChatTemplate(text, {name: word for name, word in found.items() if word is not None})
+        text, words = tokenizer_settings(folder) if folder is not None else (None, {})
+        if text is not None:
+            return ChatTemplate(text, words)
     return None
 
 
@@ -90,20 +78,6 @@ def copy_template(source: Path, target: Path) -> tuple[str, ...]:
     text = json.dumps({**there, **template.words, "chat_template": template.text}, indent=2, ensure_ascii=False)
     write_atomic(target / CONFIG, text + "\n")  # other tools read it too: nothing of ours in it
     return (CONFIG,)
-
-
-def _named(value: Any) -> Any:
-    """Return the template called default, where there are several."""
-    if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        return named.get("default")
-    return value
-
-
-def _word(value: Any) -> str | None:
-    """Return a special token, which may be written with its properties."""
-    word = value.get("content") if isinstance(value, dict) else value
-    return word if isinstance(word, str) else None
 
 
 def keep_template(path: Path, template: ChatTemplate | None) -> None:

@@ -21,7 +21,8 @@ from transformers import GenerationConfig
 
 from merino_edge.checkpoint import WEIGHTS
 from merino_edge.errors import TrainingError
-from merino_edge.files import read_json, sync_folder, write_json
+from merino_edge.files import sync_folder, write_json
+from merino_edge.tokenizer_settings import CONFIG, tokenizer_settings
 from merino_edge.training import processes, speed
 from merino_edge.training.data import TokenData, end_of_text_id, held_out_text, write_validation
 from merino_edge.training.evaluate import Evaluation
@@ -29,7 +30,6 @@ from merino_edge.training.loop import Watch
 from merino_edge.training.model import MerinoForCausalLM
 from merino_edge.training.request import TrainRequest, TrainResult
 
-TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 VALIDATION_SHARE = 1 / 16  # held-out tokens scored for each token trained on, so that it takes little time
 LEAST_VALIDATION = 8_192  # tokens
 
@@ -71,7 +71,9 @@ def write_checkpoint(
 ) -> TrainResult:
     """Write the checkpoint folder and return what it records."""
     if not math.isfinite(evaluation.loss):
-        raise TrainingError("the validation loss is no number", hint="train again with a lower --learning-rate")
+        raise TrainingError(
+            "the validation loss is no number", hint="train again with a lower --learning-rate and --no-resume"
+        )
     with _replacing(request.output) as folder:
         _write_model(model, data, request, folder)
         write_validation(data, folder, held_out_tokens(tokens))
@@ -127,24 +129,13 @@ def _write_model(model: MerinoForCausalLM, data: TokenData, request: TrainReques
     shutil.copyfile(data.tokenizer, folder / "tokenizer.json")
     word = None if end is None else tokenizer.id_to_token(end)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": request.context_length}
-    own = _chat_settings(request, folder)
-    write_json(folder / TOKENIZER_CONFIG, {**settings, "eos_token": word, "pad_token": word, **own})
+    own = _chat_settings(request)
+    write_json(folder / CONFIG, {**settings, "eos_token": word, "pad_token": word, **own})
 
 
-def _chat_settings(request: TrainRequest, folder: Path) -> dict[str, Any]:
-    """Return the chat template and the special tokens that the named tokenizer has beside it, as Hugging Face does.
-
-    A template in a file of its own is copied into the folder.
-    """
+def _chat_settings(request: TrainRequest) -> dict[str, str]:
+    """Return the chat template and the special tokens that the named tokenizer has beside it."""
     named = request.tokenizer if request.tokenizer != "gpt2" else None
     source = Path(named).parent if named else request.start_from if request.tokenizer is None else None
-    if source is None:
-        return {}
-    if (source / CHAT_TEMPLATE).is_file():
-        shutil.copyfile(source / CHAT_TEMPLATE, folder / CHAT_TEMPLATE)
-    elif not (source / TOKENIZER_CONFIG).is_file():
-        return {}
-    config = read_json(source / TOKENIZER_CONFIG) if (source / TOKENIZER_CONFIG).is_file() else {}
-    words = {key: value.get("content") if isinstance(value, dict) else value for key, value in config.items()}
-    own = {key: word for key, word in words.items() if key.endswith("_token") and isinstance(word, str)}
-    return {**own, "chat_template": config["chat_template"]} if "chat_template" in config else own
+    template, words = tokenizer_settings(source) if source is not None else (None, {})
+    return words if template is None else {**words, "chat_template": template}

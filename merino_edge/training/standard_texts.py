@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer
 
 from merino_edge.errors import DataError, UsageError
-from merino_edge.files import read_json
+from merino_edge.tokenizer_settings import tokenizer_settings
 from merino_edge.training.evaluate import Evaluation, evaluate_tokens, load_model
 from merino_edge.training.text import open_text
 
@@ -77,7 +77,7 @@ def open_checkpoint(folder: Path) -> Opened:
     if torch.cuda.is_available():
         model.to(torch.device("cuda"))  # type: ignore[arg-type]  # transformers types its wrapper wrongly
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    words = read_json(folder / "tokenizer_config.json")
+    _, words = tokenizer_settings(folder)  # which transformers may have written again
     wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, eos_token=words.get("eos_token"), pad_token=words.get("pad_token")
     )
@@ -89,9 +89,12 @@ def open_hub(name: str) -> Opened:
     """Open a model of the Hugging Face hub, or a folder in its format."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from merino_edge.training.loop import quiet
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
         raise UsageError(f"cannot open hf:{name}: {line}", hint="is the name right, and is there a network?") from error
