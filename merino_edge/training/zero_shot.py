@@ -29,6 +29,7 @@ from merino_edge.errors import DataError, UsageError, did_you_mean
 Doc = dict[str, Any]
 YES_NO = ["no", "yes"]
 SAMPLE_SEED = 0
+TASK_LINE = re.compile(r"""^task:[ \t]*(?:"([^"\n]+)"|'([^'\n]+)'|([^\s#][^#\n]*))""", re.MULTILINE)
 CHOICE_LETTER = re.compile(r"^[A-D]\s*[.?]?\s*")  # of LogiQA, whose full stop is sometimes missing
 
 
@@ -256,7 +257,7 @@ def run_tasks(
     for name in names:
         docs = drawn(TASKS[name](), limit) if name in TASKS else None
         task = _config(name, docs) if docs is not None else _foreign(name, manager)
-        with _silenced():
+        with _silenced(), _explained(name, docs is None):
             tasks = get_task_dict([task], manager)
             found = evaluate(language_model, tasks, limit=limit, log_samples=False, bootstrap_iters=1)
         for label, result in found["results"].items():
@@ -276,16 +277,39 @@ def _silenced() -> Iterator[None]:
         logging.disable(level)
 
 
+@contextmanager
+def _explained(name: str, foreign: bool) -> Iterator[None]:
+    """Say that a task which is not ours cannot be asked: its file and its data are what the user wrote or named."""
+    try:
+        yield
+    except Exception as error:
+        if not foreign or isinstance(error, MemoryError | RuntimeError):  # those come from the model
+            raise
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # of its data, the library tells the reason first
+            cause = cause.__cause__
+        lines = str(cause).strip().splitlines() or ["no reason was given"]
+        raise UsageError(
+            f"the task {name} cannot be asked: {type(cause).__name__}: {lines[0]}",
+            hint="look at its file and its data: each question needs its keys, choices, and an answer among them",
+        ) from error
+
+
 def _foreign(name: str, manager: Any) -> str:
     """Return the lm-eval name of a task that is not ours."""
     if name.endswith((".yaml", ".yml")):
         try:
-            stated = re.search(r"^task:\s*(\S+)", Path(name).read_text(encoding="utf-8"), re.MULTILINE)
-        except OSError as error:
-            raise UsageError(f"cannot read the task {name}: {error.strerror}") from error
+            stated = TASK_LINE.search(Path(name).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the task {name}: {getattr(error, 'strerror', error)}") from error
         if stated is None:
             raise UsageError(f"{name} names no task", hint="an lm-eval task file has a line 'task: NAME'")
-        return stated.group(1)
+        task = (stated[1] or stated[2] or stated[3]).strip()
+        if task not in manager.all_tasks:
+            raise UsageError(
+                f"{name} is no task file that lm-eval can read", hint="is it valid YAML, with a dataset_path?"
+            )
+        return str(task)
     if name not in manager.all_tasks:
         raise UsageError(
             f"there is no task '{name}'{did_you_mean(name, [*TASKS, *manager.all_tasks], listed=True)}",

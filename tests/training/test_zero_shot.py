@@ -109,3 +109,57 @@ def test_what_a_long_evaluation_would_lack_is_told_before_it_begins(monkeypatch:
     monkeypatch.setattr(evaluate, "_open", lambda *_: pytest.fail("a model was opened"))
     with pytest.raises(UsageError, match="lm-eval"):
         evaluate.evaluate("run", evaluate.EvaluateOptions(tasks=("boolq",)))
+
+
+TASK_FILE = """task: "odd one"
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{q}}"
+doc_to_choice: choices
+doc_to_target: gold
+metric_list: [{metric: acc}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("data_lines", "reason"),
+    [
+        ('{"q": "gr\u00f6\u00dfe", "choices": ["a", "a"], "gold": 1}\n{"q": "x", "choices": ["b"], "gold": 0}\n', None),
+        ('{"q": "x", "choices": [], "gold": 0}\n', "cannot be asked: IndexError"),
+        ('{"q": "x", "choices": ["a", "b"], "gold": 7}\n', "cannot be asked: IndexError"),
+        ('{"q": "x", "gold": 0}\n', "cannot be asked"),
+        ('q,choices\nx,y\n', "cannot be asked: ArrowInvalid"),
+        ("", "cannot be asked"),
+        (None, "cannot be asked: FileNotFoundError"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_task_of_ones_own_is_told_in_one_line(
+    data_lines: str | None, reason: str | None, tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    questions, task = tmp_path / "questions.jsonl", tmp_path / "t.yaml"
+    if data_lines is not None:
+        questions.write_text(data_lines, encoding="utf-8")
+    task.write_text(TASK_FILE.replace("DATA", str(questions)))
+    if reason is None:
+        assert [(score.task, score.documents) for score in run_tasks(*model, [str(task)])] == [("odd one", 2)]
+        return
+    with pytest.raises(UsageError, match=reason) as caught:
+        run_tasks(*model, [str(task)])
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"task: x\n  dataset: [\n", "is no task file"), (b"\xff", "cannot read"), (b"a: 1\n", "names no task")],
+)
+def test_a_file_that_is_no_task_is_refused_before_a_model_is_opened(
+    content: bytes, reason: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    (tmp_path / "t.yaml").write_bytes(content)
+    with pytest.raises(UsageError, match=reason):
+        zero_shot.check_tasks([str(tmp_path / "t.yaml")])
