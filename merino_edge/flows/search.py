@@ -329,12 +329,12 @@ def pareto_csv(front: Iterable[Candidate]) -> str:
 
 def limit_lines(document: Mapping[str, Any]) -> list[str]:
     """Say in words which limit binds, or that none does."""
-    binding = [c for c in document["constraints"] if c["binding"]]
-    if not document["constraints"]:
+    given = document["constraints"]
+    if not given:
         return ["no limit was given: this is the best of the whole space"]
-    if not binding:
-        return ["no limit binds: a larger model would score no better"]
-    return [f"{c['name']} binds: {c['value']:g} of {c['limit']:g}" for c in binding]
+    lines = [f"{c['name']} binds: {c['value']:g} of {c['limit']:g}" for c in given if c["binding"]]
+    lines += [f"{c['name']} binds: {c['value']:g} of at least {c['lower']:g}" for c in given if c.get("lower_binding")]
+    return lines or ["no limit binds: a larger model would score no better"]
 
 
 def repeatability_lines(document: Mapping[str, Any]) -> list[str]:

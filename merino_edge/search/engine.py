@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from merino_edge.architecture import Architecture
 from merino_edge.errors import InfeasibleError, UsageError
 from merino_edge.search.candidate import Candidate, make_candidates
 from merino_edge.search.dynamic import search_blocks
@@ -47,7 +48,8 @@ class SearchOutcome:
         winner: The best.
         runners_up: The next ten, one a class.
         front: Non-dominated in score, latency, parameters and memory, best score first.
-        constraints: For each limit `name, limit, lower, value, binding`; a better score lies behind a binding one.
+        constraints: For each limit `name, limit, lower, value, binding, lower_binding`; a better score lies above an
+            upper end that binds, or below the lower end of a range that does.
         outside_domain: For an entropy, members looked at where gamma reaches 1 and the formula says nothing; else None.
         sensitivity: For each limit and factor `name, factor, limit, score`: the best score, or None.
     """
@@ -90,7 +92,7 @@ def search(request: SearchRequest) -> SearchOutcome:
         raise _infeasible(problem, shortfall, index, survey.seen, mode)
     front = survey.front()
     clock.lap("search")
-    listed = make_candidates(problem, [index(number) for number in survey.best])
+    listed = _different(make_candidates(problem, [index(number) for number in survey.best]))
     return SearchOutcome(
         mode=mode,
         space=problem.space.name,
@@ -99,7 +101,7 @@ def search(request: SearchRequest) -> SearchOutcome:
         feasible=survey.feasible,
         winner=listed[0],
         runners_up=listed[1:],
-        front=make_candidates(problem, [index(number) for number in front]),
+        front=_different(make_candidates(problem, [index(number) for number in front])),
         constraints=_constraints(problem, survey, listed[0]),
         outside_domain=survey.zero if request.score.name in ENTROPIES else None,
         sensitivity=_sensitivity(survey),
@@ -110,6 +112,14 @@ def search(request: SearchRequest) -> SearchOutcome:
             "total": time.perf_counter() - started,
         },
     )
+
+
+def _different(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    """Return each architecture once: a space that leaves open how many blocks it has may hold one under two numbers."""
+    found: dict[Architecture, Candidate] = {}
+    for candidate in candidates:
+        found.setdefault(candidate.architecture, candidate)
+    return tuple(found.values())
 
 
 def takes_time(request: SearchRequest) -> bool:
@@ -194,6 +204,7 @@ def _constraints(problem: Problem, survey: Survey, winner: Candidate) -> tuple[d
             "lower": limit.lower,
             "value": values[name],
             "binding": survey.relaxed[name, math.inf] > survey.best_score,
+            "lower_binding": survey.relaxed.get((name, -math.inf), -math.inf) > survey.best_score,
         }
         for name, limit in problem.limits.items()
     )

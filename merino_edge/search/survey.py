@@ -52,7 +52,8 @@ class Survey:
         seen: Members shown.
         feasible: Members that keep every limit.
         zero: Members that score exactly 0: for an entropy, those outside the formula's domain.
-        relaxed: Best score by (limit, factor), all other limits kept; factor inf is without the limit.
+        relaxed: Best score by (limit, factor), all other limits kept; factor inf is without the upper end of the
+            limit, -inf without the lower end of a range.
         front_seconds: Time spent on the front.
     """
 
@@ -94,18 +95,20 @@ class Survey:
 
     def _show_relaxed(self, fits: Mapping[str, Array], score: Array, columns: Mapping[str, Array]) -> None:
         for name, limit in self.limits.items():
-            keys = [(name, factor) for factor in (*FACTORS, math.inf)]
+            keys = [(name, factor) for factor in (*FACTORS, math.inf, *([] if limit.lower is None else [-math.inf]))]
             former = [self.relaxed.setdefault(key, -math.inf) for key in keys]
             better = score > min(former)  # few, once something is known
             for other, mask in fits.items():
                 if other != name:
                     better &= mask
             rows = np.flatnonzero(better)
-            free, values = score[rows], columns[name][rows]
-            if limit.lower is not None:
-                free = np.where(values >= limit.lower, free, -np.inf)
+            scores, values = score[rows], columns[name][rows]
+            free = scores if limit.lower is None else np.where(values >= limit.lower, scores, -np.inf)
             for key, least in zip(keys, former, strict=True):
-                kept = free if math.isinf(key[1]) else free[values <= limit.upper * key[1]]
+                if math.isfinite(key[1]):
+                    kept = free[values <= limit.upper * key[1]]
+                else:
+                    kept = free if key[1] > 0 else scores[values <= limit.upper]
                 self.relaxed[key] = max(least, float(kept.max(initial=-math.inf)))
 
     def _show_best(self, listed: Array, numbers: Array, score: Array, columns: Mapping[str, Array]) -> None:

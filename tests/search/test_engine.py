@@ -199,6 +199,28 @@ def test_sensitivity_and_binding_agree_with_searching_again() -> None:
     assert [c["binding"] for c in outcome.constraints] == [True, False]
 
 
+@pytest.mark.parametrize("lower", [None, 0.75])
+def test_the_lower_end_of_a_range_binds_where_a_better_score_lies_below_it(lower: float | None) -> None:
+    score = ScoreOptions(name="minus-depth")
+    values = sorted({count_flops(ALIKE.decode(index)) for index in range(ALIKE.size)})
+    upper = float(values[-1])
+    outcome = search(request(ALIKE, {"flops": Limit(upper, lower and lower * upper)}, score=score))
+    better = search(request(ALIKE, {"flops": Limit(upper)}, score=score))
+    (entry,) = outcome.constraints
+    assert entry["lower_binding"] == (better.winner.score > outcome.winner.score) == (lower is not None)
+    assert not entry["binding"]
+    assert len(outcome.sensitivity) == 3
+
+
+def test_an_architecture_that_has_two_numbers_is_listed_once() -> None:
+    kinds = {"count": [1, 2], "depth": 2, "ffn_ratio": 2}, {"count": [1, 2], "depth": 2, "ffn_ratio": [2, 4]}
+    where = space(*kinds, width=[64, 96], embedding_width="width")
+    assert len({where.decode(index) for index in range(where.size)}) < where.size
+    outcome = search(request(where, {}))
+    for listed in ((outcome.winner, *outcome.runners_up), outcome.front):
+        assert len({candidate.architecture for candidate in listed}) == len(listed)
+
+
 def test_two_searches_give_the_same_outcome_bit_for_bit() -> None:
     limits = {"latency_ms": Limit(20.0), "memory_bytes": Limit(200e6)}
     first, second = (search(request(POSTER, limits)) for _ in range(2))
