@@ -274,7 +274,9 @@ def load_space(name_or_path: str, vocab_size: int | None = None) -> Space:
     path = SPACES / f"{name_or_path}.toml" if name_or_path in space_names() else Path(name_or_path)
     where = f"space {path}"
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # with or without the mark that Windows puts first
         if not document:
             raise InvalidFileError(f"{where} is empty")
         return parse_space(document, where, vocab_size)
@@ -306,7 +308,7 @@ def parse_space(document: Mapping[str, Any], where: str, vocab_size: int | None 
     if document.get("schema_version") != SCHEMA_VERSION:
         raise InvalidFileError(f"{where}: schema_version must be {SCHEMA_VERSION}")
     name, title = document.get("name"), document.get("title", "")
-    if not isinstance(name, str) or not name or not isinstance(title, str):
+    if not isinstance(name, str) or not name or not isinstance(title, str) or not (name + title).isprintable():
         raise InvalidFileError(f"{where}: 'name' must be a word and 'title' a line of text")
     *fewer, blocks = _parse_blocks(document.get("block"), where)
     own = [choices.widths is not None for choices in blocks]
@@ -338,6 +340,8 @@ def parse_space(document: Mapping[str, Any], where: str, vocab_size: int | None 
 
 def _check(space: Space, where: str) -> None:
     """Refuse widths no head divides, blocks that give no network, and absurd sizes."""
+    if min(space.vocab_sizes) < 2:
+        raise InvalidFileError(f"{where}: vocab_size must be at least 2, not {min(space.vocab_sizes)}")
     for head_dim in space.head_dims:
         if head_dim % 2:
             raise InvalidFileError(f"{where}: head_dim must be even for rotary positions, not {head_dim}")

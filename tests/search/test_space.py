@@ -112,6 +112,9 @@ def test_a_width_that_one_head_dim_does_not_divide_is_left_out_there_only() -> N
         ({"block": [{"depth": [1], "ffn_ratio": [1], "width": [64]}]}, "'width' stands both"),
         ({"block": [{"depth": [1], "ffn_ratio": [0.001]}]}, "gives no feed-forward network"),
         ({"name": ""}, "'name' must be a word"),
+        ({"name": "a\nb"}, "'name' must be a word"),
+        ({"title": "\x1b[31mred"}, "'title' a line of text"),
+        ({"vocab_size": [1, 300]}, "vocab_size must be at least 2"),
     ],
 )
 def test_a_file_that_is_no_space_is_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
@@ -119,6 +122,12 @@ def test_a_file_that_is_no_space_is_refused_with_the_reason(changes: dict[str, A
         parse_space(document(**changes), "space t.toml")
     assert reason in caught.value.message
     assert caught.value.message.startswith("space t.toml")
+
+
+def test_a_file_as_windows_writes_it_is_read(tmp_path: Path) -> None:
+    text = Path(load_space.__code__.co_filename).with_name("spaces").joinpath("poster.toml").read_text()
+    (tmp_path / "poster.toml").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert load_space(str(tmp_path / "poster.toml")) == POSTER
 
 
 def test_an_own_width_for_each_block_needs_numbers_for_the_embedding() -> None:
