@@ -38,7 +38,9 @@ def _parse(text: str, table: dict[str, float], what: str, example: str) -> float
             f"'{text}': unknown unit '{unit}' for a {what}", hint=f"units: {allowed}; for example {example}"
         )
     value = float(number.replace("_", "")) * table[unit]
-    if not math.isfinite(value) or value <= 0:
+    if math.isinf(value):
+        raise UsageError(f"'{text}' is too large for a {what}", hint=f"write it like {example}")
+    if value <= 0:
         raise UsageError(f"'{text}': a {what} must be greater than zero", hint=f"write it like {example}")
     return value
 

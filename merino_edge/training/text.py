@@ -153,6 +153,11 @@ def _open(file: Path) -> BinaryIO:
     return open(file, "rb")
 
 
+def _encoding(start: bytes) -> str:
+    """Guess what a file that is not UTF-8 is written in: the mark at its beginning tells UTF-16."""
+    return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin1"
+
+
 def _lines(file: Path) -> Iterator[str]:
     """Yield lines with their ends; a byte that is not UTF-8 is named by its place."""
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -167,7 +172,7 @@ def _lines(file: Path) -> Iterator[str]:
                 offset = done - held_back + error.start
                 raise DataError(
                     f"data {file} is not UTF-8: byte {error.object[error.start]:#04x} at offset {offset}",
-                    hint="convert it with: iconv -f latin1 -t utf-8",
+                    hint=f"if it is text at all, convert it with: iconv -f {_encoding(data)} -t utf-8",
                 ) from error
             if done == 0:
                 text = text.removeprefix("\ufeff")
@@ -191,6 +196,9 @@ def _read_files(files: Sequence[Path]) -> Iterator[Piece]:
             yield from _cut(_lines(file), longest)
 
 
+_JSONL = 'each line of a .jsonl file is an object like {"text": "..."}'
+
+
 def _json_texts(file: Path) -> Iterator[str]:
     for number, line in enumerate(_lines(file), start=1):
         if not line.strip():
@@ -198,10 +206,10 @@ def _json_texts(file: Path) -> Iterator[str]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise DataError(f"data {file}, line {number}: not JSON: {error}") from error
+            raise DataError(f"data {file}, line {number}: not JSON: {error}", hint=_JSONL) from error
         text = record.get("text") if isinstance(record, dict) else None
         if not isinstance(text, str):
-            raise DataError(f"data {file}, line {number}: no string under the key 'text'")
+            raise DataError(f"data {file}, line {number}: no string under the key 'text'", hint=_JSONL)
         yield text
 
 

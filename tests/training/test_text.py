@@ -72,6 +72,15 @@ def test_byte_that_is_not_utf8_is_named_by_its_offset(before: str, bad: bytes) -
             read(path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "latin1"])
+def test_the_hint_for_a_file_in_another_encoding_converts_it(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("größe".encode(encoding))
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert f"iconv -f {encoding} -t utf-8" in str(caught.value.hint)
+
+
 def test_offset_counts_over_the_borders_of_reads(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     size = (1 << 20) - 1

@@ -72,10 +72,15 @@ def test_an_unknown_unit_is_refused_with_the_list() -> None:
     assert "ms" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("text", ["0ms", "-5ms", "1e999ms", "0.0s"])
+@pytest.mark.parametrize("text", ["0ms", "-5ms", "0.0s"])
 def test_a_time_must_be_greater_than_zero(text: str) -> None:
     with pytest.raises(UsageError, match="greater than zero"):
         parse_ms(text)
+
+
+def test_a_time_out_of_range_is_said_to_be_too_large() -> None:
+    with pytest.raises(UsageError, match="'1e999ms' is too large"):
+        parse_ms("1e999ms")
 
 
 @pytest.mark.parametrize("text", ["", "ms", "five ms", "5 5ms", "nanms", "infs", "0x10ms", "5ms;ls", "٥ms"])
