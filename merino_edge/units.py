@@ -107,27 +107,27 @@ def parse_limit(text: str, parse: Callable[[str], float]) -> Limit:
     return Limit(upper=upper, lower=lower)
 
 
-def format_bytes(value: float) -> str:
-    """Format bytes in decimal units with three significant digits: ``63.6 MB``."""
-    return _scaled(value, (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)))
+def format_bytes(value: float, more: int = 0) -> str:
+    """Format bytes in decimal units with three significant digits, or `more`: ``63.6 MB``."""
+    return _scaled(value, (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)), more)
 
 
-def format_count(value: float) -> str:
+def format_count(value: float, more: int = 0) -> str:
     """Format a count: ``61.2 M``."""
-    return _scaled(value, (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))).strip()
+    return _scaled(value, (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)), more).strip()
 
 
-def format_ms(value: float) -> str:
+def format_ms(value: float, more: int = 0) -> str:
     """Format milliseconds: ``3.42 ms``, ``1.2 s``."""
-    return _scaled(value, (("s", 1e3), ("ms", 1.0), ("us", 1e-3), ("ns", 1e-6)))
+    return _scaled(value, (("s", 1e3), ("ms", 1.0), ("us", 1e-3), ("ns", 1e-6)), more)
 
 
-def _scaled(value: float, steps: tuple[tuple[str, float], ...]) -> str:
+def _scaled(value: float, steps: tuple[tuple[str, float], ...], more: int) -> str:
     for unit, size in steps:
         if abs(value) >= size or (unit, size) == steps[-1]:
             scaled = value / size
-            digits = (
-                0 if size == 1.0 and unit in ("B", "") else 2 if abs(scaled) < 10 else 1 if abs(scaled) < 100 else 0
-            )
-            return f"{scaled:.{digits}f} {unit}"
+            if size == 1.0 and unit in ("B", ""):
+                return f"{scaled:.0f} {unit}"
+            digits = 2 if abs(scaled) < 10 else 1 if abs(scaled) < 100 else 0
+            return f"{scaled:.{digits + more}f} {unit}"
     raise AssertionError("unreachable")

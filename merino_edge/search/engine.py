@@ -239,12 +239,13 @@ def _infeasible(
         found += f" (looked at by {mode}, of {problem.space.size:,})"
     message = (
         f"{found}: {binding} must be {_range(binding, limit)}, {extreme} that can be reached{others} is "
-        f"{_quantity(binding, shortfall.least)}; nearest: {nearest.describe()}"
+        f"{_outward(binding, shortfall.least, not too_small)}; nearest: {nearest.describe()}"
     )
     reached = (min if too_small else max)(shortfall.least, values[binding])
     return InfeasibleError(
         message,
-        hint=f"allow {binding} {'down' if too_small else 'up'} to {_quantity(binding, reached)}, or widen the space",
+        hint=f"allow {binding} {'down' if too_small else 'up'} to "
+        f"{_outward(binding, reached, not too_small).replace(' ', '')}, or widen the space",
         binding=binding,
         limit=limit.upper,
         least=shortfall.least,
@@ -261,9 +262,21 @@ def _range(name: str, limit: Limit) -> str:
     return f"{_quantity(name, limit.lower)} to {_quantity(name, limit.upper)}"
 
 
+def _outward(name: str, value: float, up: bool) -> str:
+    """Return a quantity in four digits, rounded so that a limit of just that admits it."""
+    if value <= 0.0:
+        return _quantity(name, value)
+    step = 10.0 ** (math.floor(math.log10(value)) - 3)
+    if name.endswith(("_ms", "_mj")):
+        value *= 1.0 + (1e-9 if up else -1e-9)  # what is typed is a fraction of another unit, and has its own last bit
+    else:
+        step = max(1.0, step)  # whole numbers
+    return _quantity(name, (math.ceil if up else math.floor)(value / step) * step)
+
+
 def _quantity(name: str, value: float) -> str:
     if name.endswith("_ms"):
-        return format_ms(value)
+        return format_ms(value, 1)
     if name.endswith("_mj"):
         return f"{value:.4g} mJ"
-    return format_bytes(value) if name.endswith("_bytes") else format_count(value)
+    return format_bytes(value, 1) if name.endswith("_bytes") else format_count(value, 1)

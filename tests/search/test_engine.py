@@ -21,7 +21,7 @@ from merino_edge.search.pareto import non_dominated
 from merino_edge.search.problem import make_problem
 from merino_edge.search.scores import ScoreOptions, score_architecture
 from merino_edge.search.space import Space, load_space, parse_space
-from merino_edge.units import Limit
+from merino_edge.units import Limit, parse_bytes, parse_count, parse_ms
 
 RECIPE = "dynamic_wi8_afp32"
 ESTIMATE = {
@@ -210,6 +210,19 @@ def test_the_lower_end_of_a_range_binds_where_a_better_score_lies_below_it(lower
     assert entry["lower_binding"] == (better.winner.score > outcome.winner.score) == (lower is not None)
     assert not entry["binding"]
     assert len(outcome.sensitivity) == 3
+
+
+@pytest.mark.parametrize("name", ["parameters", "flops", "file_bytes", "latency_ms", "memory_bytes"])
+@pytest.mark.parametrize("below", [True, False])
+def test_the_limit_that_the_hint_names_is_met(name: str, below: bool) -> None:
+    limit = Limit(1e-3 if name == "latency_ms" else 10.0) if below else Limit(2e14, 1e14)
+    with pytest.raises(InfeasibleError) as caught:
+        search(request(ALIKE, {name: limit}))
+    _, _, named = str(caught.value.hint).partition("up to " if below else "down to ")
+    parse = parse_ms if name == "latency_ms" else parse_bytes if name.endswith("bytes") else parse_count
+    value = parse(named.partition(",")[0])
+    assert search(request(ALIKE, {name: Limit(value) if below else Limit(2e14, value)})).feasible
+    assert value == pytest.approx(caught.value.details["least"], rel=1e-3)
 
 
 def test_an_architecture_that_has_two_numbers_is_listed_once() -> None:
