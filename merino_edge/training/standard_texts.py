@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from merino_edge.errors import DataError, UsageError
@@ -91,11 +92,13 @@ def open_hub(name: str) -> Opened:
 
     from merino_edge.training.loop import quiet
 
+    if (name.startswith((".", "/")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise UsageError(f"cannot open hf:{name}: there is no such folder", hint="hf: takes a folder, or a hub's name")
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(name)
             model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         line = str(error).strip().splitlines()[0]
         raise UsageError(f"cannot open hf:{name}: {line}", hint="is the name right, and is there a network?") from error
     model.train(False)

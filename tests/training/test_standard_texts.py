@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import DataError, UsageError
 from merino_edge.flows.evaluate import EvaluateOptions, evaluate
 from merino_edge.training.data import train_tokenizer
-from merino_edge.training.standard_texts import open_hub, read_texts, score_text
+from merino_edge.training.model import MerinoConfig, MerinoForCausalLM
+from merino_edge.training.standard_texts import open_checkpoint, open_hub, read_texts, score_text
 
 TEXT = " the cat sat on the mat \n the dog sat on the cat \n" * 4
 
@@ -102,3 +105,28 @@ def test_scores_need_two_tokens(folder: Path) -> None:
     with pytest.raises(DataError):
         score_text(open_hub(str(folder)), "empty", "", 32, 32)
     assert np.isfinite(score_text(open_hub(str(folder)), "two", "cat sat", 32, 32).evaluation.loss)
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "a/b/c"])
+def test_a_folder_that_is_not_there_is_not_taken_for_a_name_of_the_hub(name: str) -> None:
+    with pytest.raises(UsageError, match="there is no such folder"):
+        open_hub(name)
+
+
+def test_damaged_weights_in_a_folder_are_a_usage_error(folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    weights = (folder / "model.safetensors").read_bytes()
+    (damaged / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(UsageError, match="cannot open"):
+        open_hub(str(damaged))
+
+
+def test_a_checkpoint_whose_tokenizer_transformers_wrote_again_is_opened(folder: Path, tmp_path: Path) -> None:
+    architecture = Architecture((Block(16, 2, 1),), 16, 270, head_dim=8)
+    MerinoForCausalLM(MerinoConfig(architecture=architecture.to_json(), max_position_embeddings=64)).save_pretrained(
+        tmp_path
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(folder / name, tmp_path / name)
+    assert open_checkpoint(tmp_path).encode(TEXT) == open_hub(str(folder)).encode(TEXT)
