@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merino_edge.bundle import Bundle
 from merino_edge.errors import MerinoEdgeError, UsageError
 from merino_edge.flows.devices import Ask, find_entry, opened
-from merino_edge.flows.export import exported_bundles
+from merino_edge.flows.export import brought_up_to_date, exported_bundles
 from merino_edge.flows.quality import read_validation
 from merino_edge.flows.subject import Subject, resolve_subject
 from merino_edge.progress import SILENT, Progress
@@ -146,7 +146,7 @@ def _exports(
 ) -> list[dict[str, Any]]:
     """Score each exported file on this machine, and the checkpoint on the same tokens in the same windows."""
     assert subject is not None and subject.checkpoint is not None
-    bundles = exported_bundles(subject)
+    bundles = [brought_up_to_date(subject, bundle, progress) for bundle in exported_bundles(subject)]
     held_out = read_validation(subject.checkpoint)
     if held_out is None:
         raise UsageError(f"{subject.checkpoint} holds no held-out tokens", hint="train again")

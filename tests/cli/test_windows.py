@@ -38,8 +38,13 @@ def test_each_perplexity_says_its_tokens_window_and_stride(tmp_path: Path) -> No
     assert re.search(
         r"^quality .*\([\d,]+ tokens, window 64, stride 64; held out in training\)$", exported, re.MULTILINE
     )
+    run(
+        "train", "tiny", "--data", "text.txt", "--steps", "4", "--context", "64"
+    )  # the file is of another checkpoint now
     scored = run("evaluate", "tiny", "--data", "text.txt", "--tokens", "300", "--exports")
     assert re.search(r"^ *text\.txt +299 +64 +32 ", scored, re.MULTILINE)
     assert re.search(r"fp32.* [\d,]+ +64 +64 +[\d.]+ ", scored, re.MULTILINE)
+    assert "exporting again" in scored
+    assert re.search(r"fp32.* [+-]0\.00 %", scored)
     timed = run("bench", "tiny", "--recipe", "fp32", "--time", "1s", "--tokens", "300", "-t", "tg8@16")
     assert "perplexity on 299 tokens, window 64, stride 64" in timed
