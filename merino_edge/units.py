@@ -107,22 +107,35 @@ def parse_limit(text: str, parse: Callable[[str], float]) -> Limit:
     return Limit(upper=upper, lower=lower)
 
 
-def format_bytes(value: float, more: int = 0) -> str:
-    """Format bytes in decimal units with three significant digits, or `more`: ``63.6 MB``."""
-    return _scaled(value, (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)), more)
+_BYTES_STEPS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
+_COUNT_STEPS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
+_MS_STEPS = (("s", 1e3), ("ms", 1.0), ("us", 1e-3), ("ns", 1e-6))
 
 
-def format_count(value: float, more: int = 0) -> str:
+def format_bytes(value: float) -> str:
+    """Format bytes in decimal units with three significant digits: ``63.6 MB``."""
+    return _scaled(value, _BYTES_STEPS)
+
+
+def format_count(value: float) -> str:
     """Format a count: ``61.2 M``."""
-    return _scaled(value, (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)), more).strip()
+    return _scaled(value, _COUNT_STEPS).strip()
 
 
-def format_ms(value: float, more: int = 0) -> str:
+def format_ms(value: float) -> str:
     """Format milliseconds: ``3.42 ms``, ``1.2 s``."""
-    return _scaled(value, (("s", 1e3), ("ms", 1.0), ("us", 1e-3), ("ns", 1e-6)), more)
+    return _scaled(value, _MS_STEPS)
 
 
-def _scaled(value: float, steps: tuple[tuple[str, float], ...], more: int) -> str:
+def format_limited(name: str, value: float) -> str:
+    """Format a quantity that a search can limit, by its name, with four significant digits: ``61.23 M``."""
+    if name.endswith("_mj"):
+        return f"{value:.4g} mJ"
+    steps = _MS_STEPS if name.endswith("_ms") else _BYTES_STEPS if name.endswith("_bytes") else _COUNT_STEPS
+    return _scaled(value, steps, 1).strip()
+
+
+def _scaled(value: float, steps: tuple[tuple[str, float], ...], more: int = 0) -> str:
     for unit, size in steps:
         if abs(value) >= size or (unit, size) == steps[-1]:
             scaled = value / size

@@ -27,7 +27,7 @@ from merino_edge.search.problem import Measured, Problem, SearchRequest, make_pr
 from merino_edge.search.reach import out_of_reach
 from merino_edge.search.scores import PLAIN, SumScore, is_sum
 from merino_edge.search.survey import Survey
-from merino_edge.units import Limit, format_bytes, format_count, format_ms
+from merino_edge.units import Limit, format_limited
 
 __all__ = ["Candidate", "Measured", "SearchOutcome", "SearchRequest", "search"]
 
@@ -258,25 +258,17 @@ def _infeasible(
 
 def _range(name: str, limit: Limit) -> str:
     if limit.lower is None:
-        return f"at most {_quantity(name, limit.upper)}"
-    return f"{_quantity(name, limit.lower)} to {_quantity(name, limit.upper)}"
+        return f"at most {format_limited(name, limit.upper)}"
+    return f"{format_limited(name, limit.lower)} to {format_limited(name, limit.upper)}"
 
 
 def _outward(name: str, value: float, up: bool) -> str:
     """Return a quantity in four digits, rounded so that a limit of just that admits it."""
     if value <= 0.0:
-        return _quantity(name, value)
+        return format_limited(name, value)
     step = 10.0 ** (math.floor(math.log10(value)) - 3)
     if name.endswith(("_ms", "_mj")):
         value *= 1.0 + (1e-9 if up else -1e-9)  # what is typed is a fraction of another unit, and has its own last bit
     else:
         step = max(1.0, step)  # whole numbers
-    return _quantity(name, (math.ceil if up else math.floor)(value / step) * step)
-
-
-def _quantity(name: str, value: float) -> str:
-    if name.endswith("_ms"):
-        return format_ms(value, 1)
-    if name.endswith("_mj"):
-        return f"{value:.4g} mJ"
-    return format_bytes(value, 1) if name.endswith("_bytes") else format_count(value, 1)
+    return format_limited(name, (math.ceil if up else math.floor)(value / step) * step)
