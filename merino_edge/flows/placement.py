@@ -16,6 +16,7 @@ from typing import Any
 from merino_edge.agent.core_distance import TOLERANCE, moved
 from merino_edge.measurement import Measurement
 
+LEAST_SHARE = 1 / 3  # of the records: a host that moves a machine often leaves it in two places, half the time each
 LEAST_RECORDS = 4  # before anything is called usual
 NEWEST_RECORDS = 100  # that tell what is usual: the host may move a machine for good
 
@@ -28,7 +29,7 @@ def distances_ns(record: Measurement) -> list[float]:
 
 
 def usual_distance_ns(records: Iterable[Measurement]) -> float | None:
-    """Return the distance that more than half of the newest records agree on, None where there is none.
+    """Return the distance that most of the newest records agree on, the nearest of equals; None where few agree.
 
     Args:
         records: In the order they were taken.
@@ -41,7 +42,7 @@ def usual_distance_ns(records: Iterable[Measurement]) -> float | None:
         return None
     near = {centre: sum(_is_near(one, centre) for one in steady) for centre in sorted(steady)}
     most = max(near, key=lambda centre: near[centre])
-    if 2 * near[most] <= len(known):
+    if near[most] < LEAST_SHARE * len(known):
         return None
     return statistics.median(one for one in steady if _is_near(one, most))
 
