@@ -397,6 +397,7 @@ def constraints(r: dict[str, Any]) -> list[Row]:
     """What a user sees who measures a winner again."""
     worst = max(row["nearest_binding"] for row in r["rows"] if row["valid"])
     what, figure = "within their limits", f"{r['kept']} of {r['counted']}"
+    on = f" with {r['threads']} thread" if r.get("threads") else ""
     if "kept_by_median" in r:
         what, figure = f"{what}; by the median of three processes", f"{figure}; {r['kept_by_median']}"
     if "kept_as_it_came" in r:
@@ -404,7 +405,7 @@ def constraints(r: dict[str, Any]) -> list[Row]:
         figure += f"; {r['kept_as_it_came']} of {r['budgets']}"
     return [
         (
-            f"winners of {r['budgets']} random budgets on this machine, measured once more by one fresh process: "
+            f"winners of {r['budgets']} random budgets on this machine{on}, measured once more by one fresh process: "
             f"{what}; the worst over its limit in the first",
             f"{figure}; {100 * (worst - 1):+.1f} %",
         )
@@ -416,6 +417,7 @@ SCRIPTS = {  # where the name is another
     "proxy_stats": "proxy_study.py --stats bench/results/proxy_study.csv",
     "export_sizes_tflite": "export_sizes.py tflite",
     "shape_study": "shape_study.py --stats",
+    "constraints_1_thread": "constraints.py --threads 1",
 }
 TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "proxy_stats": lambda r: [*proxy_stats(r), *proxy_paired(r)],
@@ -430,6 +432,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "placement": placement,
     "latency_local": latency_local,
     "constraints": constraints,
+    "constraints_1_thread": constraints,
     "export_sizes": export_sizes,
     "prefill_chunks": prefill_chunks,
     "export_sizes_tflite": lambda r: export_sizes(r, " as TFLite"),

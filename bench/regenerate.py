@@ -58,6 +58,7 @@ STEPS = (
     Step("evolution", ("bench/evolution.py",)),
     Step("dynamic", ("bench/dynamic.py",)),
     Step("constraints", ("bench/constraints.py",)),
+    Step("constraints_1_thread", ("bench/constraints.py", "--threads", "1")),
     Step("latency_hat", ("bench/latency_hat.py",), DATA),
     Step("proxy_lts", ("bench/proxy_lts.py",), DATA),
     Step("proxy_stats", ("bench/proxy_study.py", "--stats", "bench/results/proxy_study.csv")),

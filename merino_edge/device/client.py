@@ -80,7 +80,7 @@ class Device(Protocol):
         """`tokens`, `seconds`, `load_ms`, `prefill_ms` of the last complete generation."""
 
     def facts(self, bandwidth: bool = False) -> dict[str, Any]:
-        """Return what the device is: see `merino_edge.agent.facts.gather`, and `runtimes`.
+        """Return what the device is: see `merino_edge.agent.facts.gather`, `runtimes`, and `core_distance_ns`.
 
         Args:
             bandwidth: Also measure how fast it reads its memory: `memory_bandwidth`.

@@ -315,12 +315,21 @@ def known_from_log(log: Path, key: Mapping[str, Any], conditions: Conditions) ->
     return gather(read_measurements(log), key, conditions)
 
 
-def gather(records: Iterable[Measurement], key: Mapping[str, Any], conditions: Conditions) -> dict[str, Known]:
-    """Gather what records say under one key; see `known_from_log`."""
+def gather(
+    records: Iterable[Measurement], key: Mapping[str, Any], conditions: Conditions, place_ns: float | None = None
+) -> dict[str, Known]:
+    """Gather what records say under one key; see `known_from_log`.
+
+    Args:
+        records: In the order they were taken.
+        key: See `SHARED_KEY`.
+        conditions: What they must have been taken under.
+        place_ns: Where the cores must have stood, see `placement.py`; None for where they usually do.
+    """
     known: dict[str, Known] = {}
     recent: dict[tuple[str, str], list[float]] = {}
     peaks: dict[str, list[int]] = {}
-    for record in counting([r for r in records if shared_key(r) == dict(key)]):
+    for record in counting([r for r in records if shared_key(r) == dict(key)], place_ns):
         wanted_depth = conditions.depth if record.key.test == "tg" else 0
         if record.key.depth != wanted_depth:
             continue

@@ -25,7 +25,13 @@ def distances_ns(record: Measurement) -> list[float]:
     """Return how far apart the cores stood before, during and after a test; what is no distance is left out."""
     told = record.conditions.get("core_distances_ns")
     every = told if isinstance(told, (list, tuple)) else ()
-    return [float(ns) for ns in every if type(ns) in (int, float) and math.isfinite(ns) and ns > 0]
+    return [ns for ns in map(as_distance_ns, every) if ns is not None]
+
+
+def as_distance_ns(told: object) -> float | None:
+    """Return what a device tells as a distance, None where it is none."""
+    is_number = type(told) in (int, float) and math.isfinite(told) and told > 0  # type: ignore[arg-type, operator]
+    return float(told) if is_number else None  # type: ignore[arg-type]
 
 
 def usual_distance_ns(records: Iterable[Measurement]) -> float | None:
@@ -40,26 +46,33 @@ def usual_distance_ns(records: Iterable[Measurement]) -> float | None:
     steady = [statistics.median(found) for found in known if max(found) <= TOLERANCE * min(found)]
     if not steady:
         return None
-    near = {centre: sum(_is_near(one, centre) for one in steady) for centre in sorted(steady)}
+    near = {centre: sum(is_same_place(one, centre) for one in steady) for centre in sorted(steady)}
     most = max(near, key=lambda centre: near[centre])
     if near[most] < LEAST_SHARE * len(known):
         return None
-    return statistics.median(one for one in steady if _is_near(one, most))
+    return statistics.median(one for one in steady if is_same_place(one, most))
 
 
 def is_usual(record: Measurement, usual_ns: float | None) -> bool:
     """Say whether a record was taken while the cores stood where they usually do, or nobody can tell."""
-    return usual_ns is None or all(_is_near(ns, usual_ns) for ns in distances_ns(record))
+    return usual_ns is None or all(is_same_place(ns, usual_ns) for ns in distances_ns(record))
 
 
-def counting(records: Sequence[Measurement]) -> list[Measurement]:
-    """Return the valid records that were taken while the cores stood where they usually do.
+def counting(records: Sequence[Measurement], place_ns: float | None = None) -> list[Measurement]:
+    """Return the valid records that were taken while the cores stood at a place, or nobody can tell.
 
     Args:
         records: Of one key but for model and test, in the order they were taken.
+        place_ns: The distance there; None for the usual one.
     """
-    usual = usual_distance_ns(r for r in records if r.valid)
-    return [r for r in records if r.valid and is_usual(r, usual)]
+    valid = [r for r in records if r.valid]
+    place = usual_distance_ns(valid) if place_ns is None else place_ns
+    return [r for r in valid if is_usual(r, place)]
+
+
+def is_same_place(ns: float, place_ns: float) -> bool:
+    """Say whether two distances are one."""
+    return place_ns / TOLERANCE <= ns <= place_ns * TOLERANCE
 
 
 def elsewhere(records: Sequence[Measurement], earlier: Iterable[Measurement]) -> str | None:
@@ -81,7 +94,3 @@ def placement(records: Sequence[Measurement]) -> dict[str, Any]:
         "records": len(valid),
         "elsewhere": len(valid) - len(counting(valid)),
     }
-
-
-def _is_near(ns: float, usual_ns: float) -> bool:
-    return usual_ns / TOLERANCE <= ns <= usual_ns * TOLERANCE

@@ -211,6 +211,8 @@ def _document(
         "rounds": rounds,
         "verified": keeps(options, state, winner),
         "unverified_reason": unverified_reason(options, state, winner, rounds),
+        "core_distance_ns": state.core_distance_ns,
+        "elsewhere": None if state.elsewhere is None else dict(zip(("ratio", "models"), state.elsewhere, strict=True)),
         "repeatability": {name: found.to_json() for name, found in state.repeats.items()},
         "unused_reason": unused_reason(options, state, outcome, rounds),
         "constraints": [dict(c) if isinstance(c, Mapping) else asdict(c) for c in outcome.constraints],
@@ -350,6 +352,12 @@ def repeatability_lines(document: Mapping[str, Any]) -> list[str]:
         if not found["enough"]:
             line += "; the machine is disturbed: more is not left room for, a later measurement may pass the limit"
         lines.append(line)
+    other = document["elsewhere"]
+    if other is not None and document["measured"] is not None and "latency_ms" in document["limits"]:
+        lines.append(
+            f"the host moves this virtual machine's processors: elsewhere than {document['core_distance_ns']:.0f} ns "
+            f"apart {other['models']} models take {other['ratio']:.2f} times as long in the median"
+        )
     return lines + ([document["unused_reason"]] if document["unused_reason"] else [])
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from merino_edge.device.registry import device_folder
 from merino_edge.flows.conditions import TESTS, Conditions
 from merino_edge.flows.measuring import MEASUREMENTS, PASSES, Known, gather, shared_key
-from merino_edge.flows.placement import usual_distance_ns
+from merino_edge.flows.placement import as_distance_ns, distances_ns, is_same_place, is_usual, usual_distance_ns
 from merino_edge.flows.profile import MIN_MODELS, fit_known
 from merino_edge.flows.profile_file import Profile, RecipeProfile
 from merino_edge.flows.repeatability import Repeatability, how_repeatable, passes_of, seen_values
-from merino_edge.measurement import read_measurements
+from merino_edge.measurement import Measurement, read_measurements
 from merino_edge.search.latency import LatencyModel
 from merino_edge.units import Limit
 
@@ -33,7 +33,10 @@ class State:
         known: What the log says of each model, by architecture digest.
         repeats: How well the device repeats a limited quantity, by the limit's name.
         newest: Digest of the architecture in the log's last record.
-        core_distance_ns: How far apart the device's cores usually stand, where known.
+        place_ns: How far apart the device's cores must stand for a record to count; None for the usual.
+        core_distance_ns: How far that is, where known.
+        elsewhere: How many times as long the limited latency takes with the cores elsewhere, and of how many models
+            that is the median; None where the log holds none that were measured here and there.
         deadline: Of `time.monotonic`, after which no further measurement begins.
     """
 
@@ -44,7 +47,9 @@ class State:
     known: dict[str, Known]
     repeats: dict[str, Repeatability] = field(default_factory=dict)
     newest: str | None = None
+    place_ns: float | None = None
     core_distance_ns: float | None = None
+    elsewhere: tuple[float, int] | None = None
     deadline: float = math.inf
 
     @property
@@ -60,18 +65,58 @@ class State:
     def learn(self) -> None:
         """Read what the log says now and fit again; a few measurements at least scale an estimate."""
         records = read_measurements(self.log)
-        self.known = gather(records, self.recipe.key, self.conditions)
-        mine = (r for r in records if r.valid and shared_key(r) == dict(self.recipe.key))
-        self.core_distance_ns = usual_distance_ns(mine)
+        mine = [r for r in records if r.valid and shared_key(r) == dict(self.recipe.key)]
+        self.core_distance_ns = self.place_ns or usual_distance_ns(mine)
+        self.known = gather(mine, self.recipe.key, self.conditions, self.core_distance_ns)
         self.newest = records[-1].key.architecture_digest if records else None
         self.repeats = how_repeatable(self.known.values(), self.conditions)
-        complete = {d: k for d, k in self.known.items() if self.is_measured(d) and all(test in k.ms for test in TESTS)}
+        self.elsewhere = self._compare_elsewhere(mine)
+        complete = self._complete()
         if len(complete) >= MIN_MODELS:
             self.recipe = fit_known(
                 complete, self.recipe.key, self.conditions, self.recipe.cache_bytes, self.recipe.seconds
             )
         elif self.profile.estimate and complete:
             self.recipe = replace(self.recipe, latency=_scaled(self.recipe.latency, complete.values()))
+
+    def _complete(self) -> dict[str, Known]:
+        """Return what the models are fitted to: what was measured in two passes, or in one where that is too little."""
+        whole = {d: k for d, k in self.known.items() if all(test in k.ms for test in TESTS)}
+        twice = {d: k for d, k in whole.items() if self.is_measured(d)}
+        once = {d: k for d, k in whole.items() if k.memory_bytes is not None}
+        return once if self.place_ns is not None and len(twice) < MIN_MODELS else twice
+
+    def stand_at(self, told: object) -> bool:
+        """Search by what was measured where the device's cores stand now, if that is enough; say whether it changed.
+
+        Args:
+            told: How far apart they stand, by the device.
+        """
+        now = as_distance_ns(told)
+        if now is None or self.core_distance_ns is None or is_same_place(now, self.core_distance_ns):
+            return False
+        before, self.place_ns = self.place_ns, now
+        self.learn()
+        if len(self._complete()) >= MIN_MODELS:
+            return True
+        self.place_ns = before
+        self.learn()
+        return False
+
+    def _compare_elsewhere(self, records: list[Measurement]) -> tuple[float, int] | None:
+        """Return how many times as long models took elsewhere, the median, and of how many."""
+        if self.core_distance_ns is None:
+            return None
+        away = [r for r in records if distances_ns(r) and not is_usual(r, self.core_distance_ns)]
+        there = gather(away, self.recipe.key, self.conditions)
+        ratios = [
+            statistics.median(passes_of(k, self.conditions)) / statistics.median(passes_of(here, self.conditions))
+            for d, k in there.items()
+            if (here := self.known.get(d)) is not None
+            and passes_of(k, self.conditions)
+            and passes_of(here, self.conditions)
+        ]
+        return (statistics.median(ratios), len(ratios)) if ratios else None
 
     def is_measured(self, digest: str) -> bool:
         """Say whether the device has told latency, in two passes at least, and memory of an architecture."""

@@ -23,7 +23,7 @@ from merino_edge.flows.placement import (
     usual_distance_ns,
 )
 from merino_edge.flows.profile import ProfileOptions, profile
-from merino_edge.flows.search import search
+from merino_edge.flows.search import repeatability_lines, search
 from merino_edge.flows.verify import SearchOptions
 from merino_edge.measurement import Measurement
 from merino_edge.progress import SILENT
@@ -48,6 +48,9 @@ class MovedDevice(FakeDevice):
 
     def slower(self) -> float:
         return 1.8 if self.apart(self.calls) else 1.0
+
+    def facts(self, bandwidth: bool = False) -> dict[str, Any]:
+        return {**super().facts(bandwidth), "core_distance_ns": FAR if self.apart(self.calls) else NEAR}
 
     def measure(self, *given: Any, **named: Any) -> list[Any]:
         results = super().measure(*given, **named)
@@ -161,6 +164,41 @@ def test_a_search_waits_where_its_profile_stood(searched: Searched) -> None:
     assert found["search"]["verified"]
     assert device.core_distance_ns == NEAR
     assert found["search"]["repeatability"]["latency_ms"]["margin"] < 0.01  # 1.8 in the log, and none of it counts
+
+
+def test_a_search_goes_by_what_was_measured_where_the_machine_stands_now(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    device, space = MovedDevice(lambda call: call % 2 == 1), str(write_tiny_space(tmp_path))
+    monkeypatch.setattr(devices, "open_device", lambda entry, ask=None: device)
+    made = profile(None, ProfileOptions(seconds=42, space=space, conditions=CONDITIONS))
+    low, high = (row["tg_ms"] for row in made["reach"])
+    options = SearchOptions(space=space, limits={"latency_ms": Limit(1.5 * (low * high) ** 0.5)}, conditions=CONDITIONS)
+    for place, apart in ((FAR, True), (NEAR, False), (FAR, True)):
+        device.apart = lambda call, apart=apart: apart  # type: ignore[misc]
+        found = search(options)
+        assert found["core_distance_ns"] == place
+        assert found["verified"]
+        assert found["measured"]["tg_ms"] <= options.limits["latency_ms"].upper
+        assert found["elsewhere"]["ratio"] == pytest.approx(1 / 1.8 if apart else 1.8, rel=1e-3)
+        assert any(line.startswith("the host moves this virtual machine") for line in repeatability_lines(found))
+
+
+def test_a_place_that_too_little_was_measured_at_is_waited_out_instead(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    device, space = MovedDevice(lambda call: False), str(write_tiny_space(tmp_path))
+    monkeypatch.setattr(devices, "open_device", lambda entry, ask=None: device)
+    made = profile(None, ProfileOptions(seconds=36, space=space, conditions=CONDITIONS))
+    device.apart = lambda call: True
+    limit = Limit((made["reach"][0]["tg_ms"] * made["reach"][1]["tg_ms"]) ** 0.5)
+    found = search(SearchOptions(space=space, limits={"latency_ms": limit}, conditions=CONDITIONS))
+    assert found["core_distance_ns"] == NEAR
+    assert found["elsewhere"] is None
 
 
 def test_a_search_that_has_no_time_left_measures_nothing_and_promises_nothing(

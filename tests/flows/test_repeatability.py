@@ -181,5 +181,6 @@ def test_no_more_room_is_left_than_a_tenth_and_the_search_says_so() -> None:
         "limits": {"latency_ms": {"upper": 1.2, "lower": None}},
         "verified": True,
         "unused_reason": None,
+        "elsewhere": None,
     }
     assert "a later measurement may pass the limit" in repeatability_lines(document)[0]
