@@ -41,7 +41,7 @@ from merino_edge.units import Limit
 VOCAB = 8192
 RECHECK_SECONDS = 4.0
 PASSES = 3  # over all winners, and one more that waits for nothing
-PATIENCE_S = 600.0  # of one pass over all winners, for the machine to be where they were searched
+PATIENCE_S = 180.0  # of one pass over all winners, for the machine to be where they were searched
 LOOK_EVERY_S = 1.0
 TRIES = 10  # for a pair of limits that something meets
 
