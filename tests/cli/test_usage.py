@@ -61,7 +61,7 @@ def run_command(tmp_path: Path) -> Run:
         (("doctor", "nowhere"), 2, "unknown device 'nowhere'"),
         (("bench",), 2, "there is no run"),
         (("search", "--format", "foo", "--parameters", "9M"), 2, "no exporter writes 'foo'"),
-        (("search", "--latency", "1ns"), 3, "at most 1.00 ns"),
+        (("search", "--latency", "1ns"), 3, "at most 1.000 ns"),
         (("show", "empty"), 1, "not valid JSON"),
         (("show", "folder"), 2, "the folder 'folder' is no run, checkpoint or bundle"),
         (("deploy", "--bundle", "empty"), 1, "empty is no archive of a bundle: file could not be opened successfully"),
