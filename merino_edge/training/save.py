@@ -7,7 +7,6 @@ our own `training.json` (request, data, curve, result), `validation_tokens.npy`,
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from transformers import GenerationConfig
 
 from merino_edge.checkpoint import WEIGHTS
 from merino_edge.errors import TrainingError
-from merino_edge.files import sync_folder, write_json
+from merino_edge.files import move_into_place, write_json
 from merino_edge.tokenizer_settings import CONFIG, tokenizer_settings
 from merino_edge.training import processes, speed
 from merino_edge.training.data import TokenData, end_of_text_id, held_out_text, write_validation
@@ -43,18 +42,12 @@ def held_out_tokens(trained: int) -> int:
 def _replacing(folder: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; put it in the place of `folder` if all went well."""
     temporary = folder.parent / f".{folder.name}.new"
-    old = folder.parent / f".{folder.name}.old"
-    for rest in (temporary, old):
-        if rest.exists():
-            shutil.rmtree(rest)
+    if temporary.exists():
+        shutil.rmtree(temporary)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-        sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        move_into_place(temporary, folder)
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
