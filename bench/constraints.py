@@ -26,13 +26,14 @@ from typing import Any
 import numpy as np
 from record import write_result
 
+from merino_edge.agent.core_distance import is_same_place
 from merino_edge.architecture import Architecture
 from merino_edge.device.client import Device
 from merino_edge.errors import InfeasibleError
 from merino_edge.flows.conditions import Conditions
 from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import measure_architecture
-from merino_edge.flows.placement import distances_ns, is_same_place
+from merino_edge.flows.placement import distances_ns
 from merino_edge.flows.profile import ProfileOptions, profile
 from merino_edge.flows.search import search
 from merino_edge.flows.verify import SearchOptions
@@ -133,8 +134,9 @@ def measure_again(device: Device, rows: list[dict[str, Any]], conditions: Condit
     """Measure every winner once where it was searched; those first whose place the machine is in at the moment."""
     left, started = list(rows), time.monotonic()
     while left:
-        now, late = device.facts()["core_distance_ns"], time.monotonic() - started > PATIENCE_S
-        here = [row for row in left if row["core_distance_ns"] is None or now is None or near(now, row)]
+        now, late = device.facts(core_distance=True)["core_distance_ns"], time.monotonic() - started > PATIENCE_S
+        places = [row["core_distance_ns"] for row in left]
+        here = [r for r, ns in zip(left, places, strict=True) if None in (now, ns) or is_same_place(now, ns)]
         if not here and not late:
             time.sleep(LOOK_EVERY_S)
             continue
@@ -144,11 +146,6 @@ def measure_again(device: Device, rows: list[dict[str, Any]], conditions: Condit
         if found["valid"] or late:
             row.setdefault("passes", []).append(found)
             left.remove(row)
-
-
-def near(now: float, row: dict[str, Any]) -> bool:
-    """Say whether the machine is where a winner was searched."""
-    return is_same_place(now, row["core_distance_ns"])
 
 
 def one_pass(device: Device, row: dict[str, Any], conditions: Conditions, log: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from merino_edge.files import write_json
 from merino_edge.flows.conditions import TESTS, Conditions
 from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import MEASUREMENTS, gather, measure_in_passes, shared_key
-from merino_edge.flows.placement import distances_ns, is_usual, usual_distance_ns
+from merino_edge.flows.placement import away, usual_distance_ns
 from merino_edge.flows.profile import MIN_MODELS, ProfileOptions, fit_known, profile
 from merino_edge.flows.profile_file import RecipeProfile, read_profile
 from merino_edge.measurement import Measurement, read_measurements
@@ -146,8 +146,8 @@ def held_out_pairs(
     more of its records.
     """
     usual = usual_distance_ns(r for r in profiled if r.valid)
-    away = [r for r in profiled if r.valid and distances_ns(r) and not is_usual(r, usual)]
-    places = [usual, *([there] if (there := usual_distance_ns(away)) is not None else [])]
+    other = usual_distance_ns(away(profiled, usual)) if usual is not None else None
+    places = [usual] if other is None else [usual, other]
     found: dict[tuple[str, str], tuple[str, float, float, float]] = {}
     for place in places:
         known = {d: k for d, k in gather(profiled, recipe.key, conditions, place).items() if set(TESTS) <= set(k.ms)}

@@ -11,27 +11,26 @@ on a machine of one's own, there is one group only, and that is what the record 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from record import write_result
 
-from merino_edge.agent.core_distance import TOLERANCE, distance_ns
+from merino_edge.agent.core_distance import distance_ns, is_same_place
 from merino_edge.agent.facts import Machine, performance_cores
 from merino_edge.agent.large_pages import use_large_pages
+from merino_edge.agent.measure import Timer
 from merino_edge.agent.opening import open_session
-from merino_edge.agent.session import Session
 from merino_edge.architecture import Architecture, Block
 from merino_edge.exporting import ExportOptions
 from merino_edge.flows.export import random_weights, write_bundle
-from merino_edge.flows.subject import load_preset
+from merino_edge.flows.subject import resolve_subject
 
 CONTEXT = 512
 DEPTH, TOKENS, PROMPT = 128, 24, 128
@@ -46,8 +45,7 @@ def small() -> Architecture:
 
 def large() -> Architecture:
     """Return the preset merino-52m: in float32 larger than any cache of a small machine."""
-    with resources.as_file(resources.files("merino_edge.search") / "presets" / "merino-52m.json") as file:
-        return load_preset(file)
+    return resolve_subject("merino-52m", make_run=False).architecture
 
 
 def main() -> None:
@@ -75,37 +73,16 @@ def all_tests(folder: Path, threads: int) -> dict[str, Callable[[], float]]:
         weights = random_weights(architecture, CONTEXT)
         bundle = write_bundle(architecture, weights, folder / name, "onnx", recipe, options)
         manifest = json.loads((bundle.folder / "manifest.json").read_text(encoding="utf-8"))
-        session = open_session(bundle.folder, manifest, on)
-        tests[f"{name} tg"] = lambda session=session: generate(session)
-        tests[f"{name} pp{PROMPT}"] = lambda session=session: read(session)
+        timer = Timer(open_session(bundle.folder, manifest, on), 0.0, lambda share: None, lambda: None)
+        tests[f"{name} tg"] = functools.partial(once, timer, "tg", TOKENS, DEPTH)
+        tests[f"{name} pp{PROMPT}"] = functools.partial(once, timer, "pp", PROMPT, 0)
     use_large_pages()
     return tests
 
 
-def fill(session: Session) -> None:
-    """Bring the cache to `DEPTH` positions."""
-    session.truncate(min(session.length, DEPTH))
-    if session.length < DEPTH:
-        session.prefill(np.arange(DEPTH - session.length))
-
-
-def generate(session: Session) -> float:
-    """Return the median time of a token in milliseconds."""
-    fill(session)
-    samples = []
-    for _ in range(TOKENS):
-        begin = time.perf_counter()
-        session.feed([1], [0])
-        samples.append(time.perf_counter() - begin)
-    return 1e3 * statistics.median(samples)
-
-
-def read(session: Session) -> float:
-    """Return the time of one prompt in milliseconds."""
-    session.truncate(0)
-    begin = time.perf_counter()
-    session.prefill(np.arange(PROMPT))
-    return 1e3 * (time.perf_counter() - begin)
+def once(timer: Timer, test: str, tokens: int, depth: int) -> float:
+    """Run one pass of a test; returns milliseconds, the median where there are several tokens."""
+    return statistics.median(timer.run(test, tokens, depth, warmup=0, repeats=1).samples) / 1e6
 
 
 def measured(tests: dict[str, Callable[[], float]], cores: list[int], seconds: float) -> list[dict[str, Any]]:
@@ -143,7 +120,7 @@ def result(rows: list[dict[str, Any]], tests: list[str], cores: list[int]) -> di
 
 def at(ns: tuple[float | None, ...], place: float) -> bool:
     """Say whether all of these distances are a place's."""
-    return all(one is not None and place / TOLERANCE <= one <= place * TOLERANCE for one in ns)
+    return all(one is not None and is_same_place(one, place) for one in ns)
 
 
 def sorted_places(known: list[float]) -> list[float]:

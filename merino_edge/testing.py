@@ -197,9 +197,9 @@ class FakeDevice:
         """Remember that it was closed."""
         self.closed = True
 
-    def facts(self, bandwidth: bool = False) -> dict[str, Any]:
+    def facts(self, bandwidth: bool = False, core_distance: bool = False) -> dict[str, Any]:
         """See `Device.facts`."""
-        del bandwidth
+        del bandwidth, core_distance
         return {
             "device_id": "fake-0000000000",
             "os_image": "Fake OS 1, kernel 1.0",

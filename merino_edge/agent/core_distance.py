@@ -17,6 +17,9 @@ import threading
 import time
 from typing import Callable, Optional, Sequence
 
+from merino_edge.agent import facts, sensors
+from merino_edge.agent.machine import Machine
+
 LINE_BYTES = 64
 BUFFER_BYTES = 2048  # few lines: each is fought for again at once
 VECTORS = 1024  # Linux takes no more in one call
@@ -56,9 +59,21 @@ def distance_ns(cpus: Sequence[int]) -> float | None:
     return round(max(known), 2) if known else None
 
 
-def meter(cpus: Sequence[int], threads: int) -> Distance:
-    """Return what measures how far apart the cores of so many threads stand; one thread hands nothing over."""
-    return lambda: distance_ns(cpus) if threads > 1 else None
+def meter(machine: Machine, threads: int) -> Distance:
+    """Return what measures how far apart the cores of so many threads stand.
+
+    One thread hands nothing over; a recorded machine has no cores; an emulator's are threads, of which any core of its
+    host may run any.
+    """
+    if threads < 2 or not machine.real or sensors.emulated(machine):
+        return lambda: None
+    cpus = facts.performance_cores(machine)
+    return lambda: distance_ns(cpus)
+
+
+def is_same_place(ns: float, place_ns: float) -> bool:
+    """Say whether two distances are one."""
+    return place_ns / TOLERANCE <= ns <= place_ns * TOLERANCE
 
 
 def moved(distances_ns: Sequence[float], usual_ns: float | None) -> str | None:
@@ -71,7 +86,7 @@ def moved(distances_ns: Sequence[float], usual_ns: float | None) -> str | None:
     if usual_ns is None:
         return None
     for ns in distances_ns:
-        if not usual_ns / TOLERANCE <= ns <= usual_ns * TOLERANCE:
+        if not is_same_place(ns, usual_ns):
             way = "farther apart" if ns > usual_ns else "nearer to each other"
             return (
                 f"the host of this virtual machine moved its processors {way} "

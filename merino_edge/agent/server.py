@@ -21,7 +21,7 @@ from typing import Any, Callable
 from merino_edge.agent import PROTOCOL, facts, frames, synthetic
 from merino_edge.agent.bandwidth import read_bytes_per_s
 from merino_edge.agent.children import Child
-from merino_edge.agent.core_distance import distance_ns
+from merino_edge.agent.core_distance import meter
 from merino_edge.agent.errors import AgentError
 from merino_edge.agent.releases import Releases
 from merino_edge.agent.runtimes import Runtimes
@@ -291,10 +291,10 @@ class Agent:
     # -- runtimes and models --
 
     def _facts(self, request: dict[str, Any]) -> dict[str, object]:
-        """Tell what this machine is; with `bandwidth`, how fast it reads its memory, too."""
+        """Tell what this machine is; where asked, how fast it reads its memory and how far apart its cores stand."""
         found = {**facts.gather(self.machine), "runtimes": self.runtimes.all()}
-        if self.machine.real and not found["emulated"]:
-            found["core_distance_ns"] = distance_ns(facts.performance_cores(self.machine))
+        if request.get("core_distance") is True:
+            found["core_distance_ns"] = meter(self.machine, self._threads(request))()
         if request.get("bandwidth") is True:
             with self.store.lock("bandwidth"):
                 cache, free = facts.cpu_cache_bytes(self.machine), facts.memory(self.machine)["available"]

@@ -18,12 +18,11 @@ from typing import Any, Callable
 
 from merino_edge.agent import conditions, core_distance, frames, measure, watch
 from merino_edge.agent.errors import AgentError
-from merino_edge.agent.facts import Machine, memory, performance_cores
+from merino_edge.agent.facts import Machine, memory
 from merino_edge.agent.large_pages import use_large_pages
 from merino_edge.agent.opening import open_session
 from merino_edge.agent.runtime_check import check_runtime, check_tokenizer
 from merino_edge.agent.sampling import Sampler
-from merino_edge.agent.sensors import emulated
 from merino_edge.agent.session import Session
 from merino_edge.agent.store import read_json, whole_number
 
@@ -169,8 +168,7 @@ class Worker:
         timer.fill(context)
         full = measure.memory_bytes()
         results = []
-        if not emulated(self._machine):  # its processors are threads, of which any host core may run any
-            self._distance = core_distance.meter(performance_cores(self._machine), threads)
+        self._distance = core_distance.meter(self._machine, threads)
         request["patience_s"] = watch.MOVED_LIMIT_S
         for number, test in enumerate(tests):
             state.update(test=str(test["test"]), done=number)

@@ -79,11 +79,12 @@ class Device(Protocol):
     def last_generation(self) -> dict[str, float] | None:
         """`tokens`, `seconds`, `load_ms`, `prefill_ms` of the last complete generation."""
 
-    def facts(self, bandwidth: bool = False) -> dict[str, Any]:
-        """Return what the device is: see `merino_edge.agent.facts.gather`, `runtimes`, and `core_distance_ns`.
+    def facts(self, bandwidth: bool = False, core_distance: bool = False) -> dict[str, Any]:
+        """Return what the device is: see `merino_edge.agent.facts.gather`, and `runtimes`.
 
         Args:
             bandwidth: Also measure how fast it reads its memory: `memory_bandwidth`.
+            core_distance: Also measure how far apart its cores stand: `core_distance_ns`, None where that is not known.
         """
 
     def push(self, bundle: Bundle, progress: Progress | None = None) -> PushResult:
@@ -236,9 +237,9 @@ class AgentDevice:
             self._runtimes[package] = ensure_runtime(self._link, self._entry, progress, package)
         return self._runtimes[package]
 
-    def facts(self, bandwidth: bool = False) -> dict[str, Any]:
+    def facts(self, bandwidth: bool = False, core_distance: bool = False) -> dict[str, Any]:
         """See `Device.facts`."""
-        return read_facts(self._link.ask("facts", bandwidth=bandwidth))
+        return read_facts(self._link.ask("facts", bandwidth=bandwidth, core_distance=core_distance))
 
     def push(self, bundle: Bundle, progress: Progress | None = None) -> PushResult:
         """See `Device.push`."""

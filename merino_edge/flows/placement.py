@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from merino_edge.agent.core_distance import TOLERANCE, moved
+from merino_edge.agent.core_distance import TOLERANCE, is_same_place, moved
 from merino_edge.measurement import Measurement
 
 LEAST_SHARE = 1 / 3  # of the records: a host that moves a machine often leaves it in two places, half the time each
@@ -70,9 +70,10 @@ def counting(records: Sequence[Measurement], place_ns: float | None = None) -> l
     return [r for r in valid if is_usual(r, place)]
 
 
-def is_same_place(ns: float, place_ns: float) -> bool:
-    """Say whether two distances are one."""
-    return place_ns / TOLERANCE <= ns <= place_ns * TOLERANCE
+def away(records: Iterable[Measurement], place_ns: float) -> list[Measurement]:
+    """Return the valid records during the whole of which the cores stood elsewhere than at a place."""
+    told = [(r, distances_ns(r)) for r in records if r.valid]
+    return [r for r, found in told if found and not any(is_same_place(ns, place_ns) for ns in found)]
 
 
 def elsewhere(records: Sequence[Measurement], earlier: Iterable[Measurement]) -> str | None:

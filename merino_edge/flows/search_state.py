@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from merino_edge.agent.core_distance import is_same_place
 from merino_edge.device.registry import device_folder
 from merino_edge.flows.conditions import TESTS, Conditions
 from merino_edge.flows.measuring import MEASUREMENTS, PASSES, Known, gather, shared_key
-from merino_edge.flows.placement import as_distance_ns, distances_ns, is_same_place, usual_distance_ns
+from merino_edge.flows.placement import as_distance_ns, away, usual_distance_ns
 from merino_edge.flows.profile import MIN_MODELS, fit_known
 from merino_edge.flows.profile_file import Profile, RecipeProfile
 from merino_edge.flows.repeatability import Repeatability, how_repeatable, passes_of, seen_values
@@ -105,11 +106,9 @@ class State:
 
     def _compare_elsewhere(self, records: list[Measurement]) -> tuple[float, int] | None:
         """Return how many times as long models took elsewhere, the median, and of how many."""
-        place = self.core_distance_ns
-        if place is None:
+        if self.core_distance_ns is None:
             return None
-        away = [r for r in records if distances_ns(r) and not any(is_same_place(ns, place) for ns in distances_ns(r))]
-        there = gather(away, self.recipe.key, self.conditions)
+        there = gather(away(records, self.core_distance_ns), self.recipe.key, self.conditions)
         ratios = [
             statistics.median(passes_of(k, self.conditions)) / statistics.median(passes_of(here, self.conditions))
             for d, k in there.items()

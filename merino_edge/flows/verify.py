@@ -159,7 +159,7 @@ def verify(
         opened(find_entry(state.device)) as device,
         progress.task(f"measuring the winner on {state.device}", MAX_ROUNDS) as task,
     ):
-        facts = device.facts()
+        facts = device.facts(core_distance=True)
         device.sustained, device.on_note = is_sustained(state.recipe.key), progress.note
         _check_unchanged(state, facts)
         if state.stand_at(facts.get("core_distance_ns")):

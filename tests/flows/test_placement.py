@@ -49,7 +49,9 @@ class MovedDevice(FakeDevice):
     def slower(self) -> float:
         return 1.8 if self.apart(self.calls) else 1.0
 
-    def facts(self, bandwidth: bool = False) -> dict[str, Any]:
+    def facts(self, bandwidth: bool = False, core_distance: bool = False) -> dict[str, Any]:
+        if not core_distance:
+            return super().facts(bandwidth)
         return {**super().facts(bandwidth), "core_distance_ns": FAR if self.apart(self.calls) else NEAR}
 
     def measure(self, *given: Any, **named: Any) -> list[Any]:
