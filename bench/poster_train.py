@@ -60,13 +60,17 @@ RESERVE = 8.0  # seconds to judge a row
 
 def write_plan(folder: Path) -> None:
     """Write the rows, the tokenizer and the tests' tokens, all that the machine with the GPU lacks."""
-    from poster.rows import VOCAB_SIZE, free_rows, poster_rows, small_rows
+    from poster.page import RESULTS
+    from poster.rows import VOCAB_SIZE, free_rows, further_rows, poster_rows, small_rows
 
     from merino_edge.training.data import load_tokenizer
 
+    recorded = json.loads(RESULTS.read_text(encoding="utf-8"))["result"]["rows"] if RESULTS.exists() else []
+
     folder.mkdir(exist_ok=True, parents=True)
     rows = poster_rows()
-    rows = [*rows, *free_rows(rows), *small_rows()]
+    rows += free_rows(rows)
+    rows += [*further_rows(rows, recorded), *small_rows()]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tokenizer = load_tokenizer("gpt2", VOCAB_SIZE)
     tokenizer.save(str(folder / "gpt2.json"))
@@ -206,10 +210,11 @@ def run_row(row: dict[str, Any], options: argparse.Namespace, gpu: int) -> None:
         torch.cuda.empty_cache()
     per_token = 3 * row["flops_with_head"] / 1024
     with gpu_turn(options.train / f"turn-{gpu}"):
-        needed = per_token * (len(row["seeds"]) * tokens + len(RATES) * SWEEP_TOKENS) / EXPECTED + RESERVE
+        sweeps = 0 if "sweep" in row else len(RATES)
+        needed = per_token * (len(row["seeds"]) * tokens + sweeps * SWEEP_TOKENS) / EXPECTED + RESERVE
         if time.time() + needed > deadline(options):
             return append(options.out, {"id": row["id"], "skipped": f"needs {needed:.0f} s of a GPU more"})
-        tries = trainer.sweep()
+        tries = row.get("sweep") or trainer.sweep()
         best = min(tries, key=lambda t: t["validation_loss"])
         results = []
         for seed in row["seeds"]:
@@ -267,7 +272,11 @@ def worker(
 def wanted_rows(folder: Path, names: str, done: set[str]) -> list[dict[str, Any]]:
     """Return the rows of the plan that were named, in that order, less those that are done."""
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    wanted = names.split(";" if ";" in names else ",") if names else [row["id"] for row in rows]
+    known = [row["id"] for row in rows]
+    if not names or names in known:
+        wanted = [names] if names else known
+    else:
+        wanted = names.split(";" if ";" in names else ",")
     return [row for name in wanted for row in rows if row["id"] == name and name not in done]
 
 
@@ -358,12 +367,15 @@ def collect(options: argparse.Namespace) -> None:
     records = [json.loads(line) for path in options.collect for line in path.read_text(encoding="utf-8").splitlines()]
     plan = [json.loads(line) for line in options.planned.read_text(encoding="utf-8").splitlines()]
     also = {row["id"]: row.get("also", []) for row in plan}
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
-    repeats = []
+    rows: dict[tuple[str, int, int], dict[str, Any]] = {}
+    repeats, places = [], {}
     for record in records:
         if "judged" not in record:
             continue
-        key = record["id"], record["seed"]
+        planned = record["id"]
+        record["id"] = record.pop("row", planned)
+        key = record["id"], record["seed"], record["tokens"]
+        places.setdefault(planned, key)
         if key in rows:
             losses = [r["judged"]["validation"]["loss"] for r in (rows[key], record)]
             repeats.append({"id": record["id"], "seed": record["seed"], "validation_losses": losses})
@@ -374,8 +386,8 @@ def collect(options: argparse.Namespace) -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             answers = json.loads(line)
             told = {name: answers[name] for name in ("tasks", "average", "limit")}
-            rows.get((answers["id"], 0), {}).update(told)
-    have = {name for name, _ in rows}
+            rows[places[answers["id"]]].update(told)
+    have = set(places)
     missing = dict.fromkeys([name for name in also if name not in have], "no device time left")
     missing |= {r["id"]: r["failed"] for r in records if r["id"] not in have and "failed" in r}
     document = {

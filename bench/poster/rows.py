@@ -33,10 +33,12 @@ CHOOSERS = ("parameters", "parameters-per-depth")
 SMALL_FLOPS = (50.0e9, 51.8e9)  # of a plain decoder of six layers, width 512
 SMALL_WITH_HEAD = (60.1e9, 62.0e9)  # of the plain ones of four to six layers, the product with the table included
 SMALL_PLAIN = ((768, 3), (576, 5), (512, 6), (384, 10))  # width and depth, within 4 % of those FLOPs; 640 x 4 is chosen
+BOARD_VOCAB_SIZE = 16_384
 VOCABULARIES = {8_192: "all8192", 16_384: "all16384"}  # of all the text
 FREE_WIDTHS, FREE_DEPTHS, FREE_RATIOS = range(256, 1025, 64), range(2, 11), (2, 4)  # of decoders without sharing
 BYTES_A_TOKEN = {8_192: 81.35 / 91.50, 16_384: 81.35 / 86.0}  # of this text, over GPT-2's
 TOKENS = 80_000_000  # at most one epoch
+LONG_TOKENS = 300_000_000  # of the same text, 3.7 epochs
 SMALL_TOKENS = 8_000_000
 SEEDS = (0, 1, 2)
 TE_NAS_CANDIDATES = 20
@@ -141,9 +143,10 @@ def free_rows(others: list[Row]) -> list[Row]:
     narrow = choose_free(VOCAB_SIZE, budget, "balanced-parameters", embedding_width=512)
     rows[narrow.digest] = _row("embedding 512 at merino-61m", "free", narrow)
     for size, data in VOCABULARIES.items():
-        chosen = choose_free(size, budget * BYTES_A_TOKEN[size], "balanced-parameters")
-        tokens = round(TOKENS / BYTES_A_TOKEN[size])
-        rows[chosen.digest] = _row(f"vocabulary {size} at merino-61m", "vocabulary", chosen, data=data, tokens=tokens)
+        for name in PRESETS if size == BOARD_VOCAB_SIZE else ("merino-61m",):
+            chosen = choose_free(size, budgets[name] * BYTES_A_TOKEN[size], "balanced-parameters")
+            tokens = round(TOKENS / BYTES_A_TOKEN[size])
+            rows[chosen.digest] = _row(f"vocabulary {size} at {name}", "vocabulary", chosen, data=data, tokens=tokens)
     return [row for row in rows.values() if row["group"] in ("free", "vocabulary")]
 
 
@@ -204,6 +207,20 @@ def poster_rows() -> list[Row]:
     rows.append(_row("te-nas at merino-52m", "choice", chosen))
     order = ("pythia-70m", "gpt2-124m", "opt-125m", "pythia-162m", "cerebras-111m", "opt-350m")
     return rows + [_row(name, "baseline", BASELINES[name][1], BASELINES[name][0]) for name in order]
+
+
+def further_rows(rows: list[Row], recorded: list[Row]) -> list[Row]:
+    """Return trainings of rows that were trained once: more tokens, and other seeds for the noise of one training.
+
+    The learning rate and the sweep that chose it are those recorded.
+    """
+    known = {row["id"]: {key: row[key] for key in ("learning_rate", "sweep")} for row in recorded}
+    plan = {row["id"]: row for row in rows}
+    long = [*PRESETS, *(f"unshared {name}" for name in PRESETS)]
+    found = [{**plan[n], "id": f"{n}, 300 M tokens", "row": n, "tokens": LONG_TOKENS} for n in long]
+    again = [("free balanced-parameters at merino-52m", 1), ("uniform of merino-52m", 1), ("merino-52m", 1)]
+    found += [{**plan[n], "id": f"{n}, seed {seed}", "row": n, "seeds": [seed]} for n, seed in again]
+    return [{**row, **known.get(row["row"], {})} for row in found]
 
 
 def small_rows() -> list[Row]:

@@ -79,11 +79,15 @@ class RowTrainer:
         """Make the model of a row, compiled layer by layer."""
         self.row, self.texts, self.device = row, texts, device
         torch.manual_seed(0)
-        self.model = make_model(self.row).to(device)
+        self.model = self.make().to(device)
         self.compiled = compiled
         self.loss_of: Callable[[Tensor], Tensor] = self._own if isinstance(self.model, MerinoForCausalLM) else self._hub
         self.head_loss: Any = torch.compile(head_loss, dynamic=False) if compiled else head_loss
         self._compile()
+
+    def make(self) -> Any:
+        """Make the model, its weights by torch's current seed."""
+        return make_model(self.row)
 
     def _layers(self) -> Any:
         body = self.model.base_model
@@ -119,7 +123,7 @@ class RowTrainer:
     def reset(self, seed: int) -> None:
         """Begin with the weights of a seed."""
         torch.manual_seed(seed)
-        self.model.load_state_dict(make_model(self.row).state_dict())
+        self.model.load_state_dict(self.make().state_dict())
         self.model.train(True)
 
     def step(self, ids: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
@@ -148,9 +152,9 @@ class RowTrainer:
             torch.cuda.synchronize()
 
     def train(self, tokens: int, peak: float, seed: int, text: Tokens | None = None) -> dict[str, Any]:
-        """Train from scratch, for one epoch at most; returns curve and speed."""
+        """Train from scratch; returns curve and speed."""
         text = self.texts.train if text is None else text
-        steps = max(2, min(tokens, (len(text) - CONTEXT) // CONTEXT * CONTEXT) // (BATCH * CONTEXT))
+        steps = max(2, tokens // (BATCH * CONTEXT))
         self.reset(seed)
         optimizer = make_optimizer(self.model, peak, WEIGHT_DECAY)
         windows = PackedTokens(text, CONTEXT, seed, steps * BATCH)
