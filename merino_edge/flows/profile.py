@@ -239,7 +239,7 @@ def _reach(recipe: RecipeProfile, options: ProfileOptions) -> list[dict[str, Any
     """Predict the smallest and the largest architecture of the space, to show what limits make sense."""
     space = load_space(options.space, options.conditions.vocab_size)
     rows = []
-    for label, index in (("smallest", 0), ("largest", space.size - 1)):
+    for label, index in (("smallest", 0), ("largest", space.numbers - 1)):
         architecture = space.decode(index)
         rows.append(
             {

@@ -12,9 +12,9 @@ import numpy as np
 from merino_edge.architecture import Architecture
 from merino_edge.search.classes import class_size
 from merino_edge.search.cost import Array, Flops, Sum
+from merino_edge.search.group import Group
 from merino_edge.search.problem import Column, Problem, latency_tests, raised, upper
 from merino_edge.search.scores import ScoreOptions, explain_score
-from merino_edge.search.space import Group
 from merino_edge.search.tables import GroupTables
 
 

@@ -12,7 +12,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from merino_edge.search.space import Group, Space
+from merino_edge.search.group import Group
+from merino_edge.search.space import Space
 
 MAX_MEMBERS = 50_000  # listed one by one; beyond, only the representative is
 

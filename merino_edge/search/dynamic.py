@@ -16,9 +16,9 @@ import numpy as np
 
 from merino_edge.search.cost import Array, Sum
 from merino_edge.search.entropy import Layers
+from merino_edge.search.group import Group
 from merino_edge.search.problem import Problem
 from merino_edge.search.scores import SumScore
-from merino_edge.search.space import Group
 from merino_edge.search.survey import excess
 from merino_edge.search.tables import GroupTables
 

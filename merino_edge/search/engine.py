@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from merino_edge.architecture import Architecture
 from merino_edge.errors import InfeasibleError, UsageError
 from merino_edge.search.candidate import Candidate, make_candidates
 from merino_edge.search.dynamic import search_blocks
@@ -41,7 +40,7 @@ class SearchOutcome:
     Attributes:
         mode: `exact`, `dp` or `evolution`.
         space: Its name.
-        space_size: Its members.
+        space_size: Its architectures, each counted once.
         evaluated: Members looked at.
         feasible: Of those, how many keep every limit.
         seconds: `score` (filling columns), `search` (limits, winner, sensitivity), `front`, and `total`.
@@ -92,7 +91,7 @@ def search(request: SearchRequest) -> SearchOutcome:
         raise _infeasible(problem, shortfall, index, survey.seen, mode)
     front = survey.front()
     clock.lap("search")
-    listed = _different(make_candidates(problem, [index(number) for number in survey.best]))
+    listed = make_candidates(problem, [index(number) for number in survey.best])
     return SearchOutcome(
         mode=mode,
         space=problem.space.name,
@@ -101,7 +100,7 @@ def search(request: SearchRequest) -> SearchOutcome:
         feasible=survey.feasible,
         winner=listed[0],
         runners_up=listed[1:],
-        front=_different(make_candidates(problem, [index(number) for number in front])),
+        front=make_candidates(problem, [index(number) for number in front]),
         constraints=_constraints(problem, survey, listed[0]),
         outside_domain=survey.zero if request.score.name in ENTROPIES else None,
         sensitivity=_sensitivity(survey),
@@ -112,14 +111,6 @@ def search(request: SearchRequest) -> SearchOutcome:
             "total": time.perf_counter() - started,
         },
     )
-
-
-def _different(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
-    """Return each architecture once: a space that leaves open how many blocks it has may hold one under two numbers."""
-    found: dict[Architecture, Candidate] = {}
-    for candidate in candidates:
-        found.setdefault(candidate.architecture, candidate)
-    return tuple(found.values())
 
 
 def takes_time(request: SearchRequest) -> bool:

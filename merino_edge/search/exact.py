@@ -16,6 +16,8 @@ import numpy as np
 
 from merino_edge.errors import UsageError
 from merino_edge.search.cost import Array
+from merino_edge.search.group import Group
+from merino_edge.search.overlaps import inside
 from merino_edge.search.problem import Problem
 from merino_edge.search.survey import Survey, excess
 from merino_edge.search.tables import CHUNK_ROWS, GroupTables
@@ -26,19 +28,24 @@ PROGRESS_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Members:
-    """Columns of consecutive members.
+    """Columns of members, each architecture once.
 
     Attributes:
-        start: Index of the first.
+        numbers: `(n,)`: index of each, rising.
         score: `(n,)`.
         columns: `(n,)` each.
         representative: `(n,)`: which stand for their class.
     """
 
-    start: int
+    numbers: Array
     score: Array
     columns: dict[str, Array]
     representative: Array
+
+    def take(self, kept: Array) -> Members:
+        """Return some of them."""
+        columns = {name: column[kept] for name, column in self.columns.items()}
+        return Members(self.numbers[kept], self.score[kept], columns, self.representative[kept])
 
 
 @dataclass
@@ -63,20 +70,31 @@ def sweep(problem: Problem) -> Iterator[Members]:
         UsageError: the space is too large, or one block has more options than memory allows.
     """
     space = problem.space
-    if space.size > MAX_SIZE:
+    if space.numbers > MAX_SIZE:
         raise UsageError(
-            f"space {space.name} has {space.size:,} members; exact search takes up to {MAX_SIZE:,}",
+            f"space {space.name} has {space.numbers:,} members; exact search takes up to {MAX_SIZE:,}",
             hint="offer fewer choices" if space.fewer else "use --mode evolution",
         )
     _check_memory(problem)
     parts = problem.parts
     overrides = sorted(problem.overrides)
     for group in space.groups:
+        repeats = space.repeats(group)
         for chunk in GroupTables(space, group, parts).chunks():
             score, columns = problem.fill(chunk.sums)
             assert score is not None  # the engine sends scores that are no sum to the evolutionary search
             _override(problem, chunk.start, len(score), columns, overrides)
-            yield Members(chunk.start, score, columns, chunk.representative)
+            numbers = chunk.start + np.arange(len(score), dtype=np.int64)
+            members = Members(numbers, score, columns, chunk.representative)
+            if repeats:
+                members = members.take(~inside(repeats, _digits(group, numbers)))
+            if len(members.numbers):
+                yield members
+
+
+def _digits(group: Group, numbers: Array) -> Array:
+    """Return the options of members of one group, `(n, blocks)`."""
+    return np.stack(np.unravel_index(numbers - group.offset, [len(options) for options in group.options]), axis=1)
 
 
 def _override(problem: Problem, start: int, rows: int, columns: dict[str, Array], indices: list[int]) -> None:
@@ -116,8 +134,7 @@ def survey_space(problem: Problem) -> tuple[Survey, Clock]:
     size, progress, told = problem.space.size, problem.request.progress, 0.0
     for members in sweep(problem):
         clock.lap("score")
-        numbers = members.start + np.arange(len(members.score), dtype=np.int64)
-        survey.show(numbers, members.score, members.columns, members.representative)
+        survey.show(members.numbers, members.score, members.columns, members.representative)
         clock.lap("search")
         if progress is not None and clock.score + clock.search - told > PROGRESS_SECONDS:
             told = clock.score + clock.search
@@ -182,5 +199,5 @@ def diagnose(problem: Problem) -> Shortfall:
     """Say which limit makes a space infeasible, and what comes nearest."""
     diagnosis = Diagnosis(problem)
     for members in sweep(problem):
-        diagnosis.show(members.start + np.arange(len(members.score), dtype=np.int64), members.columns)
+        diagnosis.show(members.numbers, members.columns)
     return diagnosis.shortfall()

@@ -11,8 +11,8 @@ import numpy as np
 
 from merino_edge.search.cost import Array
 from merino_edge.search.exact import Shortfall
+from merino_edge.search.group import Group
 from merino_edge.search.problem import Problem
-from merino_edge.search.space import Group
 from merino_edge.search.survey import excess
 from merino_edge.search.tables import GroupTables
 from merino_edge.units import Limit

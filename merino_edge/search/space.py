@@ -14,7 +14,9 @@
 
 A space is a row of groups. Inside a group all but the blocks is fixed (vocabulary, head_dim, the one
 width, embedding, how many blocks there are), so a member is one option for each block, and its index is
-`group.offset + mixed radix of the options`, block 0 the most significant digit.
+`group.offset + mixed radix of the options`, block 0 the most significant digit. Where counts of several
+kinds of block overlap, an architecture may have several numbers (`overlaps.py`): the lowest is its own, and
+it is counted once.
 """
 
 from __future__ import annotations
@@ -23,15 +25,19 @@ import itertools
 import math
 import random
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merino_edge.architecture import MAX_DIMENSION, Architecture, Block
+import numpy as np
+
+from merino_edge.architecture import MAX_DIMENSION, Architecture
 from merino_edge.errors import InvalidFileError, UsageError, check_keys, did_you_mean
 from merino_edge.files import SCHEMA_VERSION
+from merino_edge.search.group import BlockChoices, Group, multiples
+from merino_edge.search.overlaps import Box, Row, Rows, inside
 
 SPACES = Path(__file__).parent / "spaces"
 _KEYS = (
@@ -40,78 +46,6 @@ _KEYS = (
 MAX_GROUPS = 100_000
 MAX_BLOCKS = 64
 MAX_OPTIONS = 1_000_000  # of all blocks, for every head_dim and model width: each lies in memory once
-
-
-@dataclass(frozen=True)
-class BlockChoices:
-    """What one block may be. `widths` is None where the whole model has one width."""
-
-    widths: tuple[int, ...] | None
-    depths: tuple[int, ...]
-    ffn_ratios: tuple[float, ...]
-
-    def options(self, model_width: int | None, head_dim: int) -> tuple[Block, ...]:
-        """Every block that these choices allow: by width, then depth, then ratio."""
-        widths = (model_width,) if self.widths is None else self.widths
-        return tuple(
-            Block(width, ratio, depth)
-            for width in widths
-            if width is not None and width % head_dim == 0
-            for depth in self.depths
-            for ratio in self.ffn_ratios
-        )
-
-    def aligned(self, model_widths: tuple[int, ...] | None, multiple: int) -> BlockChoices:
-        """Return the choices whose widths and FFN widths are multiples of a number."""
-        own = None if self.widths is None else _multiples(self.widths, multiple)
-        widths = own or model_widths or ()
-        fitting = tuple(r for r in self.ffn_ratios if all(int(r * width) % multiple == 0 for width in widths))
-        return BlockChoices(own, self.depths, fitting)
-
-
-def _multiples(values: tuple[int, ...], of: int) -> tuple[int, ...]:
-    return tuple(value for value in values if value % of == 0)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Members of a space that differ in their blocks only.
-
-    Attributes:
-        offset: Index of the first member.
-        vocab_size: V of all members.
-        head_dim: Of all members.
-        embedding_width: Of all members.
-        options: For each block, what it may be.
-        choices: The choices that they come from; blocks of the same choices may change places.
-    """
-
-    offset: int
-    vocab_size: int
-    head_dim: int
-    embedding_width: int
-    options: tuple[tuple[Block, ...], ...]
-    choices: tuple[BlockChoices, ...]
-
-    @cached_property
-    def size(self) -> int:
-        """Number of members."""
-        return math.prod(len(options) for options in self.options)
-
-    def digits(self, position: int) -> tuple[int, ...]:
-        """Return the option of each block of the member at `position` inside the group."""
-        digits = []
-        for options in reversed(self.options):
-            position, digit = divmod(position, len(options))
-            digits.append(digit)
-        return tuple(reversed(digits))
-
-    def position(self, digits: Iterable[int]) -> int:
-        """Return where in the group the member with these options stands."""
-        position = 0
-        for digit, options in zip(digits, self.options, strict=True):
-            position = position * len(options) + digit
-        return position
 
 
 @dataclass(frozen=True)
@@ -159,9 +93,47 @@ class Space:
         return tuple(groups)
 
     @cached_property
-    def size(self) -> int:
-        """Number of architectures."""
+    def numbers(self) -> int:
+        """How many numbers there are: more than architectures where counts overlap."""
         return sum(group.size for group in self.groups)
+
+    @cached_property
+    def size(self) -> int:
+        """Number of architectures, all different."""
+        if not self._rows:
+            return self.numbers
+        embeddings = 1 if self.embedding_widths is None else len(self.embedding_widths)
+        widths = {head_dim: len(multiples(self.widths, head_dim)) if self.widths else 1 for head_dim in self.head_dims}
+        return sum(rows.size * widths[d] for d, rows in self._rows.items()) * embeddings * len(self.vocab_sizes)
+
+    @cached_property
+    def _rows(self) -> dict[int, Rows]:
+        """For each head_dim, the rows of blocks; empty where none overlap. With one width, all widths overlap alike."""
+        found = {}
+        for head_dim in self.head_dims if self.fewer else ():
+            fitting = (None,) if self.widths is None else multiples(self.widths, head_dim)[:1]
+            for width in fitting:
+                found[head_dim] = Rows((*self.fewer, self.blocks), width, head_dim)
+        return found if any(rows.overlap for rows in found.values()) else {}
+
+    @cached_property
+    def _boxes(self) -> dict[tuple[int, Row], tuple[Box, ...]]:
+        return {}
+
+    def repeats(self, group: Group) -> tuple[Box, ...]:
+        """Return what of a group has a lower number, too (`overlaps.inside`)."""
+        if not self._rows:
+            return ()
+        key = group.head_dim, group.choices
+        if key not in self._boxes:
+            self._boxes[key] = self._rows[group.head_dim].boxes(group.choices)
+        return self._boxes[key]
+
+    def is_repeated(self, index: int) -> bool:
+        """Say whether the architecture of this index has a lower one, too."""
+        group = self.group_of(index)
+        boxes = self.repeats(group)
+        return bool(boxes) and bool(inside(boxes, np.array([group.digits(index - group.offset)]))[0])
 
     def aligned(self, multiple: int, table: int = 1) -> Space:
         """Return the members whose matrices a recipe can cut into blocks.
@@ -176,10 +148,11 @@ class Space:
             UsageError: nothing is left.
         """
         both = math.lcm(multiple, table)
-        embeddings = None if self.embedding_widths is None else _multiples(self.embedding_widths, both)
+        embeddings = None if self.embedding_widths is None else multiples(self.embedding_widths, both)
         alone = both if embeddings is None else multiple  # a model's one width is the table's too
-        widths = None if self.widths is None else _multiples(self.widths, alone)
-        blocks, *fewer = (tuple(c.aligned(widths, multiple) for c in row) for row in (self.blocks, *self.fewer))
+        widths = None if self.widths is None else multiples(self.widths, alone)
+        rows = [tuple(c.aligned(widths, multiple) for c in row) for row in (*self.fewer, self.blocks)]
+        *fewer, blocks = dict.fromkeys(rows)  # kinds may have become alike
         result = replace(self, widths=widths, embedding_widths=embeddings, blocks=blocks, fewer=tuple(fewer))
         if () in (widths, embeddings) or any(() in (c.widths, c.ffn_ratios) for c in blocks) or not result.groups:
             raise UsageError(
@@ -207,8 +180,8 @@ class Space:
 
     def group_of(self, index: int) -> Group:
         """Return the group that holds the member of this index."""
-        if not 0 <= index < self.size:
-            raise IndexError(f"space {self.name} has no member {index}, only 0 to {self.size - 1}")
+        if not 0 <= index < self.numbers:
+            raise IndexError(f"space {self.name} has no member {index}, only 0 to {self.numbers - 1}")
         low, high = 0, len(self._offsets)
         while high - low > 1:
             middle = (low + high) // 2
@@ -226,7 +199,7 @@ class Space:
         return Architecture(blocks, group.embedding_width, group.vocab_size, group.head_dim, self.per_layer_norms)
 
     def index_of(self, architecture: Architecture) -> int | None:
-        """Return the architecture's index, None where the space does not hold it."""
+        """Return the architecture's lowest index, None where the space does not hold it."""
         a = architecture
         if a.per_layer_norms != self.per_layer_norms:
             return None
@@ -246,11 +219,13 @@ class Space:
     def sample_indices(self, count: int, seed: int) -> list[int]:
         """Draw indices of different members uniformly."""
         if count >= self.size:
-            return list(range(self.size))
+            return [index for index in range(self.numbers) if not (self._rows and self.is_repeated(index))]
         rng = random.Random(seed)  # noqa: S311 (no secret)
         drawn: dict[int, None] = {}
         while len(drawn) < count:  # ends: count < size, and the space is drawn from evenly
-            drawn[rng.randrange(self.size)] = None
+            index = rng.randrange(self.numbers)
+            if not (self._rows and self.is_repeated(index)):
+                drawn[index] = None
         return list(drawn)
 
 
@@ -365,6 +340,7 @@ def _check(space: Space, where: str) -> None:
         groups = space.groups
         if groups:
             space.build(groups[-1], [0] * len(groups[-1].options))
+            assert space.size
     except InvalidFileError as error:
         raise InvalidFileError(f"{where}: {error.message}", hint=error.hint) from error
     if not groups:

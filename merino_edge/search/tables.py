@@ -17,7 +17,8 @@ import numpy as np
 
 from merino_edge.search.classes import alike_before
 from merino_edge.search.cost import Array, Sum
-from merino_edge.search.space import Group, Space
+from merino_edge.search.group import Group
+from merino_edge.search.space import Space
 
 CHUNK_ROWS = 1 << 15  # some arrays of this many numbers stay in a core's second-level cache
 

@@ -48,7 +48,7 @@ def test_a_beam_wider_than_the_space_meets_every_member_with_its_own_columns(spa
     assert len(met) == space.size
     for members in sweep(problem):
         for row in range(len(members.score)):
-            score, representative, columns = met[members.start + row]
+            score, representative, columns = met[int(members.numbers[row])]
             assert (score, representative) == (members.score[row], members.representative[row])
             assert columns == {n: c[row] for n, c in members.columns.items()}
 

@@ -137,7 +137,7 @@ def test_every_column_of_the_space_equals_the_count_of_its_member(where: Space) 
     problem = make_problem(request(where, latency_of="tg"))
     for members in sweep(problem):
         for row in range(0, len(members.score), 7):
-            a = where.decode(members.start + row)
+            a = where.decode(int(members.numbers[row]))
             assert {name: column[row] for name, column in members.columns.items()} == values(a)
             assert members.score[row] == score_architecture(a, ScoreOptions())
 
@@ -147,7 +147,7 @@ def test_random_members_of_the_poster_space_have_exactly_their_own_columns() -> 
     rng = np.random.default_rng(0)
     for members in sweep(problem):
         for row in rng.integers(len(members.score), size=20):
-            a = POSTER.decode(members.start + int(row))
+            a = POSTER.decode(int(members.numbers[row]))
             assert {name: column[row] for name, column in members.columns.items()} == values(a)
             assert members.score[row] == score_architecture(a, ScoreOptions())
 
@@ -162,7 +162,7 @@ def test_classes_part_the_space_and_are_listed_by_their_lowest_index(where: Spac
     seen: dict[int, list[int]] = {}
     for index in range(where.size):
         seen.setdefault(representative(where, index), []).append(index)
-    marked = {m.start + int(i) for m in sweep(make_problem(request(where))) for i in np.flatnonzero(m.representative)}
+    marked = {int(m.numbers[i]) for m in sweep(make_problem(request(where))) for i in np.flatnonzero(m.representative)}
     assert marked == set(seen)
     for lowest, members in seen.items():
         assert lowest == min(members)
@@ -228,8 +228,10 @@ def test_the_limit_that_the_hint_names_is_met(name: str, below: bool) -> None:
 def test_an_architecture_that_has_two_numbers_is_listed_once() -> None:
     kinds = {"count": [1, 2], "depth": 2, "ffn_ratio": 2}, {"count": [1, 2], "depth": 2, "ffn_ratio": [2, 4]}
     where = space(*kinds, width=[64, 96], embedding_width="width")
-    assert len({where.decode(index) for index in range(where.size)}) < where.size
+    different = {where.decode(index) for index in range(where.numbers)}
+    assert len(different) < where.numbers
     outcome = search(request(where, {}))
+    assert outcome.space_size == outcome.evaluated == outcome.feasible == len(different)
     for listed in ((outcome.winner, *outcome.runners_up), outcome.front):
         assert len({candidate.architecture for candidate in listed}) == len(listed)
 
