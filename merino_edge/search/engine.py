@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from merino_edge.errors import InfeasibleError, UsageError
+from merino_edge.errors import UsageError
 from merino_edge.search.candidate import Candidate, make_candidates
+from merino_edge.search.class_sweep import class_shortfall, has_few_classes
 from merino_edge.search.dynamic import search_blocks
 from merino_edge.search.entropy import ENTROPIES
 from merino_edge.search.evolution import Evolution
-from merino_edge.search.exact import MAX_SIZE, Clock, Diagnosis, Shortfall, diagnose, survey_space
+from merino_edge.search.exact import MAX_SIZE, Clock, survey_space
 from merino_edge.search.problem import Measured, Problem, SearchRequest, make_problem
 from merino_edge.search.reach import out_of_reach
 from merino_edge.search.scores import PLAIN, SumScore, is_sum
+from merino_edge.search.shortfall import Diagnosis, Shortfall, infeasible, numbered
 from merino_edge.search.survey import Survey
-from merino_edge.units import Limit, format_limited
 
 __all__ = ["Candidate", "Measured", "SearchOutcome", "SearchRequest", "search"]
 
@@ -78,17 +79,16 @@ def search(request: SearchRequest) -> SearchOutcome:
     started = time.perf_counter()
     problem = make_problem(request)
     mode = _mode(problem)
-    beyond = out_of_reach(problem) if problem.space.size > AT_ONCE else None
+    beyond = _impossible(problem) if problem.space.size > AT_ONCE and problem.limits else None
     if beyond is not None:
-        raise _infeasible(problem, beyond, int, problem.space.size, "exact")
+        raise infeasible(problem, beyond, int, problem.space.size, "exact")
     if mode == "exact":
-        survey, clock = survey_space(problem)
+        survey, clock, shortfall = survey_space(problem)
         index: Callable[[int], int] = int
-        shortfall = None if survey.feasible else diagnose(problem)
     else:
         survey, clock, index, shortfall = (_evolve if mode == "evolution" else _by_blocks)(problem)
     if shortfall is not None:
-        raise _infeasible(problem, shortfall, index, survey.seen, mode)
+        raise infeasible(problem, shortfall, index, survey.seen, mode)
     front = survey.front()
     clock.lap("search")
     listed = make_candidates(problem, [index(number) for number in survey.best])
@@ -111,6 +111,11 @@ def search(request: SearchRequest) -> SearchOutcome:
             "total": time.perf_counter() - started,
         },
     )
+
+
+def _impossible(problem: Problem) -> Shortfall | None:
+    """Say why nothing in a large space keeps the limits, where that can be known without looking at its members."""
+    return class_shortfall(problem) if has_few_classes(problem) else out_of_reach(problem)
 
 
 def takes_time(request: SearchRequest) -> bool:
@@ -146,14 +151,14 @@ Looked = tuple[Survey, Clock, Callable[[int], int], Shortfall | None]
 
 def _by_blocks(problem: Problem) -> Looked:
     """Run the dynamic programming and show every member that it led to to a survey."""
-    clock, survey, diagnosis = Clock(), Survey(problem.limits), Diagnosis(problem)
+    clock, survey, diagnosis = Clock(), Survey(problem.limits), Diagnosis(problem.limits)
     groups, found = problem.space.groups, []
     for ends in search_blocks(problem):
         clock.lap("score")
         numbers = survey.seen + np.arange(len(ends.score))
-        if problem.limits:
-            diagnosis.show(numbers, ends.columns)
         survey.show(numbers, ends.score, ends.columns, ends.representative)
+        if not survey.feasible:
+            diagnosis.show(ends.columns, numbered(numbers))
         found.append(ends.genes)
         clock.lap("search")
     genes = np.concatenate(found)
@@ -162,7 +167,7 @@ def _by_blocks(problem: Problem) -> Looked:
         group = groups[int(genes[number, 0])]
         return group.offset + group.position(int(digit) for digit in genes[number, 1:])
 
-    return survey, clock, index, None if survey.feasible else diagnosis.shortfall()
+    return survey, clock, index, None if survey.feasible else diagnosis.shortfall(proven=False)
 
 
 def _evolve(problem: Problem) -> Looked:
@@ -181,9 +186,9 @@ def _evolve(problem: Problem) -> Looked:
 
     if survey.feasible:
         return survey, clock, index, None
-    diagnosis = Diagnosis(problem)
-    diagnosis.show(np.arange(rows), archive.columns)
-    return survey, clock, index, diagnosis.shortfall()
+    diagnosis = Diagnosis(problem.limits)
+    diagnosis.show(archive.columns, numbered(np.arange(rows)))
+    return survey, clock, index, diagnosis.shortfall(proven=False)
 
 
 def _constraints(problem: Problem, survey: Survey, winner: Candidate) -> tuple[dict[str, Any], ...]:
@@ -212,54 +217,3 @@ def _sensitivity(survey: Survey) -> tuple[dict[str, Any], ...]:
         for (name, factor), score in survey.relaxed.items()
         if math.isfinite(factor)
     )
-
-
-def _infeasible(
-    problem: Problem, shortfall: Shortfall, index: Callable[[int], int], seen: int, mode: str
-) -> InfeasibleError:
-    """Put a shortfall into words."""
-    limit = problem.limits[shortfall.binding]
-    nearest = problem.space.decode(index(shortfall.nearest))
-    values = problem.values(nearest)
-    name, binding = problem.space.name, shortfall.binding
-    too_small = limit.lower is not None and shortfall.least < limit.lower
-    extreme = "the least" if limit.lower is None else "the nearest"  # between two members a range may hold none
-    others = "" if shortfall.alone else " while the other limits hold"
-    found = f"none of {seen:,} architectures of space {name} meets the limits"
-    if mode != "exact":
-        found += f" (looked at by {mode}, of {problem.space.size:,})"
-    message = (
-        f"{found}: {binding} must be {_range(binding, limit)}, {extreme} that can be reached{others} is "
-        f"{_outward(binding, shortfall.least, not too_small)}; nearest: {nearest.describe()}"
-    )
-    reached = (min if too_small else max)(shortfall.least, values[binding])
-    return InfeasibleError(
-        message,
-        hint=f"allow {binding} {'down' if too_small else 'up'} to "
-        f"{_outward(binding, reached, not too_small).replace(' ', '')}, or widen the space",
-        binding=binding,
-        limit=limit.upper,
-        least=shortfall.least,
-        nearest={"architecture": nearest.to_json(), "values": values},
-        feasible=0,
-        space_size=problem.space.size,
-        evaluated=seen,
-    )
-
-
-def _range(name: str, limit: Limit) -> str:
-    if limit.lower is None:
-        return f"at most {format_limited(name, limit.upper)}"
-    return f"{format_limited(name, limit.lower)} to {format_limited(name, limit.upper)}"
-
-
-def _outward(name: str, value: float, up: bool) -> str:
-    """Return a quantity in four digits, rounded so that a limit of just that admits it."""
-    if value <= 0.0:
-        return format_limited(name, value)
-    step = 10.0 ** (math.floor(math.log10(value)) - 3)
-    if name.endswith(("_ms", "_mj")):
-        value *= 1.0 + (1e-9 if up else -1e-9)  # what is typed is a fraction of another unit, and has its own last bit
-    else:
-        step = max(1.0, step)  # whole numbers
-    return format_limited(name, (math.ceil if up else math.floor)(value / step) * step)

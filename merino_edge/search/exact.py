@@ -19,7 +19,8 @@ from merino_edge.search.cost import Array
 from merino_edge.search.group import Group
 from merino_edge.search.overlaps import inside
 from merino_edge.search.problem import Problem
-from merino_edge.search.survey import Survey, excess
+from merino_edge.search.shortfall import Diagnosis, Shortfall, numbered
+from merino_edge.search.survey import Survey
 from merino_edge.search.tables import CHUNK_ROWS, GroupTables
 
 MAX_SIZE = 10**8
@@ -128,76 +129,18 @@ def _memory_bytes() -> int:
         return 4 * 2**30
 
 
-def survey_space(problem: Problem) -> tuple[Survey, Clock]:
-    """Show every member to a survey; return it with the time spent."""
-    survey, clock = Survey(problem.limits), Clock()
+def survey_space(problem: Problem) -> tuple[Survey, Clock, Shortfall | None]:
+    """Show every member to a survey; return it with the time spent, and why nothing is feasible where nothing is."""
+    survey, clock, diagnosis = Survey(problem.limits), Clock(), Diagnosis(problem.limits)
     size, progress, told = problem.space.size, problem.request.progress, 0.0
     for members in sweep(problem):
         clock.lap("score")
         survey.show(members.numbers, members.score, members.columns, members.representative)
+        if not survey.feasible:  # until the first member that is, which mostly comes early
+            diagnosis.show(members.columns, numbered(members.numbers))
         clock.lap("search")
         if progress is not None and clock.score + clock.search - told > PROGRESS_SECONDS:
             told = clock.score + clock.search
             progress(survey.seen / size)
     clock.lap("score")
-    return survey, clock
-
-
-@dataclass(frozen=True)
-class Shortfall:
-    """Why nothing is feasible.
-
-    Attributes:
-        binding: The limit that excludes most narrowly: without it the least would have to be relaxed.
-        least: The nearest to it that can be reached while the other limits hold, or at all.
-        alone: True where no member meets this limit even by itself.
-        nearest: Number of the member that passes its limits by the smallest share.
-    """
-
-    binding: str
-    least: float
-    alone: bool
-    nearest: int
-
-
-class Diagnosis:
-    """Finds the shortfall over members that are shown."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.limits = problem.limits
-        self.alone = dict.fromkeys(self.limits, (np.inf, np.nan))  # smallest excess of one limit, its value
-        self.with_others = dict(self.alone)
-        self.nearest = (np.inf, -1)
-
-    def show(self, numbers: Array, columns: dict[str, Array]) -> None:
-        """Take in members."""
-        each = {name: excess({name: limit}, columns) for name, limit in self.limits.items()}
-        worst = np.maximum.reduce(list(each.values()))
-        at = int(worst.argmin())
-        self.nearest = min(self.nearest, (float(worst[at]), int(numbers[at])))
-        for name, over in each.items():
-            at = int(over.argmin())
-            self.alone[name] = min(self.alone[name], (float(over[at]), float(columns[name][at])))
-            others = [o for n, o in each.items() if n != name]
-            kept = np.flatnonzero(np.maximum.reduce(others) == 0) if others else np.arange(len(over))
-            if len(kept):
-                at = int(kept[over[kept].argmin()])
-                self.with_others[name] = min(self.with_others[name], (float(over[at]), float(columns[name][at])))
-
-    def shortfall(self) -> Shortfall:
-        """Return what stands in the way."""
-        alone = {name: found for name, found in self.alone.items() if found[0] > 0}
-        if alone:
-            name = max(alone, key=lambda n: (alone[n][0], n))
-            return Shortfall(name, alone[name][1], True, self.nearest[1])
-        name = min(self.limits, key=lambda n: (self.with_others[n][0], n))
-        found = self.with_others[name] if np.isfinite(self.with_others[name][0]) else self.alone[name]
-        return Shortfall(name, found[1], False, self.nearest[1])
-
-
-def diagnose(problem: Problem) -> Shortfall:
-    """Say which limit makes a space infeasible, and what comes nearest."""
-    diagnosis = Diagnosis(problem)
-    for members in sweep(problem):
-        diagnosis.show(members.numbers, members.columns)
-    return diagnosis.shortfall()
+    return survey, clock, None if survey.feasible else diagnosis.shortfall()

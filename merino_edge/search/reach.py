@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from merino_edge.search.cost import Array
-from merino_edge.search.exact import Shortfall
 from merino_edge.search.group import Group
 from merino_edge.search.problem import Problem
+from merino_edge.search.shortfall import ALONE, Shortfall
 from merino_edge.search.survey import excess
 from merino_edge.search.tables import GroupTables
 from merino_edge.units import Limit
@@ -34,7 +34,7 @@ def out_of_reach(problem: Problem) -> Shortfall | None:
             missed = value > limit.upper if end > 0 else value < (limit.lower or 0.0)
             over = _share(limit, value) if missed else 0.0
             if over > TOLERANCE and (worst is None or over > worst[0]):
-                worst = over, Shortfall(name, value, True, index)
+                worst = over, Shortfall(name, value, ALONE, index)
     return worst[1] if worst else None
 
 

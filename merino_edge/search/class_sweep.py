@@ -1,0 +1,151 @@
+"""Every class of a space whose members have one width, held against the limits.
+
+Blocks that choose alike may change places there, and nothing that is limited changes, so a class is a multiset of
+options for each kind of block: 12,948 classes stand for the 18 million members of `free`. What is found is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from merino_edge.search.classes import alike
+from merino_edge.search.cost import Array, Sum
+from merino_edge.search.group import BlockChoices, Group
+from merino_edge.search.problem import Problem
+from merino_edge.search.shortfall import Diagnosis, Shortfall
+from merino_edge.search.tables import CHUNK_ROWS
+
+MAX_CLASSES = 400_000  # are looked at within a tenth of a second
+MAX_GROUPS = 2_000
+
+
+def count_classes(group: Group) -> int:
+    """Return how many classes a group of one width has."""
+    kinds = alike(group)
+    return math.prod(math.comb(len(group.options[k[0]]) + len(k) - 1, len(k)) for k in kinds)
+
+
+def has_few_classes(problem: Problem) -> bool:
+    """Say whether all classes of the space can be looked at at once."""
+    space = problem.space
+    if space.widths is None or len(space.groups) > MAX_GROUPS:
+        return False
+    return sum(map(count_classes, space.groups)) <= MAX_CLASSES
+
+
+def class_shortfall(problem: Problem) -> Shortfall | None:
+    """Return why no member keeps the limits, None where one does."""
+    names = list(problem.limits)
+    sums = _ClassSums([part for name in names for part in problem.columns[name].parts])
+    diagnosis, held, rows = Diagnosis(problem.limits), [], 0
+    for group in problem.space.groups:
+        held.append((group, sums.of(group)))
+        rows += len(held[-1][1][0])
+        if rows > CHUNK_ROWS or group is problem.space.groups[-1]:
+            _show(problem, diagnosis, held)
+            if diagnosis.feasible:
+                return None
+            held, rows = [], 0
+    return diagnosis.shortfall()
+
+
+def _show(problem: Problem, diagnosis: Diagnosis, held: list[tuple[Group, list[Array]]]) -> None:
+    """Show the classes of some groups to a diagnosis."""
+    groups, tables = [group for group, _ in held], [table for _, table in held]
+    starts = np.cumsum([0, *(len(table[0]) for table in tables)])
+    parts = [np.concatenate(columns) for columns in zip(*tables, strict=True)]
+    columns = {}
+    for name in problem.limits:
+        count = len(problem.columns[name].parts)
+        columns[name], parts = problem.columns[name].combine(*parts[:count]), parts[count:]
+    _override(problem, groups, starts, columns)
+
+    def index(rows: Array) -> int:
+        first = int(np.searchsorted(starts, rows[0], side="right")) - 1  # groups come in the order of the index
+        return int(_indices(groups[first], rows[rows < starts[first + 1]] - starts[first]).min())
+
+    diagnosis.show(columns, index)
+
+
+def _override(problem: Problem, groups: Sequence[Group], starts: Array, columns: dict[str, Array]) -> None:
+    """Put measured values in the place of predicted ones."""
+    for number, group in enumerate(groups if problem.overrides else ()):
+        known = [i for i in problem.overrides if group.offset <= i < group.offset + group.size]
+        if not known:
+            continue
+        indices = _indices(group, np.arange(starts[number + 1] - starts[number]))
+        for index in known:
+            for row in starts[number] + np.flatnonzero(indices == index):
+                for name in columns.keys() & problem.overrides[index].keys():
+                    columns[name][row] = problem.overrides[index][name]
+
+
+@cache
+def _multisets(options: int, count: int) -> tuple[Array, Array]:
+    """Return for each multiset of `count` options its largest, and the row of the others among those of one less.
+
+    Rows are ordered by the largest option, so that what may come before an option is a beginning of the rows.
+    """
+    if count == 1:
+        return np.arange(options), np.zeros(options, np.int64)
+    ends = np.searchsorted(_multisets(options, count - 1)[0], np.arange(options), side="right")
+    return np.repeat(np.arange(options), ends), np.concatenate([np.arange(end) for end in ends])
+
+
+class _ClassSums:
+    """Sums of each class, group by group; what groups have in common is added up once."""
+
+    def __init__(self, parts: Sequence[Sum]) -> None:
+        self.parts = parts
+        self._added: dict[tuple[BlockChoices, int, int, int], list[Array]] = {}
+        self._ends: dict[tuple[int, int, int], list[Array]] = {}
+
+    def of(self, group: Group) -> list[Array]:
+        """Return `(classes,)` of each sum."""
+        width = group.options[0][0].width
+        key = width, group.embedding_width, group.vocab_size
+        if key not in self._ends:
+            self._ends[key] = [_outside(part, *key) for part in self.parts]
+        result = self._ends[key]
+        for positions in alike(group):
+            added = self._alike(group, positions[0], len(positions))
+            result = [(a[..., None] + b).reshape(-1) for a, b in zip(result, added, strict=True)]
+        return result
+
+    def _alike(self, group: Group, block: int, count: int) -> list[Array]:
+        """Return what each multiset of options of alike blocks adds to each sum."""
+        options = group.options[block]
+        key = group.choices[block], options[0].width, group.head_dim, count
+        if key not in self._added:
+            if count == 1:
+                shapes = np.array([(b.width, b.ffn_width, b.depth) for b in options], np.int64).T
+                self._added[key] = [np.asarray(part.blocks(*shapes)) for part in self.parts]
+            else:
+                last, others = _multisets(len(options), count)
+                pairs = zip(self._alike(group, block, count - 1), self._alike(group, block, 1), strict=True)
+                self._added[key] = [fewer[others] + one[last] for fewer, one in pairs]
+        return self._added[key]
+
+
+def _outside(part: Sum, width: int, embedding_width: int, vocab_size: int) -> Array:
+    seam = part.seams(np.array(embedding_width), np.array([width]))
+    return np.asarray(seam + part.ends(np.array([width]), embedding_width, vocab_size))
+
+
+def _indices(group: Group, rows: Array) -> Array:
+    """Return the index of the lowest member of each class."""
+    kinds = alike(group)
+    sizes = [math.comb(len(group.options[k[0]]) + len(k) - 1, len(k)) for k in kinds]
+    radix = [math.prod(len(options) for options in group.options[i + 1 :]) for i in range(len(group.options))]
+    result = np.full(len(rows), group.offset, object)
+    for positions, row in zip(kinds, np.unravel_index(rows, sizes), strict=True):
+        left = row
+        for count in range(len(positions), 0, -1):
+            last, others = _multisets(len(group.options[positions[0]]), count)
+            result = result + last[left].astype(object) * radix[positions[count - 1]]
+            left = others[left]
+    return result
