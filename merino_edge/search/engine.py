@@ -23,10 +23,11 @@ from merino_edge.search.dynamic import search_blocks
 from merino_edge.search.entropy import ENTROPIES
 from merino_edge.search.evolution import Evolution
 from merino_edge.search.exact import MAX_SIZE, Clock, survey_space
+from merino_edge.search.nearest import clash
 from merino_edge.search.problem import Measured, Problem, SearchRequest, make_problem
-from merino_edge.search.reach import out_of_reach
+from merino_edge.search.reach import MAX_GROUPS, out_of_reach
 from merino_edge.search.scores import PLAIN, SumScore, is_sum
-from merino_edge.search.shortfall import Diagnosis, Shortfall, infeasible, numbered
+from merino_edge.search.shortfall import ALONE, Diagnosis, Shortfall, infeasible, numbered
 from merino_edge.search.survey import Survey
 
 __all__ = ["Candidate", "Measured", "SearchOutcome", "SearchRequest", "search"]
@@ -79,7 +80,7 @@ def search(request: SearchRequest) -> SearchOutcome:
     started = time.perf_counter()
     problem = make_problem(request)
     mode = _mode(problem)
-    beyond = _impossible(problem) if problem.space.size > AT_ONCE and problem.limits else None
+    beyond = _impossible(problem, mode) if problem.space.size > AT_ONCE and problem.limits else None
     if beyond is not None:
         raise infeasible(problem, beyond, int, problem.space.size, "exact")
     if mode == "exact":
@@ -113,9 +114,16 @@ def search(request: SearchRequest) -> SearchOutcome:
     )
 
 
-def _impossible(problem: Problem) -> Shortfall | None:
+def _impossible(problem: Problem, mode: str) -> Shortfall | None:
     """Say why nothing in a large space keeps the limits, where that can be known without looking at its members."""
-    return class_shortfall(problem) if has_few_classes(problem) else out_of_reach(problem)
+    if has_few_classes(problem):
+        return class_shortfall(problem)
+    if problem.space.widths is not None or len(problem.space.groups) > MAX_GROUPS:
+        return out_of_reach(problem)
+    found = clash(problem)
+    if found is not None and mode == "exact" and found.scope != ALONE and not (found.proven and found.nearest_proven):
+        return None  # looking at every member takes longer, and says it exactly
+    return found
 
 
 def takes_time(request: SearchRequest) -> bool:

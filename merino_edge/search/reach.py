@@ -34,7 +34,7 @@ def out_of_reach(problem: Problem) -> Shortfall | None:
             missed = value > limit.upper if end > 0 else value < (limit.lower or 0.0)
             over = _share(limit, value) if missed else 0.0
             if over > TOLERANCE and (worst is None or over > worst[0]):
-                worst = over, Shortfall(name, value, ALONE, index)
+                worst = over, Shortfall(name, value, ALONE, index, nearest_proven=len(problem.limits) == 1)
     return worst[1] if worst else None
 
 

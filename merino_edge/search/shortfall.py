@@ -31,7 +31,8 @@ class Shortfall:
             be relaxed least while the others hold, `together` where no limit relaxed by itself would do: then it is the
             one that the nearest member passes most.
         nearest: Number of the member that passes its limits by the smallest share.
-        proven: Whether all members were judged, or only the best of those looked at is told.
+        proven: Whether all members were judged, or `least` is only the best of those looked at.
+        nearest_proven: The same of the nearest.
     """
 
     binding: str
@@ -39,6 +40,7 @@ class Shortfall:
     scope: str
     nearest: int
     proven: bool = True
+    nearest_proven: bool = True
 
 
 class Diagnosis:
@@ -92,12 +94,12 @@ class Diagnosis:
         alone = {name: found for name, found in self.alone.items() if found[0] > 0}
         if alone:
             name = max(alone, key=lambda n: (alone[n][0], n))
-            return Shortfall(name, alone[name][1], ALONE, number, proven)
+            return Shortfall(name, alone[name][1], ALONE, number, proven, proven)
         name = min(self.limits, key=lambda n: (self.with_others[n][0], n))
         if np.isfinite(self.with_others[name][0]):
-            return Shortfall(name, self.with_others[name][1], OTHERS, number, proven)
+            return Shortfall(name, self.with_others[name][1], OTHERS, number, proven, proven)
         name = max(self.limits, key=lambda n: (self.passed[n][0], n))
-        return Shortfall(name, self.passed[name][1], TOGETHER, number, proven)
+        return Shortfall(name, self.passed[name][1], TOGETHER, number, proven, proven)
 
 
 def numbered(numbers: Array) -> Callable[[Array], int]:
@@ -125,9 +127,10 @@ def infeasible(
     if mode != "exact":
         found += f" (looked at by {mode}, of {problem.space.size:,})"
     too_small = limit.lower is not None and shortfall.least < limit.lower
+    near = "nearest" if shortfall.nearest_proven else "nearest found"
     message = (
         f"{found}: {binding} must be {_range(binding, limit)}, {_reached(limit, shortfall)} "
-        f"{_outward(binding, shortfall.least, not too_small)}; nearest: {nearest.describe()}"
+        f"{_outward(binding, shortfall.least, not too_small)}; {near}: {nearest.describe()}"
     )
     wanted = {binding: (min if too_small else max)(shortfall.least, values[binding])}
     if shortfall.scope == TOGETHER:
@@ -148,7 +151,8 @@ def infeasible(
 
 def _reached(limit: Limit, shortfall: Shortfall) -> str:
     if shortfall.scope == TOGETHER:
-        return "and no limit relaxed by itself would do: the nearest to all of them has"
+        alone = "no limit relaxed by itself would do: the nearest to all of them"
+        return f"and {alone if shortfall.proven else 'the nearest to all limits that was found'} has"
     extreme = "the least" if limit.lower is None else "the nearest"  # between two members a range may hold none
     others = " while the other limits hold" if shortfall.scope == OTHERS else ""
     return f"{extreme} that {'can be reached' if shortfall.proven else 'was found'}{others} is"

@@ -1,0 +1,187 @@
+"""What every limit adds up to along the blocks of a space whose members cannot be listed.
+
+A member is a path: an embedding width, an option for each block, a vocabulary. Groups that share their blocks are one
+family. Each side of a limit is a row that a member keeps where it is small enough: `value / upper` has to be at most 1,
+`-value / lower` at most -1. Of any weighted sum of the rows the least over all members is found block by block, with
+the best end for each width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from merino_edge.search.cost import Array
+from merino_edge.search.group import Group
+from merino_edge.search.problem import Column, Problem
+from merino_edge.search.space import Space
+
+
+@dataclass(frozen=True)
+class Side:
+    """One end of a limit: `scale` times the value may be at most `bound`."""
+
+    name: str
+    scale: float
+    bound: float
+
+    def allowed(self, excess: float) -> float:
+        """Return the bound where the limit may be passed by a share."""
+        return self.bound * (1.0 + excess) if self.bound > 0 else self.bound / (1.0 + excess)
+
+    def excess(self, row: Array) -> Array:
+        """Return by what share the limit is passed, 0 where it is kept."""
+        if self.bound > 0:
+            return np.maximum(row - 1.0, 0.0)
+        return np.maximum(1.0 / np.maximum(-row, 1e-300) - 1.0, 0.0)
+
+
+def sides_of(problem: Problem) -> list[Side]:
+    """Return the ends of all limits."""
+    sides = []
+    for name, limit in problem.limits.items():
+        sides.append(Side(name, 1.0 / limit.upper, 1.0))
+        if limit.lower is not None and limit.lower > 0:
+            sides.append(Side(name, -1.0 / limit.lower, -1.0))
+    return sides
+
+
+@dataclass(frozen=True)
+class Path:
+    """A member: its group, the option of each block, and its rows."""
+
+    group: Group
+    digits: tuple[int, ...]
+    rows: Array
+
+    @property
+    def index(self) -> int:
+        """Its number in the space."""
+        return self.group.offset + self.group.position(self.digits)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Groups of the same blocks.
+
+    Attributes:
+        groups: `[embedding][vocabulary]`.
+        order: For each block, the options in the order used here: by width.
+        number: For each block `(options,)`: number of the width of each, rising.
+        blocks: For each block `(rows, options)`.
+        seams: For each block `(rows, widths before, widths)`; of the first `(rows, embeddings, widths)`.
+        ends: `(rows, embeddings, vocabularies, widths)`.
+    """
+
+    groups: list[list[Group]]
+    order: list[Array]
+    number: list[Array]
+    blocks: list[Array]
+    seams: list[Array]
+    ends: Array
+
+    @cached_property
+    def starts(self) -> list[Array]:
+        """For each block, where the options of each width begin."""
+        return [np.searchsorted(number, np.arange(int(number[-1]) + 1)) for number in self.number]
+
+    def rows(self, kept: Sequence[int]) -> Family:
+        """Return the family with some rows."""
+        take = list(kept)
+        parts = [b[take] for b in self.blocks], [s[take] for s in self.seams], self.ends[take]
+        return Family(self.groups, self.order, self.number, *parts)
+
+    def path(self, embedding: int, vocabulary: int, options: Sequence[int]) -> Path:
+        """Return the member with these choices, options in the order used here."""
+        number = [int(n[o]) for n, o in zip(self.number, options, strict=True)]
+        rows = self.ends[:, embedding, vocabulary, number[-1]]
+        before = embedding
+        for i, option in enumerate(options):
+            rows = rows + self.blocks[i][:, option] + self.seams[i][:, before, number[i]]
+            before = number[i]
+        digits = tuple(int(order[option]) for order, option in zip(self.order, options, strict=True))
+        return Path(self.groups[embedding][vocabulary], digits, rows)
+
+    def least(self, weights: Array) -> tuple[float, Path]:
+        """Return the least of a weighted sum of the rows, and a member that has it."""
+        blocks = [weights @ block for block in self.blocks]
+        best = [np.minimum.reduceat(b, starts) for b, starts in zip(blocks, self.starts, strict=True)]
+        seams = [np.tensordot(weights, seam, 1) for seam in self.seams]
+        value = np.tensordot(weights, self.ends, 1)  # (embeddings, vocabularies, widths)
+        after: list[Array] = []
+        for i in range(len(blocks) - 1, 0, -1):
+            paths = (value + best[i])[:, :, None, :] + seams[i]
+            after.append(paths.argmin(3))
+            value = paths.min(3)
+        value = value + best[0] + seams[0][:, None, :]
+        embedding, vocabulary, width = (int(i) for i in np.unravel_index(value.argmin(), value.shape))
+        least, options = float(value[embedding, vocabulary, width]), []
+        for i, block in enumerate(blocks):
+            if i:
+                width = int(after[-i][embedding, vocabulary, width])
+            ends = [*self.starts[i], len(block)]
+            options.append(ends[width] + int(block[ends[width] : ends[width + 1]].argmin()))
+        return least, self.path(embedding, vocabulary, options)
+
+    def remaining(self, weights: Array) -> list[Array]:
+        """Return for each block what the rest adds at least to weighted sums, `(sums, embeddings, widths)`.
+
+        Args:
+            weights: `(sums, rows)`.
+        """
+        value = np.tensordot(weights, self.ends, 1).min(2)
+        found = [value]
+        for i in range(len(self.blocks) - 1, 0, -1):
+            best = np.minimum.reduceat(weights @ self.blocks[i], self.starts[i], axis=1)
+            paths = (value + best[:, None])[:, :, None, :] + np.tensordot(weights, self.seams[i], 1)[:, None]
+            value = paths.min(3)
+            found.append(value)
+        return found[::-1]
+
+
+def families_of(problem: Problem, sides: Sequence[Side], most: int) -> list[Family]:
+    """Return the families of a space, none where there are more than `most`."""
+    shared: dict[int, list[Group]] = {}
+    for group in problem.space.groups:
+        shared.setdefault(id(group.options), []).append(group)
+    if len(shared) > most:
+        return []
+    return [_family(problem, problem.space, groups, sides) for groups in shared.values()]
+
+
+def _family(problem: Problem, space: Space, groups: list[Group], sides: Sequence[Side]) -> Family:
+    vocabularies = len(space.vocab_sizes)  # groups of a family come vocabulary by vocabulary
+    embeddings = len(groups) // vocabularies
+    table = [[groups[v * embeddings + e] for v in range(vocabularies)] for e in range(embeddings)]
+    shapes = [np.array([(b.width, b.ffn_width, b.depth) for b in o], np.int64).T for o in groups[0].options]
+    order = [np.argsort(shape[0], kind="stable") for shape in shapes]
+    shapes = [shape[:, o] for shape, o in zip(shapes, order, strict=True)]
+    widths, number = zip(*(np.unique(shape[0], return_inverse=True) for shape in shapes), strict=True)
+    outer = [np.array([row[0].embedding_width for row in table]), *widths]
+
+    def rows(value: dict[str, Array]) -> Array:
+        return np.stack([side.scale * value[side.name] for side in sides])
+
+    columns = {name: problem.columns[name] for name in problem.limits}
+    blocks = [rows({n: _sum(c, [p.blocks(*shape) for p in c.parts]) for n, c in columns.items()}) for shape in shapes]
+    seams = [
+        rows({n: _sum(c, [p.seams(a[:, None], b[None, :]) for p in c.parts]) for n, c in columns.items()})
+        for a, b in zip(outer, widths, strict=False)
+    ]
+    ends = [[rows({n: _ends(c, g, widths[-1]) for n, c in columns.items()}) for g in line] for line in table]
+    stacked = np.stack([np.stack(line, 1) for line in ends], 1)
+    return Family(table, order, list(number), blocks, seams, stacked)
+
+
+def _sum(column: Column, parts: Sequence[Array]) -> Array:
+    return np.asarray(column.combine(*(np.asarray(part, np.float64) for part in parts)), np.float64)
+
+
+def _ends(column: Column, group: Group, widths: Array) -> Array:
+    parts = [
+        np.broadcast_to(p.ends(widths, group.embedding_width, group.vocab_size), widths.shape) for p in column.parts
+    ]
+    return _sum(column, parts)
