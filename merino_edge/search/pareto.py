@@ -8,6 +8,9 @@ from merino_edge.search.cost import Array
 
 BATCH = 512
 CELLS = 128  # per axis of a screen
+SAMPLE = 20_000  # of a front, to cut axes at
+FEW = 2_000  # are compared with each other at once
+COARSE = 1 << 18  # cells in all where points screen each other
 
 
 class Screen:
@@ -18,13 +21,13 @@ class Screen:
     cell that lies above it is dominated.
     """
 
-    def __init__(self, front: Array) -> None:
-        """Build the cells from a front, `(n, objectives)`, at least two objectives."""
-        shares = np.linspace(0.0, 1.0, CELLS)
-        self.edges = [np.unique(np.quantile(column, shares, method="higher")) for column in front[:, :-1].T]
-        self.least = np.full([len(edges) + 1 for edges in self.edges], np.inf)
-        cells = [1 + np.searchsorted(e, column) for e, column in zip(self.edges, front.T, strict=False)]
-        np.minimum.at(self.least, tuple(cells), front[:, -1])
+    def __init__(self, front: Array, cells: int = CELLS) -> None:
+        """Build the cells from a front or from any points, `(n, objectives)`, at least two objectives."""
+        shares, some = np.linspace(0.0, 1.0, cells), front[:: 1 + len(front) // SAMPLE, :-1]
+        self.edges = [np.unique(np.quantile(column, shares, method="higher")) for column in some.T]
+        self.least = np.full([len(edges) + 2 for edges in self.edges], np.inf)  # the last: beyond all edges
+        places = [1 + np.searchsorted(e, column) for e, column in zip(self.edges, front.T, strict=False)]
+        np.minimum.at(self.least, tuple(places), front[:, -1])
         for axis in range(self.least.ndim):
             np.minimum.accumulate(self.least, axis=axis, out=self.least)
 
@@ -39,8 +42,8 @@ def non_dominated(points: Array) -> Array:
     """Say which points no other point dominates, all objectives to be minimised.
 
     A point dominates another where it is nowhere larger and somewhere smaller; equal points stay together.
-    Points are taken in lexicographic order, so that only earlier ones can dominate, and compared by
-    their ranks with the front so far.
+    Most are found by screens of all points, each with another objective last. What is left is taken in
+    lexicographic order, so that only earlier points can dominate, and compared by ranks with the front so far.
 
     Args:
         points: `(n, objectives)`.
@@ -48,8 +51,29 @@ def non_dominated(points: Array) -> Array:
     Returns:
         `(n,)` bool.
     """
-    if len(points) == 0:
-        return np.zeros(0, bool)
+    result = np.zeros(len(points), bool)
+    left = _screened(points)
+    if len(left):
+        result[left] = _compared(points[left])
+    return result
+
+
+def _screened(points: Array) -> Array:
+    """Return the rows that screens of all points let pass; each looks at fewer, and so is finer."""
+    left, objectives = np.arange(len(points)), points.shape[1]
+    for turn in range(2 * objectives if objectives > 1 else 0):
+        if len(left) <= FEW:
+            break
+        turned = np.roll(points[left], turn, axis=1)
+        keep = ~Screen(turned, min(CELLS, int(COARSE ** (1.0 / (objectives - 1))))).dominated(turned)
+        left = left[keep]
+        if np.count_nonzero(keep) > 0.9 * len(keep):
+            break
+    return left
+
+
+def _compared(points: Array) -> Array:
+    """Say which points no other point dominates, `(n,)`."""
     order = np.lexsort(points.T[::-1])
     ordered = points[order]
     fresh = np.ones(len(points), bool)

@@ -19,7 +19,7 @@ from merino_edge.units import Limit
 
 LISTED = 11  # the winner and ten runners-up
 FACTORS = (0.8, 1.2, 1.5)
-FRONT_BUFFER = 1 << 16
+FRONT_BUFFER = 1 << 18
 MINIMISED = ("latency_ms", "parameters", "memory_bytes")
 
 
