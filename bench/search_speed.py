@@ -60,6 +60,10 @@ def main() -> None:
     result["same_answer_every_time"] = len({search(request).winner.index for _ in range(5)}) == 1
     wide = SearchRequest(load_space("wide"), limits={"latency_ms": Limit(0.1)}, **models)
     result["infeasible_wide"] = {"size": wide.space.size, **timed(lambda: infeasible(wide))}
+    result["infeasible_cases"] = infeasible_cases(models)
+    result["fronts_of_mixed_widths"] = [
+        time_front(models, mixed_widths(), name) for name in ("balanced-parameters", "entropy")
+    ]
     result["large"] = [large(models, space) for space in (one_width(5), own_widths(), many_options())]
     result["svd_loop"] = svd_loop(poster)
     result["svd_loop"]["times_slower"] = result["svd_loop"]["extrapolated_s"] / result["score_and_filter"]["p50_s"]
@@ -69,6 +73,7 @@ def main() -> None:
         print(f"{name:28s} p50 {result[name]['p50_s'] * 1e3:7.1f} ms  cpu {result[name]['cpu_p50_s'] * 1e3:7.1f} ms")
     front = result["front_of_the_whole_space"]
     print(f"{'front of the whole space':28s} {front['seconds'] * 1e3:11.1f} ms  {front['members']} members")
+    print_cases(result)
     for space in result["large"]:
         print(
             f"{space['size']:>12,d} architectures       {space['cpu_s']:.2f} s of one core, "
@@ -76,6 +81,17 @@ def main() -> None:
         )
     print(f"SVD loop, extrapolated       {result['svd_loop']['extrapolated_s'] / 3600:.1f} h; paper {PAPER_HOURS} h")
     print(path)
+
+
+def print_cases(result: dict[str, Any]) -> None:
+    """Print what larger spaces and mixed widths take."""
+    for case in result["infeasible_cases"]:
+        cpu, judged = case["cpu_p50_s"] * 1e3, "all members judged" if case["all_judged"] else "only some looked at"
+        print(f"infeasible: {case['space']:12s} {case['what']:32s} cpu {cpu:7.1f} ms  {judged}")
+    for mixed in result["fronts_of_mixed_widths"]:
+        print(
+            f"front of mixed widths, {mixed['score']:20s} {mixed['seconds'] * 1e3:7.1f} ms  {mixed['members']} members"
+        )
 
 
 def timed(function: Callable[[], Any]) -> dict[str, Any]:
@@ -101,13 +117,64 @@ def survey_without_front(request: SearchRequest) -> None:
     assert survey.best
 
 
-def infeasible(request: SearchRequest) -> None:
-    """Ask for what cannot be."""
+def infeasible(request: SearchRequest) -> InfeasibleError:
+    """Ask for what cannot be, and return the answer."""
     try:
         search(request)
-    except InfeasibleError:
-        return
+    except InfeasibleError as error:
+        return error
     raise AssertionError("the limit was meant to be out of reach")
+
+
+def infeasible_cases(models: dict[str, Any]) -> list[dict[str, Any]]:
+    """Time the answers to limits that no member of a larger space meets."""
+    free, wide = load_space("free"), load_space("wide")
+    between, none_there = {"parameters": Limit(10_000_002, 10_000_001)}, {"latency_ms": Limit(1.0)}
+    clash = {"latency_ms": Limit(20.0), "parameters": Limit(80e6, 60e6)}
+    four = {**clash, "memory_bytes": Limit(200e6), "flops": Limit(100e9, 90e9)}
+    cases: list[tuple[Space, str, dict[str, Limit]]] = [
+        (free, "one limit out of reach", none_there),
+        (free, "a range between two members", between),
+        (free, "two limits that clash", clash),
+        (free, "four limits that clash", four),
+        (wide, "one limit out of reach", none_there),
+        (wide, "two limits that clash", {"parameters": Limit(2e6), "flops": Limit(1e15, 60e9)}),
+        (wide, "a range and a limit that clash", {"latency_ms": Limit(5.0), "parameters": Limit(40e6, 30e6)}),
+        (wide, "four limits that clash", {**four, "latency_ms": Limit(5.0)}),
+        (wide, "a range between two members", between),
+        (own_widths(), "two limits that clash", {"parameters": Limit(8e6), "flops": Limit(1e15, 60e9)}),
+        (own_widths(), "a range between two members", between),
+    ]
+    rows = []
+    for space, what, limits in cases:
+        request = SearchRequest(space, score=ScoreOptions(name="balanced-parameters"), limits=limits, **models)
+        details = infeasible(request).details
+        judged = details["evaluated"] == space.size
+        times = timed(lambda request=request: infeasible(request))  # type: ignore[misc]
+        rows.append({"space": space.name, "size": space.size, "what": what, "all_judged": judged, **times})
+    return rows
+
+
+def mixed_widths() -> Space:
+    """Return 139,968 architectures of three blocks whose widths mix freely."""
+    free = {"count": 2, "width": list(range(256, 769, 64)), "depth": [1, 2, 3], "ffn_ratio": [1, 2, 3, 4]}
+    last = {"width": [256, 512, 768], "depth": [1, 2], "ffn_ratio": [2, 4]}
+    document = {"schema_version": 1, "name": "mixed widths", "vocab_size": 16384, "embedding_width": 256}
+    return parse_space({**document, "block": [free, last]}, "bench")
+
+
+def time_front(models: dict[str, Any], space: Space, name: str) -> dict[str, Any]:
+    """Time the exact front of a whole space; the same every time."""
+    request = SearchRequest(space, score=ScoreOptions(name=name), **models)
+    found = [search(request) for _ in range(REPEATS)]
+    return {
+        "size": space.size,
+        "score": name,
+        "seconds": statistics.median(outcome.seconds["front"] for outcome in found),
+        "samples_s": [outcome.seconds["front"] for outcome in found],
+        "members": len(found[0].front),
+        "same_every_time": len({tuple(c.index for c in outcome.front) for outcome in found}) == 1,
+    }
 
 
 def one_width(blocks: int) -> Space:

@@ -29,7 +29,7 @@ ROUNDS = 12  # of weights, for each aim
 LOWEST, HIGHEST, HALVINGS = -0.9, 1e3, 12  # of the excess that weights exclude
 WHOLE = 1e3  # how strongly the shares of a mixture add up to one
 FEW, BEGINNINGS = 40, 500
-EXTENDED = 30_000  # beginnings with each option of the next block
+EXTENDED = 20_000  # beginnings with each option of the next block
 ROUNDING = 1e-9  # relative: sums of floats in another order
 
 
@@ -102,7 +102,7 @@ def clash(problem: Problem) -> Shortfall | None:
             return None
     kept = _one_side_each(sides, aims)
     exact = True
-    for most_kept in (FEW, BEGINNINGS):  # the first time to know members that are near
+    for most_kept in (FEW, 2 * BEGINNINGS // max(2, len(kept))):  # the first time to know members that are near
         exact = True
         for family in families:
             exact &= _extend(family, sides, kept, aims, most, most_kept)
@@ -218,7 +218,7 @@ def _extend(whole: Family, every: list[Side], kept: list[int], aims: list[Aim], 
             embeddings = np.repeat(embeddings, len(choice))
             digits = np.column_stack([np.repeat(digits, len(choice), axis=0), np.tile(choice, len(digits))])
         last = family.number[i][digits[:, -1]]
-        alive, all_of_them = bounds.promising(i, rows, embeddings, last, 3 * keep)
+        alive, all_of_them = bounds.promising(i, rows, embeddings, last, 2 * keep)
         exact &= all_of_them
         if alive.size == 0:
             return exact

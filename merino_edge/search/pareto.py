@@ -10,7 +10,7 @@ BATCH = 512
 CELLS = 128  # per axis of a screen
 SAMPLE = 20_000  # of a front, to cut axes at
 FEW = 2_000  # are compared with each other at once
-COARSE = 1 << 18  # cells in all where points screen each other
+COARSE = 1 << 18  # cells in all where points screen each other, and at most two for each
 
 
 class Screen:
@@ -65,9 +65,10 @@ def _screened(points: Array) -> Array:
         if len(left) <= FEW:
             break
         turned = np.roll(points[left], turn, axis=1)
-        keep = ~Screen(turned, min(CELLS, int(COARSE ** (1.0 / (objectives - 1))))).dominated(turned)
+        cells = int(min(COARSE, 2 * len(left)) ** (1.0 / (objectives - 1)))
+        keep = ~Screen(turned, min(CELLS, cells)).dominated(turned)
         left = left[keep]
-        if np.count_nonzero(keep) > 0.9 * len(keep):
+        if np.count_nonzero(keep) > 0.8 * len(keep):
             break
     return left
 
