@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from merino_edge.search.classes import alike_before
 from merino_edge.search.cost import Array, Sum
 from merino_edge.search.entropy import Layers
 from merino_edge.search.group import Group
+from merino_edge.search.overlaps import inside
 from merino_edge.search.problem import Problem
 from merino_edge.search.scores import SumScore
 from merino_edge.search.survey import excess
@@ -62,6 +64,11 @@ class Ends:
     columns: dict[str, Array]
     representative: Array
 
+    def take(self, rows: Array) -> Ends:
+        """Return some of them."""
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Ends(self.genes[rows], self.score[rows], columns, self.representative[rows])
+
 
 def search_blocks(problem: Problem, beam: int = BEAM) -> Iterator[Ends]:
     """Yield what the beam finds, group by group.
@@ -89,7 +96,9 @@ def _search_group(problem: Problem, number: int, group: Group, beam: int) -> End
     assert score is not None
     genes = np.column_stack([np.full(len(score), number), found.digits])
     _override(problem, group, found.digits, columns)
-    return Ends(genes, score, columns, _representative(problem, tables, found.digits))
+    ends = Ends(genes, score, columns, _representative(group, tables, found.digits))
+    repeats = problem.space.repeats(group)
+    return ends.take(~inside(repeats, found.digits)) if repeats else ends
 
 
 def _extend(tables: GroupTables, i: int, found: Beginnings) -> Beginnings:
@@ -127,14 +136,12 @@ def _keep(problem: Problem, found: Beginnings, least: list[float], beam: int) ->
     return kept.take(order[np.lexsort((-score[order], rank))[:beam]])
 
 
-def _representative(problem: Problem, tables: GroupTables, digits: Array) -> Array:
+def _representative(group: Group, tables: GroupTables, digits: Array) -> Array:
     """Say which members stand for their class: options in order, or widths that differ."""
     ordered = np.ones(len(digits), bool)
-    kinds = problem.space.blocks
-    for i, choices in enumerate(kinds):
-        before = [j for j in range(i) if kinds[j] == choices]
-        if before:
-            ordered &= digits[:, before[-1]] <= digits[:, i]
+    for i, before in enumerate(alike_before(group)):
+        if before is not None:
+            ordered &= digits[:, before] <= digits[:, i]
     widths = np.stack([width[digits[:, i]] for i, width in enumerate(tables.widths)])
     return np.asarray(ordered | (widths != widths[0]).any(0))
 

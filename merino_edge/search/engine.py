@@ -1,9 +1,9 @@
 """A search from request to outcome: what the command, the measuring loop and a notebook call.
 
 Up to 10^8 architectures every one is looked at and the answer is exact. Beyond, dynamic programming over
-blocks takes the plain scores, where it found better architectures in the same time, and the evolutionary
-search all others (`bench/dynamic.py`). Either way: the winner, the runners-up, the Pareto front, what each
-limit costs, and, where nothing is feasible, why.
+blocks takes the plain scores, where it found better architectures in the same time (`bench/dynamic.py`), and
+spaces that leave open how many blocks there are; the evolutionary search takes all others. Either way: the
+winner, the runners-up, the Pareto front, what each limit costs, and, where nothing is feasible, why.
 """
 
 from __future__ import annotations
@@ -140,16 +140,16 @@ def _mode(problem: Problem) -> str:
             f"{'exact search' if asked == 'exact' else 'dynamic programming'} cannot use it",
             hint="use --mode evolution",
         )
-    if problem.space.fewer and asked != "exact" and not (additive and asked == "auto"):
+    if problem.space.fewer and (asked == "evolution" or not additive):
         raise UsageError(
-            f"space {problem.space.name} leaves open how many blocks there are: only exact search takes it, "
-            "and only scores that are sums over blocks",
+            f"space {problem.space.name} leaves open how many blocks there are: exact search and dynamic programming "
+            "take it, and only scores that are sums over blocks",
             hint="give one 'count', or leave out --mode and --score",
         )
     if asked == "auto":
-        if additive and (problem.space.size <= MAX_SIZE or problem.space.fewer):
+        if additive and problem.space.numbers <= MAX_SIZE:
             return "exact"
-        return "dp" if problem.request.score.name in PLAIN else "evolution"
+        return "dp" if problem.request.score.name in PLAIN or problem.space.fewer else "evolution"
     return asked
 
 
@@ -164,18 +164,23 @@ def _by_blocks(problem: Problem) -> Looked:
     for ends in search_blocks(problem):
         clock.lap("score")
         numbers = survey.seen + np.arange(len(ends.score))
+        if not len(numbers):
+            continue
         survey.show(numbers, ends.score, ends.columns, ends.representative)
         if not survey.feasible:
             diagnosis.show(ends.columns, numbered(numbers))
         found.append(ends.genes)
         clock.lap("search")
-    genes = np.concatenate(found)
+    starts = np.cumsum([0, *map(len, found)])  # groups may have other numbers of blocks
 
     def index(number: int) -> int:
-        group = groups[int(genes[number, 0])]
-        return group.offset + group.position(int(digit) for digit in genes[number, 1:])
+        at = int(np.searchsorted(starts, number, side="right")) - 1
+        gene = found[at][number - starts[at]]
+        group = groups[int(gene[0])]
+        return group.offset + group.position(int(digit) for digit in gene[1:])
 
-    return survey, clock, index, None if survey.feasible else diagnosis.shortfall(proven=False)
+    every = survey.seen == problem.space.size
+    return survey, clock, index, None if survey.feasible else diagnosis.shortfall(proven=every)
 
 
 def _evolve(problem: Problem) -> Looked:
@@ -196,7 +201,7 @@ def _evolve(problem: Problem) -> Looked:
         return survey, clock, index, None
     diagnosis = Diagnosis(problem.limits)
     diagnosis.show(archive.columns, numbered(np.arange(rows)))
-    return survey, clock, index, diagnosis.shortfall(proven=False)
+    return survey, clock, index, diagnosis.shortfall(proven=rows == problem.space.size)
 
 
 def _constraints(problem: Problem, survey: Survey, winner: Candidate) -> tuple[dict[str, Any], ...]:

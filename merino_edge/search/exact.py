@@ -74,7 +74,7 @@ def sweep(problem: Problem) -> Iterator[Members]:
     if space.numbers > MAX_SIZE:
         raise UsageError(
             f"space {space.name} has {space.numbers:,} members; exact search takes up to {MAX_SIZE:,}",
-            hint="offer fewer choices" if space.fewer else "use --mode evolution",
+            hint=f"use --mode {'dp' if space.fewer else 'evolution'}",
         )
     _check_memory(problem)
     parts = problem.parts

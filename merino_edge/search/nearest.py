@@ -24,7 +24,7 @@ from merino_edge.search.shortfall import ALONE, OTHERS, TOGETHER, Shortfall
 from merino_edge.search.survey import excess
 from merino_edge.search.tables import GroupTables
 
-MAX_FAMILIES = 8
+MAX_FAMILIES = 16
 ROUNDS = 12  # of weights, for each aim
 LOWEST, HIGHEST, HALVINGS = -0.9, 1e3, 12  # of the excess that weights exclude
 WHOLE = 1e3  # how strongly the shares of a mixture add up to one

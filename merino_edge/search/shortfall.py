@@ -130,7 +130,7 @@ def infeasible(
     near = "nearest" if shortfall.nearest_proven else "nearest found"
     message = (
         f"{found}: {binding} must be {_range(binding, limit)}, {_reached(limit, shortfall)} "
-        f"{_outward(binding, shortfall.least, not too_small)}; {near}: {nearest.describe()}"
+        f"{_outward(binding, shortfall.least, not too_small, _is_narrow(binding, limit))}; {near}: {nearest.describe()}"
     )
     wanted = {binding: (min if too_small else max)(shortfall.least, values[binding])}
     if shortfall.scope == TOGETHER:
@@ -159,19 +159,35 @@ def _reached(limit: Limit, shortfall: Shortfall) -> str:
 
 
 def _allowance(problem: Problem, name: str, value: float) -> str:
-    lower = problem.limits[name].lower
-    down = lower is not None and value < lower
-    return f"{name} {'down' if down else 'up'} to {_outward(name, value, not down).replace(' ', '')}"
+    limit = problem.limits[name]
+    down = limit.lower is not None and value < limit.lower
+    outward = _outward(name, value, not down, _is_narrow(name, limit))
+    return f"{name} {'down' if down else 'up'} to {outward.replace(' ', '')}"
 
 
 def _range(name: str, limit: Limit) -> str:
     if limit.lower is None:
         return f"at most {format_limited(name, limit.upper)}"
+    if _is_narrow(name, limit):
+        return f"{_whole(name, limit.lower)} to {_whole(name, limit.upper)}"
     return f"{format_limited(name, limit.lower)} to {format_limited(name, limit.upper)}"
 
 
-def _outward(name: str, value: float, up: bool) -> str:
-    """Return a quantity in four digits, rounded so that a limit of just that admits it."""
+def _is_narrow(name: str, limit: Limit) -> bool:
+    """Say whether four digits do not tell the ends of a range apart."""
+    if limit.lower is None or name.endswith(("_ms", "_mj")):
+        return False
+    return format_limited(name, limit.lower) == format_limited(name, limit.upper)
+
+
+def _whole(name: str, value: float) -> str:
+    return f"{value:.0f}" + (" B" if name.endswith("_bytes") else "")
+
+
+def _outward(name: str, value: float, up: bool, narrow: bool = False) -> str:
+    """Return a quantity in four digits, rounded so that a limit of just that admits it; where narrow, in all digits."""
+    if narrow:
+        return _whole(name, value)
     if value <= 0.0:
         return format_limited(name, value)
     step = 10.0 ** (math.floor(math.log10(value)) - 3)

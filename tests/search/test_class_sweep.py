@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -18,7 +19,7 @@ from merino_edge.search.exact import survey_space, sweep
 from merino_edge.search.latency import estimate_latency, estimate_memory
 from merino_edge.search.problem import Problem, make_problem
 from merino_edge.search.space import Space, load_space, parse_space
-from merino_edge.units import Limit
+from merino_edge.units import Limit, parse_bytes, parse_count
 
 RECIPE = "dynamic_wi8_afp32"
 ESTIMATE = load_board("pi4").estimate
@@ -139,3 +140,14 @@ def test_where_no_one_limit_could_be_relaxed_alone_the_hint_names_all_that_the_n
     assert caught.value.details["binding"] in passed
     assert all(f"{name} " in str(caught.value.hint) for name in passed)
     assert "file_bytes" not in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["parameters", "file_bytes"])
+def test_the_limit_that_the_hint_names_for_a_narrow_range_is_met(name: str) -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        search(SearchRequest(FREE, limits={name: Limit(10_000_002, 10_000_001)}, **MODELS))
+    found = re.search(r"(down|up) to (\d+B?)", str(caught.value.hint))
+    assert found is not None
+    value = (parse_bytes if name == "file_bytes" else parse_count)(found[2])
+    wider = Limit(10_000_002, value) if found[1] == "down" else Limit(value, 10_000_001)
+    assert class_shortfall(problem(FREE, {name: wider})) is None

@@ -125,11 +125,29 @@ def test_exact_search_agrees_with_looking_at_every_member(where: Space, limits: 
     assert [c.index for c in (outcome.winner, *outcome.runners_up)] == classes[:11]
 
 
-@pytest.mark.parametrize("changes", [{"mode": "dp"}, {"mode": "evolution"}])
-def test_a_space_of_several_counts_is_searched_exactly_or_not_at_all(changes: dict[str, Any]) -> None:
+def test_a_space_of_several_counts_is_not_searched_by_evolution() -> None:
     assert search(request(COUNTED)).mode == "exact"
     with pytest.raises(UsageError, match="how many blocks"):
-        search(request(COUNTED, **changes))
+        search(request(COUNTED, mode="evolution"))
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_a_space_of_several_counts_is_searched_by_blocks_too(limits: dict[str, Limit]) -> None:
+    kinds = {"count": [1, 2], "depth": 2, "ffn_ratio": 2}, {"count": [1, 2, 3], "depth": [1, 2], "ffn_ratio": [2, 4]}
+    for where in (COUNTED, space(*kinds, width=[64, 96], embedding_width="width")):
+        exact, found = (search(request(where, limits, mode=mode)) for mode in ("exact", "dp"))
+        assert found.winner == exact.winner
+        assert found.evaluated <= where.size
+        assert len({c.architecture for c in found.front}) == len(found.front)
+
+
+def test_a_space_of_several_counts_beyond_listing_is_searched_by_blocks() -> None:
+    blocks = {"count": [2, 3, 4, 5], "width": [64, 96, 128], "depth": [1, 2, 3], "ffn_ratio": [1, 2, 4, 6]}
+    where = space(blocks, embedding_width=[32, 64])
+    assert where.size > 10**8
+    outcome = search(request(where, {"parameters": Limit(300_000), "latency_ms": Limit(2.5)}))
+    assert outcome.mode == "dp"
+    assert values(outcome.winner.architecture)["parameters"] <= 300_000
 
 
 @pytest.mark.parametrize("where", [ALIKE, MIXED, COUNTED], ids=["one width", "own widths", "several counts"])

@@ -152,7 +152,7 @@ def test_the_same_clash_is_told_in_the_same_words() -> None:
 
 
 def test_a_space_of_many_families_still_knows_what_no_member_meets_by_itself() -> None:
-    counts = list(range(2, 12))
+    counts = list(range(2, 20))
     where = space({"count": counts, "width": [64, 128], "depth": [1, 2], "ffn_ratio": [1]}, embedding_width=64)
     with pytest.raises(InfeasibleError, match="nearest found:") as caught:
         search(SearchRequest(where, limits={"latency_ms": Limit(0.01), "parameters": Limit(1e9)}, **MODELS))
