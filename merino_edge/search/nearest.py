@@ -16,6 +16,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from merino_edge.search.cost import Array
+from merino_edge.search.group import Group
 from merino_edge.search.layers import Family, Path, Side, families_of, sides_of
 from merino_edge.search.pareto import non_dominated
 from merino_edge.search.problem import Problem
@@ -30,6 +31,7 @@ LOWEST, HIGHEST, HALVINGS = -0.9, 1e3, 12  # of the excess that weights exclude
 WHOLE = 1e3  # how strongly the shares of a mixture add up to one
 FEW, BEGINNINGS = 40, 500
 EXTENDED = 20_000  # beginnings with each option of the next block
+Known = dict[int, dict[str, float]]  # what was measured or, where it was not, predicted; by index
 ROUNDING = 1e-9  # relative: sums of floats in another order
 
 
@@ -91,9 +93,10 @@ def clash(problem: Problem) -> Shortfall | None:
     families = families_of(problem, sides, MAX_FAMILIES)
     if not families:
         return out_of_reach(problem)
-    if any(_excess(problem, values, {}) <= 0 for values in _measured(problem)):
+    measured = _measured(problem)
+    if any(_excess(problem, values, ()) <= 0 for values in measured.values()):
         return None
-    alone = _alone(problem, families, sides)
+    alone = _alone(problem, families, sides, measured)
     aims = [Aim(None)] + ([] if alone else [Aim(name) for name in problem.limits])
     most = -np.min([[f.least(-unit)[0] for unit in np.eye(len(sides))] for f in families], 0)
     cuts: list[Array] = []
@@ -108,12 +111,26 @@ def clash(problem: Problem) -> Shortfall | None:
             exact &= _extend(family, sides, kept, aims, most, most_kept)
     if aims[0].best <= ROUNDING or not (alone or aims[0].proven or (exact and aims[0].relaxed > ROUNDING)):
         return None
-    return _shortfall(problem, aims, alone, exact)
+    return _shortfall(problem, aims, alone, exact, measured)
 
 
-def _measured(problem: Problem) -> list[dict[str, float]]:
-    """Return what limits say of the members that were measured."""
-    return [problem.values(problem.space.decode(index)) for index in problem.overrides]
+def _measured(problem: Problem) -> Known:
+    """Return what the limits are about for each member that was measured."""
+    groups: dict[int, tuple[Group, list[int]]] = {}
+    for index in problem.overrides:
+        group = problem.space.group_of(index)
+        groups.setdefault(group.offset, (group, []))[1].append(index)
+    known: Known = {}
+    for group, indices in groups.values():
+        digits = np.array([group.digits(index - group.offset) for index in indices])
+        columns = {}
+        for name in problem.limits:
+            column = problem.columns[name]
+            columns[name] = column.combine(*GroupTables(problem.space, group, column.parts).gather(digits))
+        for row, index in enumerate(indices):
+            predicted = {name: float(column[row]) for name, column in columns.items()}
+            known[index] = {**predicted, **problem.overrides[index]}
+    return known
 
 
 def _excess(problem: Problem, values: Mapping[str, float], without: Container[str]) -> float:
@@ -122,14 +139,15 @@ def _excess(problem: Problem, values: Mapping[str, float], without: Container[st
     return float(excess(limits, {n: np.array([values[n]]) for n in limits})[0]) if limits else 0.0
 
 
-def _alone(problem: Problem, families: list[Family], sides: list[Side]) -> tuple[str, float] | None:
+def _alone(problem: Problem, families: list[Family], sides: list[Side], measured: Known) -> tuple[str, float] | None:
     """Return the limit that no member meets even by itself, by the largest share, and the nearest to it."""
     found: list[tuple[float, str, float]] = []
-    known = _measured(problem)
     for side, unit in zip(sides, np.eye(len(sides)), strict=True):
         path = min((f.least(unit) for f in families), key=lambda f: f[0])[1]
         over = float(side.excess(unit @ path.rows))
-        if over > ROUNDING and not any(problem.limits[side.name].admits(values[side.name]) for values in known):
+        if over > ROUNDING and not any(
+            problem.limits[side.name].admits(values[side.name]) for values in measured.values()
+        ):
             found.append((over, side.name, _value(problem, path, side.name)))
     return max(found)[1:] if found else None
 
@@ -269,13 +287,14 @@ class _Bounds:
         return alive[:room], len(alive) <= room
 
 
-def _shortfall(problem: Problem, aims: list[Aim], alone: tuple[str, float] | None, exact: bool) -> Shortfall:
+def _shortfall(
+    problem: Problem, aims: list[Aim], alone: tuple[str, float] | None, exact: bool, measured: Known
+) -> Shortfall:
     """Put together what was found."""
     nearest = aims[0].path
     assert nearest is not None
     index, sure = nearest.index, exact and aims[0].best <= aims[0].relaxed + ROUNDING
     values = {name: _value(problem, nearest, name) for name in problem.limits}
-    measured = dict(zip(problem.overrides, _measured(problem), strict=True))
     if measured:
         sure &= index not in measured
         over = {i: _excess(problem, each, ()) for i, each in measured.items()}
