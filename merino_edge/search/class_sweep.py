@@ -74,14 +74,15 @@ def _show(problem: Problem, diagnosis: Diagnosis, held: list[tuple[Group, list[A
 def _override(problem: Problem, groups: Sequence[Group], starts: Array, columns: dict[str, Array]) -> None:
     """Put measured values in the place of predicted ones."""
     for number, group in enumerate(groups if problem.overrides else ()):
-        known = [i for i in problem.overrides if group.offset <= i < group.offset + group.size]
-        if not known:
+        first, end = np.searchsorted(problem.known, [group.offset, group.offset + group.size])
+        if first == end:
             continue
         indices = _indices(group, np.arange(starts[number + 1] - starts[number]))
-        for index in known:
-            for row in starts[number] + np.flatnonzero(indices == index):
-                for name in columns.keys() & problem.overrides[index].keys():
-                    columns[name][row] = problem.overrides[index][name]
+        rows = np.flatnonzero(np.isin(indices.astype(problem.known.dtype), problem.known[first:end]))
+        for row in rows.tolist():
+            values = problem.overrides[int(indices[row])]
+            for name in columns.keys() & values.keys():
+                columns[name][starts[number] + row] = values[name]
 
 
 @cache

@@ -7,11 +7,14 @@ poster's space has 12,285 classes.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+
+from merino_edge.search.cost import Array
 from merino_edge.search.group import Group
 from merino_edge.search.space import Space
 
@@ -73,13 +76,20 @@ def class_members(space: Space, index: int) -> list[int]:
     digits = group.digits(index - group.offset)
     if not has_one_width(group, digits):
         return [index]
-    kinds = alike(group)
-    orders = [sorted(set(itertools.permutations(digits[i] for i in positions))) for positions in kinds]
-    members = []
-    for choice in itertools.product(*orders):
-        found = list(digits)
-        for positions, order in zip(kinds, choice, strict=True):
-            for i, digit in zip(positions, order, strict=True):
-                found[i] = digit
-        members.append(group.offset + group.position(found))
-    return sorted(members)
+    radix = [math.prod(len(options) for options in group.options[i + 1 :]) for i in range(len(group.options))]
+    members = np.array([group.offset], object if group.offset + group.size >= 1 << 62 else np.int64)
+    for positions in alike(group):
+        orders = _orders([digits[i] for i in positions], [radix[i] for i in positions], members.dtype)
+        members = (members[:, None] + orders).reshape(-1)
+    return sorted(members.tolist())
+
+
+def _orders(digits: Sequence[int], radix: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    """Return what every different order of some digits adds to an index."""
+    values, counts = np.unique(digits, return_counts=True)
+    sums, left = np.zeros(1, dtype), counts[None, :]  # (orders begun, digits left of each value)
+    for weight in radix:
+        rows, chosen = np.nonzero(left)
+        sums = sums[rows] + values[chosen].astype(dtype) * weight
+        left = left[rows] - (np.arange(len(values)) == chosen[:, None])
+    return sums

@@ -148,9 +148,15 @@ def _representative(group: Group, tables: GroupTables, digits: Array) -> Array:
 
 def _override(problem: Problem, group: Group, digits: Array, columns: dict[str, Array]) -> None:
     """Put measured values in the place of predicted ones."""
-    for index, values in problem.overrides.items():
-        if group.offset <= index < group.offset + group.size:
-            rows = (digits == np.array(group.digits(index - group.offset))).all(1)
-            for name, value in values.items():
-                if name in columns:
-                    columns[name] = np.where(rows, value, columns[name])
+    first, end = np.searchsorted(problem.known, [group.offset, group.offset + group.size])
+    if first == end:
+        return
+    numbers = np.full(len(digits), 0, problem.known.dtype)
+    for digit, options in zip(digits.T, group.options, strict=True):
+        numbers = numbers * len(options) + digit
+    rows = np.flatnonzero(np.isin(numbers + group.offset, problem.known[first:end]))
+    for row in rows.tolist():
+        for name, value in problem.overrides[int(numbers[row]) + group.offset].items():
+            if name in columns:
+                columns[name] = np.asarray(columns[name], np.float64)
+                columns[name][row] = value

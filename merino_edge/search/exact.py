@@ -78,13 +78,12 @@ def sweep(problem: Problem) -> Iterator[Members]:
         )
     _check_memory(problem)
     parts = problem.parts
-    overrides = sorted(problem.overrides)
     for group in space.groups:
         repeats = space.repeats(group)
         for chunk in GroupTables(space, group, parts).chunks():
             score, columns = problem.fill(chunk.sums)
             assert score is not None  # the engine sends scores that are no sum to the evolutionary search
-            _override(problem, chunk.start, len(score), columns, overrides)
+            _override(problem, chunk.start, len(score), columns)
             numbers = chunk.start + np.arange(len(score), dtype=np.int64)
             members = Members(numbers, score, columns, chunk.representative)
             if repeats:
@@ -98,12 +97,12 @@ def _digits(group: Group, numbers: Array) -> Array:
     return np.stack(np.unravel_index(numbers - group.offset, [len(options) for options in group.options]), axis=1)
 
 
-def _override(problem: Problem, start: int, rows: int, columns: dict[str, Array], indices: list[int]) -> None:
-    for index in indices:
-        if start <= index < start + rows:
-            for name, value in problem.overrides[index].items():
-                if name in columns:
-                    columns[name][index - start] = value
+def _override(problem: Problem, start: int, rows: int, columns: dict[str, Array]) -> None:
+    first, end = np.searchsorted(problem.known, [start, start + rows])
+    for index in problem.known[first:end].tolist():
+        for name, value in problem.overrides[index].items():
+            if name in columns:
+                columns[name][index - start] = value
 
 
 def _check_memory(problem: Problem) -> None:

@@ -114,6 +114,11 @@ class Problem:
         """The score, where it is a sum over parts."""
         return self.score if isinstance(self.score, SumScore) else None
 
+    @cached_property
+    def known(self) -> Array:
+        """Indices of the members that were measured, rising."""
+        return np.array(sorted(self.overrides), np.int64 if self.space.numbers < 1 << 62 else object)
+
     @property
     def space(self) -> Space:
         """Where to look."""
@@ -241,7 +246,7 @@ def _overrides(request: SearchRequest) -> dict[int, dict[str, float]]:
         if measured.energy_mj is not None:
             values["energy_mj"] = measured.energy_mj
         for member in class_members(request.space, index):
-            overrides.setdefault(member, {}).update(values)
+            overrides[member] = {**overrides[member], **values} if member in overrides else values
     return overrides
 
 
