@@ -139,16 +139,20 @@ def _excess(problem: Problem, values: Mapping[str, float], without: Container[st
     return float(excess(limits, {n: np.array([values[n]]) for n in limits})[0]) if limits else 0.0
 
 
+def _passed(problem: Problem, name: str, value: float) -> float:
+    """Return by what share a value passes a limit."""
+    return _excess(problem, {name: value}, set(problem.limits) - {name})
+
+
 def _alone(problem: Problem, families: list[Family], sides: list[Side], measured: Known) -> tuple[str, float] | None:
     """Return the limit that no member meets even by itself, by the largest share, and the nearest to it."""
     found: list[tuple[float, str, float]] = []
     for side, unit in zip(sides, np.eye(len(sides)), strict=True):
         path = min((f.least(unit) for f in families), key=lambda f: f[0])[1]
-        over = float(side.excess(unit @ path.rows))
-        if over > ROUNDING and not any(
-            problem.limits[side.name].admits(values[side.name]) for values in measured.values()
-        ):
-            found.append((over, side.name, _value(problem, path, side.name)))
+        missed = float(side.excess(unit @ path.rows)) > ROUNDING
+        if missed and not any(problem.limits[side.name].admits(values[side.name]) for values in measured.values()):
+            value = _value(problem, path, side.name)
+            found.append((_passed(problem, side.name, value), side.name, value))
     return max(found)[1:] if found else None
 
 
@@ -303,9 +307,11 @@ def _shortfall(
             index, values = best, measured[best]
     if alone is not None:
         return Shortfall(alone[0], alone[1], ALONE, index, nearest_proven=sure)
-    single = min(aims[1:], key=lambda aim: (aim.best, str(aim.name)))
-    if single.path is not None and np.isfinite(single.best):
-        name = str(single.name)
+    singles = [aim for aim in aims[1:] if aim.path is not None and np.isfinite(aim.best)]
+    if singles:
+        found = [(_value(problem, aim.path, str(aim.name)), aim) for aim in singles if aim.path is not None]
+        _, name, single = min((_passed(problem, str(aim.name), value), str(aim.name), aim) for value, aim in found)
+        assert single.path is not None
         holds = _excess(problem, {n: _value(problem, single.path, n) for n in problem.limits}, (name,)) <= 0
         known = exact and holds and not measured and single.best <= min(a.relaxed for a in aims[1:]) + ROUNDING
         return Shortfall(name, _value(problem, single.path, name), OTHERS, index, known, sure)
