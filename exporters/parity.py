@@ -2,8 +2,10 @@
 
 Two things come of it: the agreement that the manifest states (the prompt in one piece, token by
 token, and in two unequal pieces, so that the cache is exercised), and the check that a device
-repeats before it trusts the file. A weight-only file is run twice: as it is, and with products in
-float32, so that a wrong graph cannot hide behind the rounding of activations.
+repeats before it trusts the file. A file whose products round activations to 8 bits is run twice: as
+it is, and with products in float32, so that a wrong graph cannot hide behind that rounding. How much
+the rounding may do by itself is computed in numpy: trained weights, whose activations have a few
+large values, move by more than random ones (0.5 of a deviation after 300 M tokens, 0.1 before any).
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ PROMPT_TOKENS = 24
 CHECK_TOKENS = 8
 TOP = 8
 FLOAT32_COMPUTE = 1  # accuracy_level of MatMulNBits
+ROUNDING_SLACK = 2.0  # another kernel rounds other values up: 0.9 to 1.2 of numpy's difference was seen
+MOST_ROUNDING = 1.0  # standard deviations of the logits: beyond, the file says something else than the model
 _RUNTIME_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -63,7 +67,8 @@ def check_file(
     parity: dict[str, Any] = {"checked": False}
     if options.parity:
         parity = compare(runner, architecture, tensors, recipe, options.seed)
-    return parity, output_check(runner, architecture, recipe, options.seed)
+    tolerance = max(recipe.check_tolerance, ROUNDING_SLACK * parity.get("rounding", 0.0))
+    return parity, output_check(runner, architecture, tolerance, options.seed)
 
 
 def remove_refused(folder: Path, names: Sequence[str], made: bool) -> None:
@@ -140,7 +145,8 @@ def compare(runner: Runner, architecture: Architecture, tensors: Tensors, recipe
     Returns:
         `checked`, `max_abs_diff` (worst of all prompts), `logits_std`, `bound`, and `prompts`: how
         the tokens were fed and the difference of each. With `exact_bound`, `exact` has the same of
-        the graph told to multiply in float32.
+        the graph told to multiply in float32. Where products round activations, `rounding` is what that
+        does by itself, and `bound` twice as much where that is more than the recipe's own.
 
     Raises:
         ExportError: the difference is above `bound` times `logits_std`, or no number at all.
@@ -149,25 +155,33 @@ def compare(runner: Runner, architecture: Architecture, tensors: Tensors, recipe
     rounded = {name: recipe.rounded(tensor) for name, tensor in tensors.items()}
     with np.errstate(all="ignore"):  # what is no number is refused below
         expected = np.asarray(forward(architecture, rounded, token_ids))
+    alone = _rounding_alone(architecture, rounded, token_ids, expected) if recipe.rounds_activations else 0.0
+    if alone > MOST_ROUNDING:
+        raise ExportError(
+            f"with these weights, rounding activations to 8 bits alone moves the logits by {alone:.2g} of their "
+            f"standard deviations; {recipe.name} allows {MOST_ROUNDING:g}",
+            hint="these weights are too large for int8: use --recipe fp32",
+        )
     exact: dict[str, Any] = {}
     if recipe.exact_bound is not None and isinstance(runner, FileRunner):
         with exact_graph(runner.path) as path:
             differences = _differences(FileRunner(path), token_ids, expected)
         exact = {"exact": _judge(differences, expected, recipe.exact_bound, f"{recipe.name}, multiplied in float32,")}
-    try:
-        found = _judge(_differences(runner, token_ids, expected), expected, recipe.parity_bound, recipe.name)
-    except ExportError as error:
-        alone = forward_with_rounded_activations(architecture, rounded, token_ids) if recipe.dynamic else expected
-        with np.errstate(all="ignore"):
-            share = float(np.abs(alone - expected).max() / expected.std())
-        if not share > recipe.parity_bound:
-            raise
-        raise ExportError(
-            f"{error.message}; with these weights, 8-bit activations alone make a difference of {share:.2g} of them",
-            hint="the graph is right, but these weights are too large for int8: use --recipe fp32",
-            **error.details,
-        ) from error
-    return {"checked": True, **found, **exact}
+    found = _judge(
+        _differences(runner, token_ids, expected),
+        expected,
+        max(recipe.parity_bound, ROUNDING_SLACK * alone),
+        recipe.name,
+    )
+    return {"checked": True, **found, **exact, **({"rounding": alone} if recipe.rounds_activations else {})}
+
+
+def _rounding_alone(architecture: Architecture, rounded: Tensors, token_ids: Tokens, expected: Float32) -> float:
+    """Return what rounding activations does to the logits by itself, in their standard deviations; 0 if no number."""
+    with np.errstate(all="ignore"):
+        found = forward_with_rounded_activations(architecture, rounded, token_ids)
+        share = float(np.abs(found - expected).max() / expected.std())
+    return share if np.isfinite(share) else 0.0
 
 
 def _differences(runner: Runner, token_ids: Tokens, expected: Float32) -> dict[str, float]:
@@ -201,16 +215,15 @@ def _judge(differences: dict[str, float], expected: Float32, bound: float, what:
 
 @contextmanager
 def exact_graph(path: Path) -> Iterator[Path]:
-    """Write a copy of a graph, on the same weights, whose MatMulNBits multiply in float32."""
+    """Write a copy of a graph, on the same weights, that multiplies in float32 and rounds no activation."""
     model = onnx.load(str(path), load_external_data=False)
     pending = [model.graph]
     while pending:
-        for node in pending.pop().node:
-            for attribute in node.attribute:
-                if attribute.name == "accuracy_level":
-                    attribute.i = FLOAT32_COMPUTE
-                elif attribute.name == "body":
-                    pending.append(attribute.g)
+        graph = pending.pop()
+        nodes = [plain for node in graph.node for plain in _in_float32(node)]
+        del graph.node[:]
+        graph.node.extend(nodes)
+        pending += [attribute.g for node in graph.node for attribute in node.attribute if attribute.name == "body"]
     copy = path.with_name(f".{path.stem}.exact{path.suffix}")
     try:
         copy.write_bytes(model.SerializeToString())
@@ -219,16 +232,44 @@ def exact_graph(path: Path) -> Iterator[Path]:
         copy.unlink(missing_ok=True)
 
 
+def _in_float32(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return nodes that compute the same without rounding their input; all others as they are."""
+    make, cast = onnx.helper.make_node, f"{node.output[0]}.float32"
+    if node.op_type == "DynamicQuantizeLinear":  # the values themselves, in steps of 1 from 0
+        step, zero = (onnx.numpy_helper.from_array(np.array(v)) for v in (np.float32(1), np.uint8(0)))
+        return [
+            make("Identity", node.input, node.output[:1]),
+            make("Constant", [], node.output[1:2], value=step),
+            make("Constant", [], node.output[2:3], value=zero),
+        ]
+    if node.op_type == "MatMulInteger":
+        return [
+            make("Cast", [node.input[1]], [cast], to=onnx.TensorProto.FLOAT),
+            make("MatMul", [node.input[0], cast], node.output),
+        ]
+    if node.op_type == "DynamicQuantizeMatMul":
+        x, values, scale = node.input
+        return [
+            make("Cast", [values], [cast], to=onnx.TensorProto.FLOAT),
+            make("MatMul", [x, cast], [f"{cast}.sums"]),
+            make("Mul", [f"{cast}.sums", scale], node.output),
+        ]
+    for attribute in node.attribute:
+        if attribute.name == "accuracy_level":
+            attribute.i = FLOAT32_COMPUTE
+    return [node]
+
+
 def _feedings(tokens: int) -> Iterator[tuple[str, Sequence[int]]]:
     yield "whole", [tokens]
     yield "token by token", [1] * tokens
     yield "two pieces", [tokens // 3, tokens - tokens // 3]
 
 
-def output_check(runner: Runner, architecture: Architecture, recipe: Recipe, seed: int) -> OutputCheck:
+def output_check(runner: Runner, architecture: Architecture, tolerance: float, seed: int) -> OutputCheck:
     """Return a prompt and the file's own largest logits after it, for the device to repeat.
 
-    The tolerance is `recipe.check_tolerance` of these logits' standard deviation.
+    The tolerance is a share of these logits' standard deviation.
 
     Raises:
         ExportError: the file gives no numbers.
@@ -239,9 +280,8 @@ def output_check(runner: Runner, architecture: Architecture, recipe: Recipe, see
     if not np.isfinite(logits).all():
         raise ExportError("the exported file gives logits that are no numbers", hint="check the weights' magnitudes")
     top = np.argsort(-logits, kind="stable")[:TOP]
-    tolerance = max(recipe.check_tolerance * float(logits.std()), 1e-6)
     return OutputCheck(
         token_ids=tuple(int(t) for t in token_ids),
         top=tuple((int(t), float(logits[t])) for t in top),
-        tolerance=tolerance,
+        tolerance=max(tolerance * float(logits.std()), 1e-6),
     )

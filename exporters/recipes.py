@@ -74,6 +74,11 @@ class Recipe:
     half: bool = False
 
     @property
+    def rounds_activations(self) -> bool:
+        """Whether products round their inputs to 8 bits."""
+        return self.dynamic or self.exact_bound is not None
+
+    @property
     def table_bits(self) -> int:
         """Bits of a stored value of the token table."""
         return self.head_bits or self.bits
@@ -124,9 +129,9 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("fp32", 32, 0, False, ALL, parity_bound=1e-4, exact_bound=None, check_tolerance=1e-3),
-        Recipe("dynamic_wi8_afp32", 8, 0, True, ALL, parity_bound=0.2, exact_bound=None, check_tolerance=0.35),
+        Recipe("dynamic_wi8_afp32", 8, 0, True, ALL, parity_bound=0.2, exact_bound=1e-4, check_tolerance=0.35),
         *(
-            Recipe(f"dynamic_wi8_head_b{block}_afp32", 8, 0, True, ("fast",), 0.2, None, 0.35, head_block=block)
+            Recipe(f"dynamic_wi8_head_b{block}_afp32", 8, 0, True, ("fast",), 0.2, 1e-4, 0.35, head_block=block)
             for block in (128, 64)
         ),
         *(

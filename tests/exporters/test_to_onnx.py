@@ -15,7 +15,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.bundle import OutputCheck
 from merino_edge.errors import ExportError, InvalidFileError, UsageError
 from merino_edge.exporters.activations import forward_with_rounded_activations
-from merino_edge.exporters.parity import FileRunner
+from merino_edge.exporters.parity import FileRunner, compare
 from merino_edge.exporters.recipes import RECIPES, Recipe
 from merino_edge.exporters.to_onnx import export
 from merino_edge.exporting import ExportOptions, ExportResult
@@ -222,14 +222,32 @@ def test_weights_whose_logits_overflow_are_refused_and_nothing_is_left(tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+LARGE = Architecture((Block(128, 2, 2), Block(256, 1, 2)), 128, 333)
+
+
 def test_weights_too_large_for_8_bit_activations_are_told_from_a_wrong_graph(tmp_path: Path) -> None:
-    architecture = Architecture((Block(128, 2, 2), Block(256, 1, 2)), 128, 333)
-    tensors = random_tensors(architecture, 0, scale=0.2)  # attention looks at one token, layers amplify
-    with pytest.raises(ExportError, match=r"of their standard deviations.*8-bit activations alone") as caught:
-        export(architecture, tensors, tmp_path / "out", "dynamic_wi8_afp32", ExportOptions())
+    tensors = random_tensors(LARGE, 0, scale=0.6)  # attention looks at one token, layers amplify
+    with pytest.raises(ExportError, match=r"rounding activations to 8 bits alone.*standard deviations") as caught:
+        export(LARGE, tensors, tmp_path / "out", "dynamic_wi8_afp32", ExportOptions())
     assert "--recipe fp32" in caught.value.hint
     assert not (tmp_path / "out").exists()
-    export(architecture, tensors, tmp_path / "out", "fp32", ExportOptions())
+    export(LARGE, tensors, tmp_path / "out", "fp32", ExportOptions())
+
+
+@pytest.mark.parametrize("form", ["standard", "fast", "legacy", "unrolled"])
+def test_activations_that_lose_much_pass_where_the_graph_itself_is_right(form: str, tmp_path: Path) -> None:
+    tensors, recipe = random_tensors(LARGE, 0, scale=0.2), RECIPES["dynamic_wi8_afp32"]
+    result = export(LARGE, tensors, tmp_path, recipe.name, ExportOptions(form=form))
+    assert 0.2 < result.parity["rounding"] < 1
+    assert result.parity["bound"] == 2 * result.parity["rounding"]
+    assert result.parity["exact"]["max_abs_diff"] <= 1e-4 * result.parity["logits_std"]
+    name = "blocks.1.ffn_in.weight"
+    wrong = tensors | {name: tensors[name][::-1]}  # rows in the wrong order
+    with pytest.raises(ExportError, match="multiplied in float32"):
+        compare(FileRunner(tmp_path / "model.onnx"), LARGE, wrong, recipe, seed=0)
+    slightly = tensors | {name: tensors[name] * np.float32(1.001)}
+    with pytest.raises(ExportError, match="multiplied in float32"):
+        compare(FileRunner(tmp_path / "model.onnx"), LARGE, slightly, recipe, seed=0)
 
 
 def test_the_int8_file_does_what_rounding_activations_does_in_numpy(tmp_path: Path) -> None:
