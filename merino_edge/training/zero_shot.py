@@ -195,7 +195,8 @@ def _config(name: str, docs: list[Doc]) -> dict[str, Any]:
     }
     if "gold" not in docs[0]:  # the last word of a passage, which must be the likeliest
         config |= {"output_type": "loglikelihood", "doc_to_text": lambda d: d["context"]}
-        config |= {"doc_to_target": lambda d: d["continuation"], "metric_list": [{"metric": "acc"}]}
+        config |= {"doc_to_target": lambda d: " " + d["continuation"]}  # here lm-eval sets no delimiter
+        config["metric_list"] = [{"metric": "acc"}]
     elif "choices" in docs[0]:
         config |= {"output_type": "multiple_choice", "doc_to_text": lambda d: d["context"]}
         config |= {"doc_to_choice": lambda d: d["choices"], "doc_to_target": lambda d: d["gold"]}

@@ -86,6 +86,21 @@ def test_accuracy_is_that_of_the_likeliest_choice(data: Path, model: Any, capfd:
     assert capfd.readouterr().out == ""
 
 
+def test_a_last_word_is_right_where_it_is_the_likeliest(data: Path, model: Any) -> None:
+    pytest.importorskip("lm_eval")
+    words = [w.replace("\u0120", " ") for w in model[1].get_vocab() if w.startswith("\u0120") and w[1:].isalpha()]
+    docs, right = [], 0
+    for context in ("to" + word for word in words):
+        likeliest = int(model[0](torch.tensor([model[1](context)["input_ids"]])).logits[0, -1].argmax())
+        for word in words:  # of one token each, the space before it included
+            docs.append({"context": context, "continuation": word.strip()})
+            right += model[1](word)["input_ids"] == [likeliest]
+    text = "".join(json.dumps(doc) + "\n" for doc in docs)
+    (data / "lambada_openai.jsonl.xz").write_bytes(lzma.compress(text.encode()))
+    assert run_tasks(*model, ["lambada"])[0].accuracy == pytest.approx(right / len(docs))
+    assert right > 0
+
+
 def test_average_carries_its_error() -> None:
     scores = [TaskScore("a", 10, 0.5, 0.3, None, 0.25, 0.5), TaskScore("b", 10, 0.7, 0.4, None, 0.5, 0.6)]
     found = average(scores)
