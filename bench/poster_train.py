@@ -29,8 +29,9 @@ and seed:
     train_loss, curve                   mean of the last 5 % of the steps; [step, loss] pairs
     judged         for validation, wikitext2, ptb: loss (nats a token), perplexity, bits_per_byte,
                    word_perplexity (the two tests), tokens, context, stride
-    tasks          where asked: name, documents, accuracy, stderr, accuracy_norm, chance, majority; beside it
+    tasks          where asked: task, documents, accuracy, stderr, accuracy_norm, chance, majority; beside it
                    `average` and `limit`
+    device         where it was trained, if not the first of `device`
     command, date
 """
 
@@ -237,6 +238,7 @@ def run_row(row: dict[str, Any], options: argparse.Namespace, gpu: int) -> None:
         results[0]["judged"] = trainer.judge()
     unique = {id(p): p.numel() for p in trainer.model.parameters()}
     facts = {"sweep": tries, "compile_s": compile_s, "wall_s": time.monotonic() - began, "peak_bytes": peak_bytes}
+    facts |= {"device": torch.cuda.get_device_name() if cuda else "CPU"}
     facts |= {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     facts |= {"command": f"bench/poster_train.py --train .poster --out rows.jsonl --rows '{row['id']}'"}
     for result in results:
@@ -273,10 +275,8 @@ def wanted_rows(folder: Path, names: str, done: set[str]) -> list[dict[str, Any]
     """Return the rows of the plan that were named, in that order, less those that are done."""
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     known = [row["id"] for row in rows]
-    if not names or names in known:
-        wanted = [names] if names else known
-    else:
-        wanted = names.split(";" if ";" in names else ",")
+    several = names.split(";" if ";" in names else ",") if names else known
+    wanted = [names] if names in known else several  # a name may hold a comma
     return [row for name in wanted for row in rows if row["id"] == name and name not in done]
 
 

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "poster_train.json"
 PAGE = ROOT / "docs" / "training.md"
 Figure = tuple[str, str]  # what, and the figure
+TOKENS = 80_000_000  # of a row as all rows are trained
 KINDS = {
     "itself": "{}",
     "the same layers unshared": "unshared {}",
@@ -62,6 +63,22 @@ def _full(row: dict[str, Any]) -> str:
     return f"| {name} | {_shape(row)} | {sizes} | {flops} | {row['learning_rate']:g} | {' | '.join(told)} |"
 
 
+def _name(row: dict[str, Any]) -> str:
+    """Return the name of a row with what sets its training apart."""
+    told = [f"{row['tokens'] / 1e6:.0f} M tokens"] if row["tokens"] > 2 * TOKENS else []
+    told += [f"seed {row['seed']}"] if row["seed"] else []
+    return ", ".join([row["id"], *told])
+
+
+def _again(rows: list[dict[str, Any]], first: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the losses of rows that were trained from other first weights too."""
+    told = []
+    for name in dict.fromkeys(row["id"] for row in rows if row["seed"]):
+        losses = [first[name], *(row for row in rows if row["id"] == name and row["seed"])]
+        told.append(f"{name} " + ", ".join(f"{row['judged']['validation']['loss']:.3f}" for row in losses))
+    return ["", "The same from other first weights (seeds 0 and 1), loss: " + "; ".join(told) + "."] if told else []
+
+
 def _cheaper(row: dict[str, Any], plain: dict[str, Any]) -> str:
     """Return a row of a smaller vocabulary; FLOPs of as much text as 1,024 tokens of GPT-2's have."""
     per_text = row["tokens"] / plain["tokens"] * row["flops_with_head"] / 1e9
@@ -87,7 +104,7 @@ def _zero_shot(rows: list[dict[str, Any]]) -> list[str]:
     asked = [row for row in rows if "tasks" in row]
     if not asked:
         return []
-    names = [task["name"] for task in asked[0]["tasks"]]
+    names = [task["task"] for task in asked[0]["tasks"]]
 
     def cells(row: dict[str, Any], key: str) -> list[str]:
         return ["" if task[key] is None else f"{task[key]:.3f}" for task in row["tasks"]]
@@ -104,7 +121,7 @@ def _zero_shot(rows: list[dict[str, Any]]) -> list[str]:
         line("row", "average ± standard error", names),
         "| --- | " + " | ".join(["---:"] * (len(names) + 1)) + " |",
         *(
-            line(r["id"], f"{r['average']['accuracy']:.3f} ± {r['average']['stderr']:.3f}", cells(r, "accuracy"))
+            line(_name(r), f"{r['average']['accuracy']:.3f} ± {r['average']['stderr']:.3f}", cells(r, "accuracy"))
             for r in asked
         ),
         line("chance", f"{mean(t['chance'] or 0.0 for t in first['tasks']):.3f}", cells(first, "chance")),
@@ -116,33 +133,48 @@ def _zero_shot(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def first_trainings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the trainings that are alike: one epoch at most, the first seed."""
+    return [row for row in rows if row["tokens"] < 2 * TOKENS and not row["seed"]]
+
+
 def table() -> str:
     """Return both tables and the list of what is missing."""
     recorded = json.loads(RESULTS.read_text(encoding="utf-8"))["result"]
-    full = [row for row in recorded["rows"] if row["group"] not in ("small", "vocabulary")]
-    full.sort(key=lambda row: (row["flops"] > 80e9, row["flops"] > 130e9, row["judged"]["validation"]["loss"]))
+    every = [row for row in recorded["rows"] if row["group"] not in ("small", "vocabulary")]
+    every.sort(key=lambda row: (row["flops"] > 80e9, row["flops"] > 130e9, row["judged"]["validation"]["loss"]))
+    full = first_trainings(every)
+    long = [row for row in every if row["tokens"] > 2 * TOKENS]
+    cheaper = [row for row in recorded["rows"] if row["group"] == "vocabulary"]
     small: dict[str, list[dict[str, Any]]] = {}
     for row in recorded["rows"]:
         if row["group"] == "small":
             small.setdefault(row["id"], []).append(row)
-    tokens = {row["tokens"] for row in full}
-    assert len(tokens) == 1, "every row sees the same tokens"
-    plain = next(row for row in full if row["id"] == "uniform of merino-61m")
+    named = {row["id"]: row for row in full}
+    pairs = [(named[f"uniform of {row['id'].split(' at ')[1]}"], row) for row in cheaper]
     ordered = sorted(small.values(), key=lambda rows: mean(r["judged"]["validation"]["loss"] for r in rows))
     lines = [
-        f"{tokens.pop() / 1e6:.1f} M tokens each (one epoch), seed 0, {recorded['device']}:",
+        f"{full[0]['tokens'] / 1e6:.1f} M tokens each (one epoch), seed 0, {recorded['device']}:",
         "",
         HEAD,
         "| --- | --- | " + " | ".join(["---:"] * 7) + " |",
         *map(_full, full),
-        *_zero_shot(full),
+        *_again(every, named),
+        "",
+        f"{long[0]['tokens'] / 1e6:.0f} M tokens each ({long[0]['epochs']:.1f} epochs of the same text), at the "
+        f"learning rates above, seed 0, {long[0].get('device', recorded['device'])}:",
+        "",
+        HEAD,
+        "| --- | --- | " + " | ".join(["---:"] * 7) + " |",
+        *map(_full, long),
+        *_zero_shot(every),
         "",
         "The same text with a smaller vocabulary, which has more tokens for it and a cheaper head:",
         "",
         "| row | what it is | unique parameters, M | tokens, M | GFLOPs, head included, of the text of 1,024 tokens of "
         "GPT-2's | learning rate | bits per byte |",
         "| --- | --- | " + " | ".join(["---:"] * 5) + " |",
-        *(_cheaper(row, plain) for row in [plain, *(r for r in recorded["rows"] if r["group"] == "vocabulary")]),
+        *dict.fromkeys(_cheaper(row, plain) for plain, chosen in pairs for row in (plain, chosen)),
         "",
         f"{next(iter(small.values()))[0]['tokens'] / 1e6:.1f} M tokens each, vocabulary 8,192, seeds 0, 1 and 2:",
         "",
@@ -170,7 +202,8 @@ def write_page() -> None:
 
 def full_rows(r: dict[str, Any]) -> list[Figure]:
     """Return the README's rows of the poster's models."""
-    loss = {name: row["judged"]["validation"]["loss"] for row in r["rows"] for name in (row["id"], *row["also"])}
+    alike = first_trainings(r["rows"])
+    loss = {name: row["judged"]["validation"]["loss"] for row in alike for name in (row["id"], *row.get("also", []))}
     two, one = r["training_loop"]
     told = [
         (
@@ -180,24 +213,64 @@ def full_rows(r: dict[str, Any]) -> list[Figure]:
         )
     ]
     for name in ("merino-52m", "merino-61m", "merino-64m"):
-        tokens = next(row["tokens"] for row in r["rows"] if row["id"] == name)
+        tokens = next(row["tokens"] for row in alike if row["id"] == name)
         have = {what: key.format(name) for what, key in KINDS.items() if key.format(name) in loss}
         what = f"held-out loss after {tokens / 1e6:.0f} M tokens (one epoch), nats a token, one seed, {name}: "
         told.append((what + "; ".join(have), "; ".join(f"{loss[key]:.3f}" for key in have.values())))
-    others = [row["id"] for row in r["rows"] if row["group"] == "baseline"]
-    missing = [name for name in r["missing"] if not name.startswith(("small", "vocabulary"))]
+    others = [row["id"] for row in alike if row["group"] == "baseline"]
+    missing = [
+        name for name in r["missing"] if not name.startswith(("small", "vocabulary")) and " M tokens" not in name
+    ]
     what = f"the same for {'; '.join(others)} (no device time left for {', '.join(missing)}; {UNLEARNED})"
     told.append((what, "; ".join(f"{loss[name]:.3f}" for name in others)))
-    bits = {name: row["judged"]["validation"]["bits_per_byte"] for row in r["rows"] for name in (row["id"],)}
-    cheaper = "vocabulary 16384 at merino-61m"
-    return [
-        *told,
-        (
-            "held-out bits per byte at equal FLOPs of the same text, head included: a vocabulary of 50,257 (plain "
-            "decoder, the budget of merino-61m, 81 M parameters); of 16,384 (what the default chooses, 72 M)",
-            f"{bits['uniform of merino-61m']:.3f}; {bits[cheaper]:.3f}",
-        ),
-    ]
+    return [*told, *_longer(r["rows"]), *_seeds(r["rows"], loss), *_vocabularies(alike)]
+
+
+def _longer(rows: list[dict[str, Any]]) -> list[Figure]:
+    """Return what was trained on more tokens: losses, and where it was asked the zero-shot tasks its accuracy."""
+    long = [row for row in rows if row["tokens"] > 2 * TOKENS]
+    if not long:
+        return []
+    names = "; ".join(row["id"] for row in long)
+    length = f"{long[0]['tokens'] / 1e6:.0f} M tokens ({long[0]['epochs']:.1f} epochs)"
+    what = f"held-out loss after {length}, one seed: {names}"
+    told = [(what, "; ".join(f"{row['judged']['validation']['loss']:.3f}" for row in long))]
+    asked = [row for row in long if "average" in row]
+    if asked:
+        one = asked[0]["average"]
+        what = f"their mean accuracy on {one['tasks']} zero-shot tasks, {asked[0]['limit']} questions of each at most: "
+        what += "; ".join(row["id"] for row in asked) + "; chance; always the most frequent answer"
+        have = [f"{row['average']['accuracy']:.3f} ± {row['average']['stderr']:.3f}" for row in asked]
+        told.append((what, "; ".join([*have, f"{one['chance']:.3f}", f"{one['majority']:.3f}"])))
+    return told
+
+
+def _seeds(rows: list[dict[str, Any]], first: dict[str, float]) -> list[Figure]:
+    """Return rows trained from two first weights: the noise of one training."""
+    again = {row["id"]: row["judged"]["validation"]["loss"] for row in rows if row["seed"] and row["group"] != "small"}
+    if not again:
+        return []
+    what = "held-out loss from two first weights, 80 M tokens: " + "; ".join(again)
+    return [(what, "; ".join(f"{first[name]:.3f}, {loss:.3f}" for name, loss in again.items()))]
+
+
+def _vocabularies(rows: list[dict[str, Any]]) -> list[Figure]:
+    """Return what a smaller vocabulary gains at equal FLOPs of the same text."""
+    have = {row["id"]: row for row in rows}
+    told = []
+    for row in rows:
+        if row["group"] != "vocabulary":
+            continue
+        size, budget = row["id"].removeprefix("vocabulary ").split(" at ")
+        plain = have[f"uniform of {budget}"]
+        what = (
+            f"held-out bits per byte at equal FLOPs of the same text, head included, the budget of {budget}: a "
+            f"vocabulary of 50,257 (plain decoder, {plain['parameters'] / 1e6:.0f} M parameters); of {int(size):,} "
+            f"(what the default chooses, {row['parameters'] / 1e6:.0f} M)"
+        )
+        bits = (f"{one['judged']['validation']['bits_per_byte']:.3f}" for one in (plain, row))
+        told.append((what, "; ".join(bits)))
+    return told
 
 
 def small_rows(r: dict[str, Any]) -> list[Figure]:
