@@ -22,6 +22,7 @@ OFFERED = {
     "subject": "subject",
     "subjects": "subject",
     "start_from": "subject",
+    "teacher": "subject",
     "recipe": "recipe",
     "recipes": "recipe",
     "format": "format",

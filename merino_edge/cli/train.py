@@ -19,6 +19,8 @@ from merino_edge.units import format_count
 )
 @click.option("--tokenizer", metavar="gpt2|PATH", help="Tokenizer to use instead of one trained on the text.")
 @click.option("--from", "start_from", metavar="RUN|DIR", help="Continue a checkpoint, with its tokenizer.")
+@click.option("--teacher", metavar="RUN|DIR", help="Learn a checkpoint's probabilities too, with its tokenizer.")
+@click.option("--teacher-share", type=float, help="The teacher's share of the loss, up to 1 (default: 0.5).")
 @click.option("--tokens", type=COUNT, help="Budget in tokens: 20M (default: one epoch).")
 @click.option("--steps", type=click.IntRange(1), help="Budget in optimizer steps.")
 @click.option("--time", "seconds", type=SECONDS, help="Budget in time: 3m.")
@@ -51,9 +53,11 @@ def command(as_json: bool, subject: str | None, **flags: Any) -> None:
         print_json(document)
         return
     scored = windows(document["validation_tokens"], document["context_length"], document["stride"])
+    teacher = document["teacher"]
     print_pairs(
         [
             ("checkpoint", document["checkpoint"]),
+            *([("teacher", f"{teacher['share']:g} of the loss: {teacher['architecture']}")] if teacher else []),
             (
                 "trained",
                 f"{format_count(document['tokens'])} tokens, {document['steps']} steps, {document['seconds']:.0f} s",

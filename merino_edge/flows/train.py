@@ -28,6 +28,8 @@ class TrainOptions:
         data: Sources of text.
         tokenizer: `gpt2` or a path; None trains one on the text.
         start_from: A run or checkpoint folder to continue from.
+        teacher: A run or checkpoint folder to learn from beside the text.
+        teacher_share: Its share of the loss.
         tokens: Budget in tokens.
         steps: Budget in steps.
         seconds: Budget in seconds.
@@ -46,6 +48,8 @@ class TrainOptions:
     data: tuple[str, ...] = ()
     tokenizer: str | None = None
     start_from: str | None = None
+    teacher: str | None = None
+    teacher_share: float | None = None
     tokens: int | None = None
     steps: int | None = None
     seconds: float | None = None
@@ -99,6 +103,7 @@ def train(subject_name: str | None, options: TrainOptions, progress: Progress = 
         "memory_bytes": result.memory_bytes,
         "parameters": subject.architecture.unique_parameters,
         "architecture": subject.architecture.to_json(),
+        "teacher": dict(result.teacher) if result.teacher else None,
         "curve": [dict(point) for point in result.curve],
     }
 
@@ -120,6 +125,8 @@ def _request(subject: Subject, options: TrainOptions) -> TrainRequest:
         data=options.data or None,
         tokenizer=options.tokenizer,
         start_from=start_from,
+        teacher=_teacher(options.teacher) if options.teacher else None,
+        teacher_share=options.teacher_share,
         tokens=options.tokens,
         steps=options.steps,
         seconds=options.seconds,
@@ -155,6 +162,19 @@ def _checkpoint_of(name: str) -> Path:
     if checkpoint is None or not (checkpoint / WEIGHTS).is_file():
         raise UsageError(
             f"'{name}' has no checkpoint to continue from", hint="train it first: merino-edge train " + name
+        )
+    return checkpoint
+
+
+def _teacher(name: str) -> Path:
+    try:
+        path = Path(name)
+        checkpoint = path if is_checkpoint(path) else resolve_subject(name, make_run=False).checkpoint
+    except UsageError as error:
+        raise UsageError(f"--teacher: {error.message}", hint="name a trained run, or its checkpoint folder") from error
+    if checkpoint is None:
+        raise UsageError(
+            f"--teacher: '{name}' has no trained weights", hint=f"train it first: merino-edge train {name}"
         )
     return checkpoint
 

@@ -28,6 +28,7 @@ from merino_edge.files import read_json, sha256_file, sync_folder, write_json
 from merino_edge.training import processes, speed
 from merino_edge.training.data import TokenArray
 from merino_edge.training.request import Report
+from merino_edge.training.teacher import Teacher
 
 FINAL_SHARE = 0.1  # of the learning rate, where a schedule ends
 DECAY_SHARE = 0.2  # of the steps, at the end of warm-up, stable, decay
@@ -173,7 +174,7 @@ class Watch(TrainerCallback):
         return max(0.0, when - self.began - (step - self._first_step) * self.tokens_per_step / rate)
 
     def mfu(self) -> float | None:
-        """Share of the GPUs' peak that the model's own FLOPs used."""
+        """Share of the GPUs' peak that the model's own FLOPs used; a teacher's are not counted."""
         rate = self.steady_tokens_per_s()
         if rate is None:
             return None
@@ -322,10 +323,12 @@ class OrderedTrainer(Trainer):
     Attributes:
         make: Makes the optimizer of a model.
         factor: Share of the learning rate at a step.
+        teacher: Looked at in every step, under the student's autocast; None where there is none.
     """
 
     make: Callable[[torch.nn.Module], torch.optim.Optimizer]
     factor: Callable[[int], float]
+    teacher: Teacher | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         assert isinstance(self.train_dataset, PackedTokens)
@@ -335,7 +338,11 @@ class OrderedTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **_: Any
     ) -> Any:
         """Ask for the loss alone: logits of a whole batch are larger than the model."""
-        outputs = model(**inputs, loss_only=True)
+        looked_at = None
+        if self.teacher is not None:
+            with self.accelerator.autocast():
+                looked_at = self.teacher.look(inputs["input_ids"])
+        outputs = model(**inputs, loss_only=True, teacher=looked_at)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

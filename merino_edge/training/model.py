@@ -229,7 +229,7 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         last = a.blocks[-1].width
         self.final_norm = MerinoNorm(last)
         self.output_projection = nn.Linear(last, a.embedding_width, bias=False) if last != a.embedding_width else None
-        self.head_loss: Callable[[Tensor, Tensor, Tensor], Tensor] = head_loss
+        self.head_loss: Callable[..., Tensor] = head_loss
         self.post_init()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -280,6 +280,7 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         loss_only: bool = False,
+        teacher: tuple[Tensor, float] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Compute logits, and the loss where labels are given.
@@ -293,6 +294,7 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
             use_cache: Return a cache for the next call.
             logits_to_keep: Only the last so many positions, or these positions; 0 for all.
             loss_only: Give the loss alone; on a GPU the logits are then never written in float32.
+            teacher: Logits `(B, T, V)` of a teacher and its share, for the loss alone: see `distillation_loss`.
             kwargs: What `generate` adds (`return_dict`, ...); nothing of it changes the result.
         """
         if use_cache and past_key_values is None:
@@ -315,7 +317,7 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         if self.output_projection is not None:
             x = self.output_projection(x)
         if loss_only and labels is not None:
-            return CausalLMOutputWithPast(loss=self.head_loss(x, self.embedding.weight, labels))
+            return CausalLMOutputWithPast(loss=self.head_loss(x, self.embedding.weight, labels, teacher))
         logits = F.linear(x, self.embedding.weight)  # (B, N, V)
         loss = None
         if labels is not None:
@@ -334,8 +336,27 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())
 
 
-def head_loss(x: Tensor, table: Tensor, labels: Tensor) -> Tensor:
-    """`next_token_loss` of the logits of `x`, with the table padded to whole tiles of a GPU.
+def distillation_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor, share: float) -> Tensor:
+    """Mean over positions of (1 - share) cross entropy to the text + share cross entropy to the teacher, in nats.
+
+    Hinton et al. 2015 (arXiv 1503.02531) at temperature 1.
+
+    Args:
+        logits: `(B, T, V)`.
+        labels: `(B, T)`, -100 where nothing is asked: neither of the text nor of the teacher.
+        teacher_logits: `(B, T, V)`, of the same tokens.
+        share: 0 to 1.
+    """
+    target = labels[:, 1:]  # (B, T - 1)
+    asked = target >= 0
+    logs = F.log_softmax(logits[:, :-1].float(), dim=-1)  # (B, T - 1, V)
+    to_text = -logs.gather(-1, target.clamp(min=0)[..., None])[..., 0]
+    to_teacher = -(logs * F.softmax(teacher_logits[:, :-1].float(), dim=-1)).sum(-1)
+    return (((1 - share) * to_text + share * to_teacher) * asked).sum() / asked.sum()
+
+
+def head_loss(x: Tensor, table: Tensor, labels: Tensor, teacher: tuple[Tensor, float] | None = None) -> Tensor:
+    """`next_token_loss`, or `distillation_loss`, of the logits of `x`, with the table padded to tiles of a GPU.
 
     A product with 50,257 rows runs at a fraction of the speed of one with 50,304; the rows added are
     masked, so the loss is the same.
@@ -344,8 +365,12 @@ def head_loss(x: Tensor, table: Tensor, labels: Tensor) -> Tensor:
         x: `(B, T, E)`.
         table: `(V, E)`.
         labels: `(B, T)`.
+        teacher: Its logits `(B, T, V)` and its share.
     """
     spare = -len(table) % 64 if x.is_cuda else 0
+    if teacher is not None:
+        logits = F.linear(x, F.pad(table, (0, 0, 0, spare)))[..., : len(table)]
+        return distillation_loss(logits, labels, *teacher)
     return padded_head_loss(x, table, labels, spare) if spare else next_token_loss(F.linear(x, table), labels)
 
 

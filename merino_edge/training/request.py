@@ -13,6 +13,7 @@ from merino_edge.errors import UsageError, did_you_mean
 
 Report = Callable[[Mapping[str, Any]], None]
 SCHEDULES = ("cosine", "wsd", "constant")
+TEACHER_SHARE = 0.5  # of the loss, unless told
 GPU_MICRO_BATCH_TOKENS = 32_768  # of one forward pass, unless told: enough to fill a GPU
 
 
@@ -24,8 +25,10 @@ class TrainRequest:
         architecture: The model.
         output: The checkpoint folder to write.
         data: Sources as for `open_text`; None for the default text.
-        tokenizer: None for a BPE of the text (or that of `start_from`), `gpt2`, or a path.
+        tokenizer: None for a BPE of the text (or that of `start_from`, or of `teacher`), `gpt2`, or a path.
         start_from: A checkpoint to continue from, with its tokenizer.
+        teacher: A checkpoint whose probabilities are learnt beside the text, with its tokenizer.
+        teacher_share: Its share of the loss, above 0 and up to 1; None for `TEACHER_SHARE`.
         tokens: Budget in tokens. At most one of the three budgets; without any, one epoch.
         steps: Budget in optimizer steps.
         seconds: Budget in seconds of the whole call, text and validation included.
@@ -51,6 +54,8 @@ class TrainRequest:
     data: tuple[str, ...] | None = None
     tokenizer: str | None = None
     start_from: Path | None = None
+    teacher: Path | None = None
+    teacher_share: float | None = None
     tokens: int | None = None
     steps: int | None = None
     seconds: float | None = None
@@ -78,6 +83,13 @@ class TrainRequest:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name} must be greater than zero, not {value}")
+        if self.teacher_share is not None and self.teacher is None:
+            raise UsageError("--teacher-share is nothing without a teacher", hint="give --teacher, or leave it out")
+        if self.teacher_share is not None and not 0 < self.teacher_share <= 1:
+            raise UsageError(
+                f"--teacher-share must be above 0 and at most 1, not {self.teacher_share}",
+                hint="0.5 listens to text and teacher alike",
+            )
         if not 2 <= self.context_length <= 1 << 20:
             raise UsageError(f"context_length must be 2 to {1 << 20}, not {self.context_length}")
         if self.seed < 0 or self.weight_decay < 0 or (self.warmup or 0) < 0:
@@ -109,9 +121,11 @@ class TrainResult:
         seconds: Of the whole call (earlier, killed calls apart).
         startup_seconds: Of the call until steps took their usual time: text, model, compilation.
         steady_tokens_per_s: Of the steps after that; None where there were too few.
-        mfu: Share of the GPU's dense bf16 peak that these steps used; None without a known GPU.
+        mfu: Share of the GPU's dense bf16 peak that these steps used, a teacher's work not counted; None without
+            a known GPU.
         memory_bytes: The most of the GPU's memory, or the process's on a CPU.
         curve: `step`, `tokens`, `loss`, `learning_rate` of each recorded point.
+        teacher: What it learnt from beside the text; None where there was no teacher.
     """
 
     checkpoint: Path
@@ -129,6 +143,7 @@ class TrainResult:
     mfu: float | None
     memory_bytes: int
     curve: tuple[Mapping[str, float], ...]
+    teacher: Mapping[str, Any] | None = None
 
 
 def default_batch(request: TrainRequest, tokens: int, cuda: bool) -> int:
@@ -163,6 +178,8 @@ def with_defaults(request: TrainRequest, epoch_tokens: int, cuda: bool, processe
     rate = request.learning_rate or default_learning_rate(request.architecture)
     compiled = cuda if request.compile is None else request.compile
     request = replace(request, tokens_per_batch=batch, learning_rate=rate, compile=compiled)
+    if request.teacher is not None and request.teacher_share is None:
+        request = replace(request, teacher_share=TEACHER_SHARE)
     micro = request.micro_batch or (max(1, GPU_MICRO_BATCH_TOKENS // request.context_length) if cuda else 8)
     return replace(request, micro_batch=_dividing(micro, batch // share))
 

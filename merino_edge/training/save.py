@@ -28,6 +28,7 @@ from merino_edge.training.evaluate import Evaluation
 from merino_edge.training.loop import Watch
 from merino_edge.training.model import MerinoForCausalLM
 from merino_edge.training.request import TrainRequest, TrainResult
+from merino_edge.training.teacher import Teacher
 
 VALIDATION_SHARE = 1 / 16  # held-out tokens scored for each token trained on, so that it takes little time
 LEAST_VALIDATION = 8_192  # tokens
@@ -61,6 +62,7 @@ def write_checkpoint(
     evaluation: Evaluation,
     tokens: int,
     started: float,
+    teacher: Teacher | None = None,
 ) -> TrainResult:
     """Write the checkpoint folder and return what it records."""
     if not math.isfinite(evaluation.loss):
@@ -89,6 +91,7 @@ def write_checkpoint(
             mfu=watch.mfu(),
             memory_bytes=speed.memory_bytes(),
             curve=tuple(watch.curve),
+            teacher=teacher.facts() if teacher else None,
         )
         write_json(folder / "training.json", _record(request, data, result))
     return result
@@ -103,6 +106,7 @@ def _record(request: TrainRequest, data: TokenData, result: TrainResult) -> dict
         "micro_batch": request.micro_batch,
         "processes": processes.count(),
         "compiled": request.compile,
+        "teacher": result.teacher,
         "data": {"source": data.source, "train_tokens": data.train_tokens, "digest": data.digest},
         "result": {name: getattr(result, name) for name in names},
         "model_flops_per_s": 3 * request.flops_per_token * result.tokens_per_s if request.flops_per_token else None,
@@ -129,6 +133,7 @@ def _write_model(model: MerinoForCausalLM, data: TokenData, request: TrainReques
 def _chat_settings(request: TrainRequest) -> dict[str, str]:
     """Return the chat template and the special tokens that the named tokenizer has beside it."""
     named = request.tokenizer if request.tokenizer != "gpt2" else None
-    source = Path(named).parent if named else request.start_from if request.tokenizer is None else None
+    beside = request.start_from or request.teacher
+    source = Path(named).parent if named else beside if request.tokenizer is None else None
     template, words = tokenizer_settings(source) if source is not None else (None, {})
     return words if template is None else {**words, "chat_template": template}

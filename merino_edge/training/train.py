@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,13 @@ from merino_edge.training.loop import (
 from merino_edge.training.model import MerinoConfig, MerinoForCausalLM
 from merino_edge.training.request import Report, TrainRequest, TrainResult, smaller_micro_batch, with_defaults
 from merino_edge.training.save import LEAST_VALIDATION, held_out_tokens, write_checkpoint
+from merino_edge.training.teacher import Teacher, check_teacher, open_teacher
 
 __all__ = ["TrainRequest", "TrainResult", "train"]
 
 PLAN = "plan.json"
 TORCH_WRITING = ("PytorchStreamWriter", "file write failed", "unexpected pos")  # what torch.save says of a full disk
+LAYER_SHAPES = 64  # compiled at most
 RESERVE = 0.05  # of a time budget, for scoring and writing
 
 
@@ -61,7 +64,8 @@ def train(request: TrainRequest, progress: Report | None = None) -> TrainResult:
             the stages are `tokenizer`, `tokens`, `training`, `validation`. With `note`: a line for a person.
 
     Raises:
-        DataError: the text cannot be used.
+        DataError: the text cannot be used, or the teacher has other tokens.
+        InvalidFileError: the teacher is no checkpoint of ours, or is damaged.
         TrainingError: the disk is full, the loss is no number, or another training is unfinished here.
     """
     started = time.monotonic()
@@ -116,6 +120,9 @@ def _data(request: TrainRequest, report: Report) -> TokenData:
                 f" not {request.architecture.describe()}"
             )
         tokenizer = tokenizer or str(request.start_from / "tokenizer.json")
+    check_teacher(request)
+    if request.teacher is not None:
+        tokenizer = tokenizer or str(request.teacher / "tokenizer.json")
     return prepare_data(
         request.data,
         vocab_size=request.architecture.vocab_size,
@@ -129,14 +136,15 @@ def _data(request: TrainRequest, report: Report) -> TokenData:
 
 def _train(request: TrainRequest, data: TokenData, started: float, report: Report) -> TrainResult:
     work = request.output.parent / f".{request.output.name}.training"
+    teacher = open_teacher(request, data, report)
     with processes.main_first():
-        plan, record = _open_work(work, request, data)
+        plan, record = _open_work(work, request, data, teacher)
     trained_before = read_config(request.start_from)[1].get("trained_tokens", 0) if request.start_from else 0
     if plan.seconds is not None:
         plan.seconds -= time.monotonic() - started  # reading the text costs time too
     while True:
         try:
-            model, watch, steps = _run(request, data, work, plan, record, report, started)
+            model, watch, steps = _run(request, data, work, plan, record, report, started, teacher)
             break
         except torch.OutOfMemoryError as error:
             request = _halved(request, error)
@@ -145,7 +153,8 @@ def _train(request: TrainRequest, data: TokenData, started: float, report: Repor
         report({"note": f"out of GPU memory: going on with micro-batches of {request.micro_batch}"})
     tokens = steps * (request.tokens_per_batch or 0)
     model.config.trained_tokens = int(trained_before) + tokens
-    result = _finish(request, data, model, watch, tokens, started, report) if processes.is_main() else None
+    scored = (request, data, model, watch, tokens, started, report, teacher)
+    result = _finish(*scored) if processes.is_main() else None
     result = processes.agree(result)
     assert result is not None
     if processes.is_main():
@@ -157,7 +166,8 @@ def _halved(request: TrainRequest, error: torch.OutOfMemoryError) -> TrainReques
     """Return the request with half the micro-batch; refuse where the processes could not agree on that, or at 1."""
     if request.micro_batch == 1 or request.micro_batch is None:
         raise TrainingError(
-            "one sequence does not fit the memory of the GPU", hint="use a shorter --context"
+            "one sequence does not fit the memory of the GPU",
+            hint="use a shorter --context" + (", or a smaller --teacher" if request.teacher else ""),
         ) from error
     smaller = smaller_micro_batch(request, processes.count())
     if processes.count() > 1:
@@ -176,6 +186,7 @@ def _finish(
     tokens: int,
     started: float,
     report: Report,
+    teacher: Teacher | None,
 ) -> TrainResult:
     """Score the held-out tokens, as many as a time budget leaves time for, and write the checkpoint."""
     limit = watch.plan.seconds
@@ -186,13 +197,16 @@ def _finish(
         progress=lambda share: report({"stage": "validation", "step": round(100 * share), "steps": 100}),
         seconds=None if limit is None else max(limit - watch.elapsed(), RESERVE * limit),
     )
-    return write_checkpoint(request, data, model, watch, evaluation, tokens, started)
+    return write_checkpoint(request, data, model, watch, evaluation, tokens, started, teacher)
 
 
-def _open_work(work: Path, request: TrainRequest, data: TokenData) -> tuple[Plan, dict[str, Any]]:
+def _open_work(
+    work: Path, request: TrainRequest, data: TokenData, teacher: Teacher | None
+) -> tuple[Plan, dict[str, Any]]:
     """Open the folder of an unfinished training, or begin one; return its plan and its record."""
     record = {**request.to_json(), "tokens_digest": data.digest}
     record["start_from"] = sha256_file(request.start_from / WEIGHTS) if request.start_from else None
+    record |= {"teacher": teacher.sha256 if teacher else None, "teacher_share": request.teacher_share}
     used, steps = 0.0, _steps(request, data)
     if not request.resume and work.exists() and processes.is_main():
         shutil.rmtree(work)
@@ -235,10 +249,13 @@ def _run(
     record: dict[str, Any],
     report: Report,
     started: float,
+    teacher: Teacher | None,
 ) -> tuple[MerinoForCausalLM, Watch, int]:
     """Train to the end of the plan, from the last complete save where there is one."""
     assert request.tokens_per_batch and request.learning_rate
     model = _model(request)
+    if teacher is not None:
+        teacher.place(bool(request.compile))
     watch: Watch
 
     def keep(plan: Plan) -> None:
@@ -264,12 +281,22 @@ def _run(
     )
     rate, decay = request.learning_rate, request.weight_decay
     trainer.make = functools.partial(make_optimizer, learning_rate=rate, weight_decay=decay)
-    trainer.factor = plan.factor
+    trainer.factor, trainer.teacher = plan.factor, teacher
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=str(save) if save else None)
+    with _compiling(bool(request.compile)):
+        trainer.train(resume_from_checkpoint=str(save) if save else None)
     if writer is not None:
         writer.close()
     return _whole(trainer, model), watch, trainer.state.global_step
+
+
+def _compiling(compiled: bool) -> AbstractContextManager[Any]:
+    """Let each shape of layer be compiled, the teacher's too: after eight of one function torch computes as written."""
+    if not compiled:
+        return nullcontext()
+    config: Any = torch._dynamo.config
+    patched: AbstractContextManager[Any] = config.patch(recompile_limit=LAYER_SHAPES)
+    return patched
 
 
 def _whole(trainer: OrderedTrainer, model: MerinoForCausalLM) -> MerinoForCausalLM:

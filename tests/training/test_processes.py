@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from pathlib import Path
 from merino_edge.architecture import Architecture
 from merino_edge.training import save, train as training
 options = json.loads(sys.argv[1])
+teacher = options.pop("teacher")
 rank, written = os.environ["RANK"], []
 original = save._replacing
 def noted(folder):
@@ -28,7 +30,8 @@ def noted(folder):
     return original(folder)
 save._replacing = noted
 request = training.TrainRequest(Architecture.from_json(options.pop("architecture")), Path(options.pop("output")),
-    data=tuple(options.pop("data")), token_folder=Path(options.pop("token_folder")), **options)
+    data=tuple(options.pop("data")), token_folder=Path(options.pop("token_folder")),
+    teacher=None if teacher is None else Path(teacher), **options)
 heard = []
 result = training.train(request, lambda facts: heard.append(facts["step"]))
 Path(sys.argv[2] + rank).write_text(json.dumps(
@@ -37,16 +40,20 @@ Path(sys.argv[2] + rank).write_text(json.dumps(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("taught", [False, True])
 def test_two_processes_train_as_one_and_one_writes(
-    text_file: Path, token_folder: Path, architecture: Architecture, tmp_path: Path
+    taught: bool, text_file: Path, token_folder: Path, architecture: Architecture, tmp_path: Path
 ) -> None:
     settings = {"context_length": 32, "tokens_per_batch": 256, "steps": 12, "threads": 1, "learning_rate": 1e-2}
-    alone = train(
-        TrainRequest(architecture, tmp_path / "alone", data=(str(text_file),), token_folder=token_folder, **settings)  # type: ignore[arg-type]
-    )
+    plain = TrainRequest(
+        architecture, tmp_path / "alone", data=(str(text_file),), token_folder=token_folder, **settings
+    )  # type: ignore[arg-type]
+    teacher = train(replace(plain, output=tmp_path / "teacher", seed=1)).checkpoint if taught else None
+    alone = train(replace(plain, teacher=teacher))
     options = {
         **settings, "save_seconds": 0.0, "architecture": architecture.to_json(), "data": [str(text_file)],
         "token_folder": str(token_folder), "output": str(tmp_path / "together" / "checkpoint"),
+        "teacher": None if teacher is None else str(teacher),
     }  # fmt: skip
     child = tmp_path / "child.py"
     child.write_text(CHILD)
