@@ -54,6 +54,7 @@ def command(as_json: bool, subject: str | None, **flags: Any) -> None:
         return
     scored = windows(document["validation_tokens"], document["context_length"], document["stride"])
     teacher = document["teacher"]
+    both = "(text and teacher) " if teacher else ""
     print_pairs(
         [
             ("checkpoint", document["checkpoint"]),
@@ -63,7 +64,7 @@ def command(as_json: bool, subject: str | None, **flags: Any) -> None:
                 f"{format_count(document['tokens'])} tokens, {document['steps']} steps, {document['seconds']:.0f} s",
             ),
             ("speed", f"{document['tokens_per_s']:,.0f} tokens/s" + _of_peak(document)),
-            ("loss", f"training {document['train_loss']:.4f}, held-out text {document['validation_loss']:.4f}"),
+            ("loss", f"training {both}{document['train_loss']:.4f}, held-out text {document['validation_loss']:.4f}"),
             ("perplexity", f"{document['perplexity']:.2f} ({document['bits_per_byte']:.3f} bits per byte; {scored})"),
         ]
     )

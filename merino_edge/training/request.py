@@ -112,7 +112,7 @@ class TrainResult:
         checkpoint: The folder written.
         steps: Optimizer steps.
         tokens: Tokens trained on, in this training.
-        train_loss: Mean of the last recorded steps, nats per token.
+        train_loss: Mean of the last recorded steps, nats per token; with a teacher, of both together.
         validation_loss: On the held-out tokens that lie in the checkpoint, nats per token.
         perplexity: Exp of it.
         bits_per_byte: The same for each byte of the held-out text.
