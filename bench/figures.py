@@ -15,6 +15,7 @@ from typing import Any
 from peers.page import compared
 from poster.page import full_rows, small_rows, twenty_million_rows
 from poster.table import figure_rows
+from variants import figure_rows as variants_rows
 
 from merino_edge.architecture import Architecture
 
@@ -412,6 +413,22 @@ def constraints(r: dict[str, Any]) -> list[Row]:
     ]
 
 
+def row_exports(r: dict[str, Any]) -> list[Row]:
+    """What 8 and 4 bits cost models that were trained for long."""
+    told: dict[str, list[dict[str, Any]]] = {}
+    for row in r["rows"]:
+        told.setdefault(row["row"], []).append(row)
+    found = []
+    for name, rows in told.items():
+        recipes = ", ".join(f"`{row['recipe']}`" + (" as TFLite" if row["format"] == "tflite" else "") for row in rows)
+        what = (
+            f"{name} trained on {rows[0]['trained_tokens'] / 1e6:.0f} M tokens, perplexity of held-out text by the "
+            f"exported file over that of float32: {recipes}"
+        )
+        found.append((what, "; ".join(f"{100 * row['perplexity_change']:+.2f} %" for row in rows)))
+    return found
+
+
 SCRIPTS = {  # where the name is another
     "poster_train_20m": "poster_train.py",
     "proxy_stats": "proxy_study.py --stats bench/results/proxy_study.csv",
@@ -444,6 +461,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "ring": ring,
     "poster_train": lambda r: [*full_rows(r), *small_rows(r)],
     "poster_train_20m": twenty_million_rows,
+    "variants": variants_rows,
+    "row_exports": row_exports,
     "poster": figure_rows,
     "demo_model": demo_model,
 }

@@ -99,37 +99,51 @@ def _small(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def common_tasks(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the tasks that every row was asked, in their order."""
+    first, *others = [[task["task"] for task in row["tasks"]] for row in rows]
+    return [name for name in first if all(name in names for names in others)]
+
+
+def over_tasks(row: dict[str, Any], names: list[str]) -> dict[str, float]:
+    """Return mean accuracy over the named tasks, its standard error, and what guessing has on them."""
+    tasks = [task for task in row["tasks"] if task["task"] in names]
+    found = {key: mean(task[key] for task in tasks) for key in ("accuracy", "chance", "majority")}
+    return found | {"stderr": sum(task["stderr"] ** 2 for task in tasks) ** 0.5 / len(tasks)}
+
+
 def _zero_shot(rows: list[dict[str, Any]]) -> list[str]:
     """Return the accuracies of what was asked the zero-shot tasks; nothing where nothing was."""
     asked = [row for row in rows if "tasks" in row]
     if not asked:
         return []
-    names = [task["task"] for task in asked[0]["tasks"]]
+    common = common_tasks(asked)
+    most = max(asked, key=lambda row: len(row["tasks"]))["tasks"]
+    names = [task["task"] for task in most]
 
-    def cells(row: dict[str, Any], key: str) -> list[str]:
-        return ["" if task[key] is None else f"{task[key]:.3f}" for task in row["tasks"]]
+    def cells(tasks: list[dict[str, Any]], key: str) -> list[str]:
+        values = {task["task"]: task[key] for task in tasks}
+        return ["" if values.get(name) is None else f"{values[name]:.3f}" for name in names]
 
     def line(name: str, average: str, values: list[str]) -> str:
         return f"| {name} | {average} | {' | '.join(values)} |"
 
-    first, limit = asked[0], asked[0]["limit"]
+    limit, guessed = asked[0]["limit"], over_tasks(asked[0], common)
     which = "all questions" if limit is None else f"{limit} random questions of each task at most"
+    lines = []
+    for row in asked:
+        one = over_tasks(row, common)
+        average = f"{one['accuracy']:.3f} ± {one['stderr']:.3f}"
+        lines.append(line(_name(row), average, cells(row["tasks"], "accuracy")))
     return [
         "",
-        f"Zero-shot accuracy, {which}:",
+        f"Zero-shot accuracy, {which}; the average is over the {len(common)} tasks that all were asked:",
         "",
         line("row", "average ± standard error", names),
         "| --- | " + " | ".join(["---:"] * (len(names) + 1)) + " |",
-        *(
-            line(_name(r), f"{r['average']['accuracy']:.3f} ± {r['average']['stderr']:.3f}", cells(r, "accuracy"))
-            for r in asked
-        ),
-        line("chance", f"{mean(t['chance'] or 0.0 for t in first['tasks']):.3f}", cells(first, "chance")),
-        line(
-            "the most frequent answer",
-            f"{mean(t['majority'] or 0.0 for t in first['tasks']):.3f}",
-            cells(first, "majority"),
-        ),
+        *lines,
+        line("chance", f"{guessed['chance']:.3f}", cells(most, "chance")),
+        line("the most frequent answer", f"{guessed['majority']:.3f}", cells(most, "majority")),
     ]
 
 
@@ -235,13 +249,14 @@ def _longer(rows: list[dict[str, Any]]) -> list[Figure]:
     length = f"{long[0]['tokens'] / 1e6:.0f} M tokens ({long[0]['epochs']:.1f} epochs)"
     what = f"held-out loss after {length}, one seed: {names}"
     told = [(what, "; ".join(f"{row['judged']['validation']['loss']:.3f}" for row in long))]
-    asked = [row for row in long if "average" in row]
+    asked = [row for row in long if "tasks" in row]
     if asked:
-        one = asked[0]["average"]
-        what = f"their mean accuracy on {one['tasks']} zero-shot tasks, {asked[0]['limit']} questions of each at most: "
+        common = common_tasks(asked)
+        means = [over_tasks(row, common) for row in asked]
+        what = f"their mean accuracy on {len(common)} zero-shot tasks, {asked[0]['limit']} questions of each at most: "
         what += "; ".join(row["id"] for row in asked) + "; chance; always the most frequent answer"
-        have = [f"{row['average']['accuracy']:.3f} ± {row['average']['stderr']:.3f}" for row in asked]
-        told.append((what, "; ".join([*have, f"{one['chance']:.3f}", f"{one['majority']:.3f}"])))
+        have = [f"{one['accuracy']:.3f} ± {one['stderr']:.3f}" for one in means]
+        told.append((what, "; ".join([*have, f"{means[0]['chance']:.3f}", f"{means[0]['majority']:.3f}"])))
     return told
 
 

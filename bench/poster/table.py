@@ -81,19 +81,37 @@ def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def _alike(rows: list[Mapping[str, Any]]) -> int:
+    """Return the number of tokens that most models were trained on; the larger of two that are as many."""
+    tokens = [training["tokens"] for row in rows for training in row["trainings"] if not training["seed"]]
+    return max(set(tokens), key=lambda n: (tokens.count(n), n), default=0)
+
+
+def _trained_cells(row: Mapping[str, Any], tokens: int) -> list[str]:
+    """Return loss and perplexities of the training that is like the others', then what the longest one reached."""
+    trainings = [training for training in row["trainings"] if not training["seed"]]
+    like: Mapping[str, Any] = next((t["judged"] for t in trainings if t["tokens"] == tokens), {})
+    told = [_cell(like.get("validation", {}).get("loss"), ".3f")]
+    told += [_cell(like.get(text, {}).get("perplexity"), ".1f") for text in ("wikitext2", "ptb")]
+    longest: Mapping[str, Any] = trainings[-1] if trainings else {}
+    more = longest["judged"]["validation"]["loss"] if longest and longest["tokens"] > tokens else None
+    average = longest.get("average", {})
+    accuracy = f"{average['accuracy']:.3f} ({average['tasks']} tasks)" if average else "-"
+    return [*told, _cell(more, ".3f"), accuracy]
+
+
 def markdown(result: Mapping[str, Any]) -> str:
     """Return the table for people; `-` where something was not measured or trained."""
     columns = (
         "model", "unique M", "executed M", "GFLOPs", "with head", "int8 tg ms", "x OPT-350M", "int8 pp128 ms",
         "x OPT-350M", "fp32 full1024 ms", "x OPT-350M", "poster x", "torch full1024 ms", "loss", "wikitext2", "ptb",
+        "loss, longest training", "its zero-shot accuracy",
     )  # fmt: skip
+    tokens = _alike(result["rows"])
     lines = ["| " + " | ".join(columns) + " |", "| --- " + "| ---: " * (len(columns) - 1) + "|"]
     for row in result["rows"]:
         timed = [row["measured"].get(test) or {} for test in ("tg64@128", "pp128", "full1024")]
         pairs = [(t.get("p50_ms"), t.get("ratio")) for t in timed]
-        last = row["trainings"][-1]["judged"] if row["trainings"] else {}
-        loss = last.get("validation", {}).get("loss")
-        texts = [last.get(text, {}).get("perplexity") for text in ("wikitext2", "ptb")]
         cells = [
             row["model"] + (" (shape twin)" if row["twin"] else ""),
             *(f"{row[name] / 1e6:.1f}" for name in ("unique_parameters", "executed_parameters")),
@@ -101,8 +119,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             *(cell for p50, ratio in pairs for cell in (_cell(p50, ".1f"), _cell(ratio, ".2f"))),
             f"{row['poster']['ratio']:.1f}",
             _cell((row["real"].get("full1024") or {}).get("p50_ms"), ".0f"),
-            _cell(loss, ".3f"),
-            *(_cell(perplexity, ".1f") for perplexity in texts),
+            *_trained_cells(row, tokens),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

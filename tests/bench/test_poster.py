@@ -83,8 +83,22 @@ def test_trainings_are_joined_and_what_is_missing_says_why(tmp_path: Path, monke
     lines = table.markdown({"rows": list(joined.values())}).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in lines[2:]}
-    assert cells["merino-61m"][-4:] == ["-", "4.000", "40.0", "50.0"]
-    assert cells["opt-350m (shape twin)"][-4:] == ["1", "-", "-", "-"]
+    assert cells["merino-61m"][-6:] == ["-", "4.000", "40.0", "50.0", "-", "-"]
+    assert cells["opt-350m (shape twin)"][-6:] == ["1", "-", "-", "-", "-", "-"]
+
+
+def test_a_longer_training_stands_apart_from_those_that_are_alike() -> None:
+    def training(tokens: int, loss: float, **more: Any) -> dict[str, Any]:
+        return {"tokens": tokens, "seed": 0, "judged": {"validation": {"loss": loss}}, **more}
+
+    rows = table.join(measured())["rows"]
+    for row in rows:
+        row["trainings"] = [training(80, 4.0)]
+    asked = {"average": {"accuracy": 0.3712, "tasks": 14}}
+    rows[0]["trainings"] = [training(80, 3.9), {**training(80, 5.0), "seed": 1}, training(300, 3.5, **asked)]
+    first, second = (line.split("|")[-6:-1] for line in table.markdown({"rows": rows}).splitlines()[2:4])
+    assert [cell.strip() for cell in first] == ["3.900", "-", "-", "3.500", "0.371 (14 tasks)"]
+    assert [cell.strip() for cell in second] == ["4.000", "-", "-", "-", "-"]
 
 
 def test_joining_twice_changes_nothing() -> None:
