@@ -2,10 +2,10 @@
 
 Each product of the file rounds its input to 256 steps between the smallest and the largest value of
 the whole input, zero among them (ONNX DynamicQuantizeLinear): one scale a tensor, so that the result
-depends on how a prompt is cut into pieces. How much comes of it depends on the weights. Where they
-are so large that attention looks at one token only and layers amplify small differences (random
-weights of standard deviation 0.1 and more do that, trained ones did not), it is more than any bound
-that could still tell a right file from a wrong one.
+depends on how a prompt is cut into pieces. How much comes of it depends on the weights: little for small
+random ones, half a standard deviation of the logits for a model of 50 M parameters trained on 300 M
+tokens, whose activations have a few large values, and more than any bound could allow where attention
+looks at one token only and layers amplify small differences (random weights of standard deviation 0.6).
 """
 
 from __future__ import annotations
