@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from merino_edge.architecture import Architecture, Block
 from merino_edge.bundle import bundle_label
 from merino_edge.device.client import Device
 from merino_edge.device.registry import device_folder
@@ -27,9 +28,10 @@ from merino_edge.flows.profile_file import Profile, RecipeProfile, estimated_pro
 from merino_edge.flows.repeatability import how_repeatable
 from merino_edge.measurement import Measurement, read_measurements
 from merino_edge.progress import SILENT, Progress
+from merino_edge.search.cost import count_flops
 from merino_edge.search.latency import LatencySample, MemorySample, choose_architectures, fit_latency, fit_memory
 from merino_edge.search.memory import cache_copies
-from merino_edge.search.space import load_space
+from merino_edge.search.space import Space, load_space
 
 MIN_MODELS = 6
 MAX_MODELS = 25
@@ -235,12 +237,30 @@ def document(profile: Profile, options: ProfileOptions) -> dict[str, Any]:
     }
 
 
+def extremes(space: Space) -> tuple[Architecture, Architecture]:
+    """Return members of fewest and of most FLOPs, the head counted, in whatever order the choices were written."""
+
+    def weight(block: Block) -> float:
+        return block.depth * block.width**2 * (2 + block.ffn_ratio)
+
+    found = [
+        space.build(group, [options.index(pick(options, key=weight)) for options in group.options])
+        for group in space.groups
+        for pick in (min, max)
+    ]
+    return min(found, key=with_head), max(found, key=with_head)
+
+
+def with_head(architecture: Architecture) -> float:
+    """Return the FLOPs of a pass, the head counted."""
+    return count_flops(architecture, head=True)
+
+
 def _reach(recipe: RecipeProfile, options: ProfileOptions) -> list[dict[str, Any]]:
     """Predict the smallest and the largest architecture of the space, to show what limits make sense."""
     space = load_space(options.space, options.conditions.vocab_size)
     rows = []
-    for label, index in (("smallest", 0), ("largest", space.numbers - 1)):
-        architecture = space.decode(index)
+    for label, architecture in zip(("smallest", "largest"), extremes(space), strict=True):
         rows.append(
             {
                 "which": label,
