@@ -5,7 +5,7 @@ the whole input, zero among them (ONNX DynamicQuantizeLinear): one scale a tenso
 depends on how a prompt is cut into pieces. How much comes of it depends on the weights: little for small
 random ones, half a standard deviation of the logits for a model of 50 M parameters trained on 300 M
 tokens, whose activations have a few large values, and more than any bound could allow where attention
-looks at one token only and layers amplify small differences (random weights of standard deviation 0.6).
+looks at one token only and layers amplify small differences (random weights of standard deviation 1).
 """
 
 from __future__ import annotations

@@ -253,7 +253,7 @@ def test_random_weights_that_do_not_survive_a_recipe_are_drawn_again(monkeypatch
 
     def too_large(architecture: Architecture, context_length: int, seed: int = 0) -> Weights:
         seeds.append(seed)
-        return Weights(random_tensors(architecture, seed, scale=0.9 if seed < 2 else 0.02), context_length)
+        return Weights(random_tensors(architecture, seed, scale=1.5 if seed < 2 else 0.02), context_length)
 
     monkeypatch.setattr(flow, "random_weights", too_large)
     run = create_run("wild", "local")
@@ -262,7 +262,7 @@ def test_random_weights_that_do_not_survive_a_recipe_are_drawn_again(monkeypatch
     assert seeds == [0, 1, 2]
     assert document["parity"]["max_abs_diff"] <= 0.2 * document["parity"]["logits_std"]
     monkeypatch.setattr(flow, "RANDOM_DRAWS", 2)
-    with pytest.raises(ExportError, match="disagrees with the reference"):
+    with pytest.raises(ExportError, match="rounding activations to 8 bits alone"):
         export("wild", ExportWish(recipe="dynamic_wi8_afp32"))
 
 
