@@ -161,6 +161,8 @@ def compare(runner: Runner, architecture: Architecture, tensors: Tensors, recipe
             f"with these weights, rounding activations to 8 bits alone moves the logits by {alone:.2g} of their "
             f"standard deviations; {recipe.name} allows {MOST_ROUNDING:g}",
             hint="these weights are too large for int8: use --recipe fp32",
+            max_abs_diff=alone * float(expected.std()),
+            logits_std=float(expected.std()),
         )
     exact: dict[str, Any] = {}
     if recipe.exact_bound is not None and isinstance(runner, FileRunner):
