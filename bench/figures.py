@@ -42,6 +42,29 @@ def search_speed(r: dict[str, Any]) -> list[Row]:
             f"{100 * loop['largest_difference_of_closed_form']:.2g} %",
         ),
         ("a budget that nothing meets is answered in", f"{1e3 * r['infeasible']['cpu_p50_s']:.0f} ms"),
+        *larger_spaces(r.get("infeasible_cases", []), r.get("fronts_of_mixed_widths", [])),
+    ]
+
+
+def larger_spaces(cases: list[dict[str, Any]], fronts: list[dict[str, Any]]) -> list[Row]:
+    """Speed of the answers to impossible limits beyond the poster's space, and of fronts where widths mix."""
+    by_space: dict[str, list[dict[str, Any]]] = {}
+    for case in cases:
+        by_space.setdefault(f"`{case['space']}` ({case['size']:,})", []).append(case)
+    rows = [
+        (
+            f"the same on {space}: " + "; ".join(case["what"] for case in found),
+            "; ".join(f"{1e3 * case['cpu_p50_s']:.0f} ms" for case in found),
+        )
+        for space, found in by_space.items()
+    ]
+    return rows + [
+        (
+            f"the exact front over score, latency, parameters and memory of {front['size']:,} architectures whose "
+            f"widths mix freely, `{front['score']}`: {front['members']:,} members",
+            f"{1e3 * front['seconds']:.0f} ms",
+        )
+        for front in fronts
     ]
 
 

@@ -81,7 +81,7 @@ def hold_against(before: dict[str, Any], result: dict[str, Any]) -> None:
         for test, found in tests.items():
             old = before["result"]["recipes"].get(recipe, {}).get(test, {}).get("pairs_ms", [])
             found["since_last_record"] = None
-            if same and len(old) == len(found["pairs_ms"]):
+            if same and len(old) == len(found["pairs_ms"]) and in_one_order(old, found["pairs_ms"]):
                 then, now = (np.array(pairs)[:, 1] for pairs in (old, found["pairs_ms"]))
                 kept = judge(then, now)
                 found["since_last_record"] = {
@@ -90,6 +90,12 @@ def hold_against(before: dict[str, Any], result: dict[str, Any]) -> None:
                     "within_10pct": kept.within_10pct,
                     "fitted_to_the_faster": fitted(result, recipe, test, np.minimum(then, now)),
                 }
+
+
+def in_one_order(old: list[list[float]], new: list[list[float]]) -> bool:
+    """Say whether records hold the same models in one order: predictions of one model lie near each other."""
+    ratio = np.array(old)[:, 0] / np.array(new)[:, 0]
+    return bool((np.abs(np.log(ratio)) < np.log(1.5)).all())
 
 
 def fitted(result: dict[str, Any], recipe: str, test: str, ms: npt.NDArray[np.float64]) -> dict[str, Any]:
@@ -115,8 +121,9 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
         passes = measure_in_passes(
             device, device.facts(), architectures, conditions, asked.seconds_a_model * len(architectures), log, [], task
         )
-    every = held_out_pairs(profiled, passes, models, conditions)
-    once = held_out_pairs(profiled, passes[: len(TESTS) * len(architectures)], models, conditions)
+    order = {architecture.digest: number for number, architecture in enumerate(architectures)}
+    every = held_out_pairs(profiled, passes, models, conditions, order)
+    once = held_out_pairs(profiled, passes[: len(TESTS) * len(architectures)], models, conditions, order)
     result: dict[str, Any] = {}
     for test in TESTS:
         predicted, measured, band = np.array([(p, m, b) for t, p, m, b in every if t == test]).T
@@ -137,9 +144,13 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
 
 
 def held_out_pairs(
-    profiled: list[Measurement], passes: list[Measurement], recipe: RecipeProfile, conditions: Conditions
+    profiled: list[Measurement],
+    passes: list[Measurement],
+    recipe: RecipeProfile,
+    conditions: Conditions,
+    order: dict[str, int],
 ) -> list[tuple[str, float, float, float]]:
-    """Return (test, predicted ms, measured ms, band) of every held-out model, each in the place it was measured in.
+    """Return (test, predicted ms, measured ms, band) of every held-out model in order, each in its place.
 
     The host of a virtual machine may have had it in two places, in each of which a profile predicts by the records
     from there, as a search does. A model that was measured in both counts once, in the place where the profile took
@@ -158,7 +169,7 @@ def held_out_pairs(
             for test in set(TESTS) & set(k.ms):
                 pair = (test, models[test].predict_ms(k.architecture), k.ms[test], models[test].band)
                 found.setdefault((digest, test), pair)
-    return list(found.values())
+    return [found[key] for key in sorted(found, key=lambda key: (order[key[0]], key[1]))]
 
 
 if __name__ == "__main__":
