@@ -25,8 +25,12 @@ MAX_GROUPS = 2_000
 
 def count_classes(group: Group) -> int:
     """Return how many classes a group of one width has."""
-    kinds = alike(group)
-    return math.prod(math.comb(len(group.options[k[0]]) + len(k) - 1, len(k)) for k in kinds)
+    return math.prod(_kind_sizes(group))
+
+
+def _kind_sizes(group: Group) -> list[int]:
+    """Return how many multisets of options each kind of block has."""
+    return [math.comb(len(group.options[k[0]]) + len(k) - 1, len(k)) for k in alike(group)]
 
 
 def has_few_classes(problem: Problem) -> bool:
@@ -139,14 +143,11 @@ def _outside(part: Sum, width: int, embedding_width: int, vocab_size: int) -> Ar
 
 def _indices(group: Group, rows: Array) -> Array:
     """Return the index of the lowest member of each class."""
-    kinds = alike(group)
-    sizes = [math.comb(len(group.options[k[0]]) + len(k) - 1, len(k)) for k in kinds]
-    radix = [math.prod(len(options) for options in group.options[i + 1 :]) for i in range(len(group.options))]
     result = np.full(len(rows), group.offset, object)
-    for positions, row in zip(kinds, np.unravel_index(rows, sizes), strict=True):
+    for positions, row in zip(alike(group), np.unravel_index(rows, _kind_sizes(group)), strict=True):
         left = row
         for count in range(len(positions), 0, -1):
             last, others = _multisets(len(group.options[positions[0]]), count)
-            result = result + last[left].astype(object) * radix[positions[count - 1]]
+            result = result + last[left].astype(object) * group.radix[positions[count - 1]]
             left = others[left]
     return result

@@ -76,10 +76,9 @@ def class_members(space: Space, index: int) -> list[int]:
     digits = group.digits(index - group.offset)
     if not has_one_width(group, digits):
         return [index]
-    radix = [math.prod(len(options) for options in group.options[i + 1 :]) for i in range(len(group.options))]
     members = np.array([group.offset], object if group.offset + group.size >= 1 << 62 else np.int64)
     for positions in alike(group):
-        orders = _orders([digits[i] for i in positions], [radix[i] for i in positions], members.dtype)
+        orders = _orders([digits[i] for i in positions], [group.radix[i] for i in positions], members.dtype)
         members = (members[:, None] + orders).reshape(-1)
     return sorted(members.tolist())
 

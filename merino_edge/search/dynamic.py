@@ -151,12 +151,10 @@ def _override(problem: Problem, group: Group, digits: Array, columns: dict[str, 
     first, end = np.searchsorted(problem.known, [group.offset, group.offset + group.size])
     if first == end:
         return
-    numbers = np.full(len(digits), 0, problem.known.dtype)
-    for digit, options in zip(digits.T, group.options, strict=True):
-        numbers = numbers * len(options) + digit
-    rows = np.flatnonzero(np.isin(numbers + group.offset, problem.known[first:end]))
+    numbers = group.offset + digits.astype(problem.known.dtype) @ np.array(group.radix, problem.known.dtype)
+    rows = np.flatnonzero(np.isin(numbers, problem.known[first:end]))
     for row in rows.tolist():
-        for name, value in problem.overrides[int(numbers[row]) + group.offset].items():
+        for name, value in problem.overrides[int(numbers[row])].items():
             if name in columns:
                 columns[name] = np.asarray(columns[name], np.float64)
                 columns[name][row] = value

@@ -67,6 +67,11 @@ class Group:
         """Number of members."""
         return math.prod(len(options) for options in self.options)
 
+    @cached_property
+    def radix(self) -> tuple[int, ...]:
+        """What one step of each block's option adds to a position; block 0 has the most."""
+        return tuple(math.prod(len(options) for options in self.options[i + 1 :]) for i in range(len(self.options)))
+
     def digits(self, position: int) -> tuple[int, ...]:
         """Return the option of each block of the member at `position` inside the group."""
         digits = []
@@ -77,7 +82,4 @@ class Group:
 
     def position(self, digits: Iterable[int]) -> int:
         """Return where in the group the member with these options stands."""
-        position = 0
-        for digit, options in zip(digits, self.options, strict=True):
-            position = position * len(options) + digit
-        return position
+        return sum(digit * step for digit, step in zip(digits, self.radix, strict=True))

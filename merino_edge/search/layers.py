@@ -17,7 +17,6 @@ import numpy as np
 from merino_edge.search.cost import Array
 from merino_edge.search.group import Group
 from merino_edge.search.problem import Column, Problem
-from merino_edge.search.space import Space
 
 
 @dataclass(frozen=True)
@@ -149,11 +148,11 @@ def families_of(problem: Problem, sides: Sequence[Side], most: int) -> list[Fami
         shared.setdefault(id(group.options), []).append(group)
     if len(shared) > most:
         return []
-    return [_family(problem, problem.space, groups, sides) for groups in shared.values()]
+    return [_family(problem, groups, sides) for groups in shared.values()]
 
 
-def _family(problem: Problem, space: Space, groups: list[Group], sides: Sequence[Side]) -> Family:
-    vocabularies = len(space.vocab_sizes)  # groups of a family come vocabulary by vocabulary
+def _family(problem: Problem, groups: list[Group], sides: Sequence[Side]) -> Family:
+    vocabularies = len(problem.space.vocab_sizes)  # groups of a family come vocabulary by vocabulary
     embeddings = len(groups) // vocabularies
     table = [[groups[v * embeddings + e] for v in range(vocabularies)] for e in range(embeddings)]
     shapes = [np.array([(b.width, b.ffn_width, b.depth) for b in o], np.int64).T for o in groups[0].options]

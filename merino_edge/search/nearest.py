@@ -315,6 +315,6 @@ def _shortfall(
         holds = _excess(problem, {n: _value(problem, single.path, n) for n in problem.limits}, (name,)) <= 0
         known = exact and holds and not measured and single.best <= min(a.relaxed for a in aims[1:]) + ROUNDING
         return Shortfall(name, _value(problem, single.path, name), OTHERS, index, known, sure)
-    name = max(problem.limits, key=lambda n: (_excess(problem, values, set(problem.limits) - {n}), n))
+    name = max(problem.limits, key=lambda n: (_passed(problem, n, values[n]), n))
     known = exact and not measured and all(np.isinf(aim.relaxed) for aim in aims[1:])
     return Shortfall(name, values[name], TOGETHER, index, known, sure)
