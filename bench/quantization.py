@@ -14,6 +14,9 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +44,23 @@ def trained(checkpoint: Path, seconds: float) -> Path:
     return checkpoint
 
 
-def measure(subject: Subject, recipe: str, quantizer: str) -> dict[str, Any]:
-    """Export once; return the row."""
-    bundle = export_subject(subject, ExportWish("onnx", recipe, quantizer=quantizer, max_perplexity_change=ANY))
-    manifest = bundle.manifest
+@contextmanager
+def exporting(checkpoint: Path) -> Iterator[Subject]:
+    """Give a checkpoint a run for as long as it is exported."""
+    architecture, _ = read_config(checkpoint)
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
+        os.environ["MERINO_EDGE_RUNS"] = scratch
+        run = create_run("quantization", "local")
+        run.set_architecture(architecture)
+        yield Subject("quantization", architecture, checkpoint, run)
+
+
+def measure(subject: Subject, wish: ExportWish) -> dict[str, Any]:
+    """Export once, whatever that costs; return the row."""
+    manifest = export_subject(subject, replace(wish, max_perplexity_change=ANY)).manifest
     quality = manifest.quality or {}
     row = {
-        "recipe": recipe,
+        "recipe": wish.recipe,
         "quantizer": manifest.quantizer,
         "form": manifest.form,
         "file_bytes": manifest.file_bytes,
@@ -55,7 +68,7 @@ def measure(subject: Subject, recipe: str, quantizer: str) -> dict[str, Any]:
         **{key: quality[key] for key in ("perplexity", "perplexity_change", "standard_error")},
     }
     print(
-        f"{recipe:34}{row['quantizer'] or '-':6}{row['file_bytes'] / 1e6:8.2f} MB"
+        f"{wish.recipe:34}{row['quantizer'] or '-':6}{row['file_bytes'] / 1e6:8.2f} MB"
         f"{row['perplexity']:10.3f}{100 * row['perplexity_change']:+9.2f} %",
         flush=True,
     )
@@ -70,20 +83,16 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="record nothing")
     options = parser.parse_args()
     checkpoint = trained(options.checkpoint, options.train_time)
-    architecture, _ = read_config(checkpoint)
     training = read_json(checkpoint / "training.json")
     print(f"trained on {training['result']['tokens']:,} tokens in {training['result']['seconds']:.0f} s")
     rows = []
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
-        os.environ["MERINO_EDGE_RUNS"] = scratch
-        run = create_run("quantization", "local")
-        run.set_architecture(architecture)
-        subject = Subject("quantization", architecture, checkpoint, run)
+    with exporting(checkpoint) as subject:
+        model = subject.architecture.to_json()
         for recipe in RECIPES.values():
             for quantizer in QUANTIZERS if recipe.bits == 4 else ("rtn",):
-                rows.append(measure(subject, recipe.name, quantizer))
+                rows.append(measure(subject, ExportWish("onnx", recipe.name, quantizer=quantizer)))
     facts = {key: training["result"][key] for key in ("tokens", "steps", "seconds", "perplexity")}
-    result = {"model": architecture.to_json(), "trained": {"source": training["data"]["source"], **facts}, "rows": rows}
+    result = {"model": model, "trained": {"source": training["data"]["source"], **facts}, "rows": rows}
     if not options.dry_run:
         print(f"recorded in {write_result('quantization', result)}")
 

@@ -10,27 +10,22 @@ judged on the first held-out tokens by the file, run.
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from pathlib import Path
 
-from quantization import ANY
+from quantization import exporting, measure
 from record import write_result
 
 from merino_edge.checkpoint import read_config
-from merino_edge.flows.export import ExportWish, export_subject
-from merino_edge.flows.subject import Subject
-from merino_edge.run import create_run
+from merino_edge.flows.export import ExportWish
 
 WISHES = (
-    ("onnx", "dynamic_wi8_afp32"),
-    ("onnx", "weight_only_wi8_b32_afp32"),
-    ("onnx", "weight_only_wi4_b128_afp32"),
-    ("onnx", "weight_only_wi4_b32_afp32"),
-    ("onnx", "weight_only_wi4_b32_head8_afp32"),
-    ("tflite", "dynamic_wi8_afp32"),
+    ExportWish("onnx", "dynamic_wi8_afp32"),
+    ExportWish("onnx", "weight_only_wi8_b32_afp32"),
+    ExportWish("onnx", "weight_only_wi4_b128_afp32"),
+    ExportWish("onnx", "weight_only_wi4_b32_afp32"),
+    ExportWish("onnx", "weight_only_wi4_b32_head8_afp32"),
+    ExportWish("tflite", "dynamic_wi8_afp32"),
 )
-KEPT = ("perplexity", "perplexity_change", "standard_error", "perplexity_fp32", "tokens")
 
 
 def main() -> None:
@@ -42,24 +37,11 @@ def main() -> None:
     rows = []
     for text in options.checkpoints:
         name, _, folder = text.partition("=")
-        checkpoint = Path(folder)
-        architecture, config = read_config(checkpoint)
-        with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
-            os.environ["MERINO_EDGE_RUNS"] = scratch
-            run = create_run("row", "local")
-            run.set_architecture(architecture)
-            subject = Subject("row", architecture, checkpoint, run)
-            for format_, recipe in WISHES:
-                manifest = export_subject(subject, ExportWish(format_, recipe, max_perplexity_change=ANY)).manifest
-                quality = manifest.quality or {}
-                row = {"row": name, "trained_tokens": config["trained_tokens"], "format": format_, "recipe": recipe}
-                row |= {"quantizer": manifest.quantizer, "form": manifest.form, "file_bytes": manifest.file_bytes}
-                rows.append({**row, **{key: quality[key] for key in KEPT}})
-                print(
-                    f"{name:12}{format_:8}{recipe:34}{row['file_bytes'] / 1e6:7.1f} MB"
-                    f"{quality['perplexity']:9.3f}{100 * quality['perplexity_change']:+7.2f} %",
-                    flush=True,
-                )
+        _, config = read_config(Path(folder))
+        about = {"row": name, "trained_tokens": config["trained_tokens"]}
+        print(f"{name}, trained on {config['trained_tokens']:,} tokens")
+        with exporting(Path(folder)) as subject:
+            rows += [{**about, "format": wish.format, **measure(subject, wish)} for wish in WISHES]
     if not options.dry_run:
         print(f"recorded in {write_result('row_exports', {'rows': rows})}")
 

@@ -94,22 +94,13 @@ def train(options: argparse.Namespace) -> None:
     from poster.trainer import CONTEXT, RowTrainer, make_model
     from poster_train import append, load_texts
     from torch import Tensor
-    from torch.nn import functional as F
 
     from merino_edge.architecture import Architecture
-
-    def mixed(logits: Tensor, soft: Tensor, ids: Tensor) -> Tensor:
-        """Cross-entropy to the text and to the teacher; `(B, T, V)`, `(B, T, V)`, `(B, T)`."""
-        logs = F.log_softmax(logits[:, :-1].float(), dim=-1)
-        to_text = -logs.gather(-1, ids[:, 1:, None]).mean()
-        to_teacher = -(logs * F.softmax(soft[:, :-1].float(), dim=-1)).sum(-1).mean()
-        return (1 - SHARE) * to_text + SHARE * to_teacher
 
     class Student(RowTrainer):
         """A trainer whose model may have adapters, and whose loss may look at a teacher."""
 
         teacher: Any = None
-        mixed: Any = None
 
         def make(self) -> Any:
             model, rank = make_model(self.row), self.row.get("rank", 0)
@@ -120,7 +111,7 @@ def train(options: argparse.Namespace) -> None:
                 return super()._own(ids)
             with torch.no_grad():
                 soft = self.teacher(ids).logits
-            loss: Tensor = self.mixed(self.model(ids).logits, soft, ids)
+            loss: Tensor = self.model(ids, labels=ids, loss_only=True, teacher=(soft, SHARE)).loss
             return loss
 
     torch.set_float32_matmul_precision("high")
@@ -154,7 +145,6 @@ def train(options: argparse.Namespace) -> None:
     ways = [("alone", alone, None), ("distilled", alone, teacher.model)]
     ways += [(f"adapters {rank}", begun(Student({**row, "rank": rank}, texts, device, cuda)), None) for rank in RANKS]
     ways += [("unshared", begun(Student(twin, texts, device, cuda)), None)]
-    alone.mixed = torch.compile(mixed, dynamic=False) if cuda else mixed
     for tokens, seed in [*((options.tokens, seed) for seed in SEEDS), (whole, 0)]:
         for name, trainer, looked_at in ways:
             trainer.teacher = looked_at

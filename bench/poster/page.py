@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from merino_edge.training.zero_shot import TaskScore, average
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "poster_train.json"
 PAGE = ROOT / "docs" / "training.md"
@@ -105,11 +107,9 @@ def common_tasks(rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in first if all(name in names for names in others)]
 
 
-def over_tasks(row: dict[str, Any], names: list[str]) -> dict[str, float]:
+def over_tasks(row: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """Return mean accuracy over the named tasks, its standard error, and what guessing has on them."""
-    tasks = [task for task in row["tasks"] if task["task"] in names]
-    found = {key: mean(task[key] for task in tasks) for key in ("accuracy", "chance", "majority")}
-    return found | {"stderr": sum(task["stderr"] ** 2 for task in tasks) ** 0.5 / len(tasks)}
+    return average([TaskScore(**task) for task in row["tasks"] if task["task"] in names])
 
 
 def _zero_shot(rows: list[dict[str, Any]]) -> list[str]:
@@ -133,8 +133,8 @@ def _zero_shot(rows: list[dict[str, Any]]) -> list[str]:
     lines = []
     for row in asked:
         one = over_tasks(row, common)
-        average = f"{one['accuracy']:.3f} ± {one['stderr']:.3f}"
-        lines.append(line(_name(row), average, cells(row["tasks"], "accuracy")))
+        told = f"{one['accuracy']:.3f} ± {one['stderr']:.3f}"
+        lines.append(line(_name(row), told, cells(row["tasks"], "accuracy")))
     return [
         "",
         f"Zero-shot accuracy, {which}; the average is over the {len(common)} tasks that all were asked:",
