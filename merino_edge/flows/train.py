@@ -154,11 +154,14 @@ def note_budget(subject: Subject, tokens: int, progress: Progress) -> None:
         progress.note(f"the search was told {told:,} training tokens, this training has {tokens:,}")
 
 
-def _checkpoint_of(name: str) -> Path:
+def _named_checkpoint(name: str) -> Path | None:
+    """Return the checkpoint that a folder is, or that a run has."""
     path = Path(name)
-    if path.is_dir() and is_checkpoint(path):
-        return path
-    checkpoint = resolve_subject(name, make_run=False).checkpoint
+    return path if is_checkpoint(path) else resolve_subject(name, make_run=False).checkpoint
+
+
+def _checkpoint_of(name: str) -> Path:
+    checkpoint = _named_checkpoint(name)
     if checkpoint is None or not (checkpoint / WEIGHTS).is_file():
         raise UsageError(
             f"'{name}' has no checkpoint to continue from", hint="train it first: merino-edge train " + name
@@ -168,8 +171,7 @@ def _checkpoint_of(name: str) -> Path:
 
 def _teacher(name: str) -> Path:
     try:
-        path = Path(name)
-        checkpoint = path if is_checkpoint(path) else resolve_subject(name, make_run=False).checkpoint
+        checkpoint = _named_checkpoint(name)
     except UsageError as error:
         raise UsageError(f"--teacher: {error.message}", hint="name a trained run, or its checkpoint folder") from error
     if checkpoint is None:

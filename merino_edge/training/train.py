@@ -153,8 +153,9 @@ def _train(request: TrainRequest, data: TokenData, started: float, report: Repor
         report({"note": f"out of GPU memory: going on with micro-batches of {request.micro_batch}"})
     tokens = steps * (request.tokens_per_batch or 0)
     model.config.trained_tokens = int(trained_before) + tokens
-    scored = (request, data, model, watch, tokens, started, report, teacher)
-    result = _finish(*scored) if processes.is_main() else None
+    result = None
+    if processes.is_main():
+        result = _finish(request, data, model, watch, tokens, started, report, teacher)
     result = processes.agree(result)
     assert result is not None
     if processes.is_main():
