@@ -34,26 +34,10 @@ LARGER = Architecture((Block(32, 2, 1), Block(32, 3, 1)), embedding_width=32, vo
 
 
 @pytest.fixture(scope="module")
-def settings(text_file: Path, token_folder: Path) -> dict[str, Any]:
-    return {
-        "data": (str(text_file),), "token_folder": token_folder, "context_length": 32, "tokens_per_batch": 256,
-        "steps": 12, "threads": 1, "learning_rate": 1e-2,
-    }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> Path:
     """A larger model that has read the text several times."""
     folder = tmp_path_factory.mktemp("teacher") / "checkpoint"
     return train(TrainRequest(LARGER, folder, **{**settings, "steps": 200})).checkpoint
-
-
-@pytest.fixture
-def request_for(settings: dict[str, Any], architecture: Architecture, tmp_path: Path) -> Any:
-    def make(name: str = "checkpoint", **options: Any) -> TrainRequest:
-        return TrainRequest(architecture, tmp_path / name, **{**settings, **options})
-
-    return make
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
@@ -235,16 +219,9 @@ def test_killed_training_goes_on_to_the_same_weights(
     assert same(resumed.checkpoint, whole.checkpoint)
 
 
-def interrupt(request: TrainRequest) -> None:
-    def stop(facts: Any) -> None:
-        if facts["stage"] == "training":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(request, stop)
-
-
-def test_an_unfinished_training_goes_on_with_no_other_teacher_and_share(taught: Path, request_for: Any) -> None:
+def test_an_unfinished_training_goes_on_with_no_other_teacher_and_share(
+    taught: Path, request_for: Any, interrupt: Any
+) -> None:
     request = request_for(teacher=taught, tokenizer=str(taught / "tokenizer.json"))
     interrupt(request)
     other = train(request_for("other", tokenizer=request.tokenizer)).checkpoint

@@ -29,18 +29,6 @@ from merino_edge.training.loop import PackedTokens, Plan
 from merino_edge.training.train import TrainRequest, train
 
 
-@pytest.fixture
-def request_for(text_file: Path, token_folder: Path, architecture: Architecture, tmp_path: Path) -> Any:
-    def make(name: str = "checkpoint", **options: Any) -> TrainRequest:
-        settings: dict[str, Any] = {
-            "data": (str(text_file),), "token_folder": token_folder, "context_length": 32,
-            "tokens_per_batch": 256, "steps": 12, "threads": 1, "learning_rate": 1e-2,
-        }  # fmt: skip
-        return TrainRequest(architecture, tmp_path / name, **{**settings, **options})
-
-    return make
-
-
 def weights(folder: Path) -> dict[str, np.ndarray]:
     return read_checkpoint(folder).tensors
 
@@ -213,7 +201,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, text_file: Path, token_folde
     return folder / ".checkpoint.training"
 
 
-def test_a_damaged_plan_names_the_way_out(request_for: Any) -> None:
+def test_a_damaged_plan_names_the_way_out(request_for: Any, interrupt: Any) -> None:
     interrupt(request_for(steps=400))
     work = request_for().output.parent / ".checkpoint.training"
     (work / "plan.json").write_text("{")
@@ -233,27 +221,18 @@ def test_a_disk_that_fills_within_a_save_is_named(request_for: Any, monkeypatch:
     assert "free some space" in str(caught.value.hint)
 
 
-def interrupt(request: TrainRequest) -> None:
-    def stop(facts: Any) -> None:
-        if facts["stage"] == "training":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(request, stop)
-
-
-def test_unfinished_training_of_other_settings_is_not_lost(request_for: Any) -> None:
+def test_unfinished_training_of_other_settings_is_not_lost(request_for: Any, interrupt: Any) -> None:
     interrupt(request_for())
     with pytest.raises(TrainingError, match="learning_rate differ"):
         train(request_for(learning_rate=1e-3))
 
 
-def test_unfinished_training_is_dropped_when_told(request_for: Any) -> None:
+def test_unfinished_training_is_dropped_when_told(request_for: Any, interrupt: Any) -> None:
     interrupt(request_for())
     assert train(request_for(learning_rate=1e-3, resume=False)).steps == 12
 
 
-def test_interrupted_training_leaves_the_old_checkpoint(request_for: Any) -> None:
+def test_interrupted_training_leaves_the_old_checkpoint(request_for: Any, interrupt: Any) -> None:
     before = weights(train(request_for()).checkpoint)
     interrupt(request_for(seed=1))
     after = weights(request_for().output)
