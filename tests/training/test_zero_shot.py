@@ -86,6 +86,13 @@ def test_accuracy_is_that_of_the_likeliest_choice(data: Path, model: Any, capfd:
     assert capfd.readouterr().out == ""
 
 
+def test_a_last_word_is_asked_with_the_space_before_it(data: Path) -> None:
+    pytest.importorskip("datasets")
+    docs = zero_shot.TASKS["lambada"]()
+    config = zero_shot._config("lambada", docs)
+    assert config["doc_to_text"](docs[0]) + config["doc_to_target"](docs[0]) == "to be or not to be"
+
+
 def test_a_last_word_is_right_where_it_is_the_likeliest(data: Path, model: Any) -> None:
     pytest.importorskip("lm_eval")
     words = [w.replace("\u0120", " ") for w in model[1].get_vocab() if w.startswith("\u0120") and w[1:].isalpha()]
