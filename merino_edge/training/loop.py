@@ -30,6 +30,8 @@ from merino_edge.training.data import TokenArray
 from merino_edge.training.request import Report
 from merino_edge.training.teacher import Teacher
 
+WARMUP_SHARE = 0.05  # of the steps, as for the rows of `bench/poster_train.py`
+LEAST_WARMUP = 40  # steps, where there are 160
 FINAL_SHARE = 0.1  # of the learning rate, where a schedule ends
 DECAY_SHARE = 0.2  # of the steps, at the end of warm-up, stable, decay
 PROBE_STEPS = 10  # after which a time budget becomes a number of steps
@@ -82,7 +84,7 @@ class Plan:
     Attributes:
         steps: None until the first steps of a time budget have been timed.
         seconds: The time budget of the steps, None where their number was given.
-        warmup: Steps of rising learning rate; None for a tenth of the steps, at most 50.
+        warmup: Steps of rising learning rate; None for a twentieth of the steps, at least 40 of 160 or more.
         schedule: One of `request.SCHEDULES`.
         seconds_used: By earlier processes of the same training.
         reserve: Share of the time budget to leave for what comes after the last step, at least.
@@ -99,9 +101,15 @@ class Plan:
     scored: int = 0
     reserved: float = 0.0
 
+    def _warmup(self) -> int:
+        """Steps that a training of this length warms up for, as far as its length is known."""
+        if self.steps is None:
+            return LEAST_WARMUP
+        return max(min(LEAST_WARMUP, self.steps // 4), round(WARMUP_SHARE * self.steps))
+
     def factor(self, step: int) -> float:
         """Share of the learning rate at a step."""
-        warmup = self.warmup if self.warmup is not None else min(50, (self.steps or ENDLESS) // 10)
+        warmup = self._warmup() if self.warmup is None else self.warmup
         if step < warmup:
             return (step + 1) / (warmup + 1)
         if self.schedule == "constant" or self.steps is None:

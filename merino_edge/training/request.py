@@ -37,7 +37,7 @@ class TrainRequest:
         micro_batch: Sequences of one forward pass; halved where the GPU's memory is too small.
         learning_rate: At its highest; None for `default_learning_rate`.
         weight_decay: For matrices.
-        warmup: Steps of rising learning rate; None for a tenth of the steps, at most 50.
+        warmup: Steps of rising learning rate; None for a twentieth of the steps, at least 40 of 160 or more.
         schedule: `cosine`, `wsd` (falls over the last fifth) or `constant`.
         seed: Of weights, order and held-out text.
         resume: Go on where an unfinished training of the same request stopped; else drop it.

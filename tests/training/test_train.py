@@ -367,7 +367,18 @@ def test_schedule_rises_and_ends_at_a_tenth(schedule: str) -> None:
     assert factors[0] < 0.1
     assert max(factors) == 1.0
     assert factors[200] == pytest.approx(0.1)
-    assert factors[20:] == sorted(factors[20:], reverse=True)
+    assert factors[40:] == sorted(factors[40:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "given", "expected"),
+    [(2441, None, 122), (200, None, 40), (20, None, 5), (2, None, 0), (None, None, 40), (200, 7, 7), (200, 0, 0)],
+)
+def test_warms_up_for_a_twentieth_and_forty_steps_where_there_are_enough(
+    steps: int | None, given: int | None, expected: int
+) -> None:
+    plan = Plan(steps=steps, seconds=None, warmup=given, schedule="cosine")
+    assert next(step for step in range(3000) if plan.factor(step) == 1.0) == expected
 
 
 def test_environment_is_left_as_it_was(request_for: Any) -> None:
