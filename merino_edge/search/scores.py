@@ -80,18 +80,32 @@ def _decoder() -> Sum:
     return parameters_sum(per_layer_norms=False, table=False)
 
 
+@dataclass(frozen=True)
+class _Vocabulary(BlocksOnly):
+    """V, the size of the vocabulary."""
+
+    def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
+        return np.zeros(np.broadcast_shapes(np.shape(width), np.shape(ffn_width), np.shape(depth)))
+
+    def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
+        return np.full(np.shape(last_width), float(vocab_size))
+
+
 ASPECT = 128.0  # width over depth; between 100 and 170 the trained shapes do not tell
 BALANCE = 0.25
+USUAL_VOCABULARY = 16_384  # whose factor is 1
 
 
-def _balanced(parameters: Array, widths: Array, layers: Array) -> Array:
-    """Unique parameters of the blocks, less where width over depth is far from what trains best.
+def _balanced(parameters: Array, widths: Array, layers: Array, vocabulary: Array) -> Array:
+    """Unique parameters of the blocks, less where width over depth is far from what trains best, by vocabulary.
 
     A decoder twice as wide for its depth as `ASPECT`, or half as wide, counts for 11 % less, one of four
     times for 38 % less. Both numbers are fitted to plain decoders trained at equal FLOPs
-    (`bench/shape_study.py`) and judged on others.
+    (`bench/shape_study.py`) and judged on others. Where vocabularies compete, the blocks of one four times as
+    large may be half as large for the same bits a byte (`bench/poster_train.py`: nine decoders, three budgets).
     """
-    return np.asarray(parameters * np.exp(-BALANCE * np.log(widths / layers**2 / ASPECT) ** 2), np.float64)
+    shape = np.exp(-BALANCE * np.log(widths / layers**2 / ASPECT) ** 2)
+    return np.asarray(parameters * shape * np.sqrt(vocabulary / USUAL_VOCABULARY), np.float64)
 
 
 # Gains of norms are told apart only where parameters are reported: a score counts one set per block.
@@ -103,7 +117,7 @@ PLAIN: dict[str, Callable[[], Combined]] = {
     "width": lambda: Combined((_Width(), Layers()), lambda w, n: w / n),
     "minus-depth": lambda: Combined((Layers(),), lambda n: -n),
     "width-per-root-depth": lambda: Combined((_Width(), Layers()), lambda w, n: w / n / np.sqrt(n)),
-    "balanced-parameters": lambda: Combined((_BlockParameters(), _Width(), Layers()), _balanced),
+    "balanced-parameters": lambda: Combined((_BlockParameters(), _Width(), Layers(), _Vocabulary()), _balanced),
     "parameters-per-depth": lambda: Combined((_BlockParameters(), Layers()), lambda p, n: p / n),
 }
 

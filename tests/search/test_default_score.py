@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from merino_edge.flows.verify import DEFAULT_SCORE, score_options
+from merino_edge.search.engine import SearchRequest, search
 from merino_edge.search.scores import ScoreOptions, score_architecture
-from merino_edge.search.space import load_space, space_names
+from merino_edge.search.space import load_space, parse_space, space_names
+from merino_edge.units import Limit
 
 
 def test_the_default_score_grows_with_width_at_fixed_depth_throughout_the_poster_space() -> None:
@@ -38,6 +40,26 @@ def test_the_default_score_grows_with_the_width_of_any_block_at_fixed_depth_in_e
                     score_architecture(replace(architecture, blocks=tuple(blocks)), ScoreOptions(DEFAULT_SCORE))
                 )
             assert scores == sorted(set(scores))
+
+
+def test_a_vocabulary_four_times_as_large_is_worth_twice_the_blocks() -> None:
+    options = ScoreOptions(DEFAULT_SCORE)
+    (one,) = load_space("free", 4096).sample(1, seed=3)
+    assert score_architecture(replace(one, vocab_size=16_384), options) == 2 * score_architecture(one, options)
+
+
+def test_search_takes_the_vocabulary_that_scores_best() -> None:
+    choices = {"width": [256, 384, 512], "embedding_width": "width", "vocab_size": [4096, 8192, 16_384, 32_768]}
+    block = {"count": [2, 3, 4], "depth": [1, 2], "ffn_ratio": [2, 4]}
+    names = {"schema_version": 1, "name": "vocabularies", "title": "four tables"}
+    space = parse_space({**names, **choices, "block": [block]}, "here")
+    limits = {"parameters": Limit(16e6)}
+    found = search(SearchRequest(space, score=ScoreOptions(DEFAULT_SCORE), limits=limits)).winner.architecture
+    members = [space.decode(i) for i in range(space.size)]
+    within = [a for a in members if a.unique_parameters <= 16e6]
+    best = max(score_architecture(a, ScoreOptions(DEFAULT_SCORE)) for a in within)
+    assert score_architecture(found, ScoreOptions(DEFAULT_SCORE)) == best
+    assert found.vocab_size > 4096
 
 
 @pytest.mark.parametrize(
