@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distil import figure_rows as distil_rows
 from peers.page import compared
 from poster.page import full_rows, small_rows, twenty_million_rows
 from poster.table import figure_rows
@@ -485,6 +486,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "poster_train": lambda r: [*full_rows(r), *small_rows(r)],
     "poster_train_20m": twenty_million_rows,
     "variants": variants_rows,
+    "distil": distil_rows,
     "row_exports": row_exports,
     "poster": figure_rows,
     "demo_model": demo_model,

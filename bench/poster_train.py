@@ -3,7 +3,7 @@
     bench/poster_train.py --plan .poster                     the rows into .poster/rows.jsonl, the test texts beside
     bench/poster_train.py --tokens .poster CORPUS            text into token files (GPT-2's BPE)
     bench/poster_train.py --tokens .poster --kinds bpe8192 enwiki2018_part.txt.xz wikinews_en.txt.xz
-    bench/poster_train.py --tokens .poster --kinds all8192,all16384    the same text with smaller vocabularies
+    bench/poster_train.py --tokens .poster --kinds all8192,all32768    the same text with smaller vocabularies
     bench/poster_train.py --train .poster --out rows.jsonl [--rows NAME,NAME] [--gpus 2]     on a machine with GPUs
     bench/poster_train.py --tasks .poster --out tasks.jsonl [--rows NAME,NAME]   14 zero-shot tasks
     bench/poster_train.py --loop merino-61m .poster/gpt2 --out loop.jsonl         MFU of the package's own loop
@@ -62,7 +62,7 @@ RESERVE = 8.0  # seconds to judge a row
 def write_plan(folder: Path) -> None:
     """Write the rows, the tokenizer and the tests' tokens, all that the machine with the GPU lacks."""
     from poster.page import RESULTS
-    from poster.rows import VOCAB_SIZE, free_rows, further_rows, poster_rows, small_rows
+    from poster.rows import VOCAB_SIZE, board_rows, free_rows, further_rows, poster_rows, small_rows
 
     from merino_edge.training.data import load_tokenizer
 
@@ -71,7 +71,7 @@ def write_plan(folder: Path) -> None:
     folder.mkdir(exist_ok=True, parents=True)
     rows = poster_rows()
     rows += free_rows(rows)
-    rows += [*further_rows(rows, recorded), *small_rows()]
+    rows += [*further_rows(rows, recorded), *board_rows(), *small_rows()]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tokenizer = load_tokenizer("gpt2", VOCAB_SIZE)
     tokenizer.save(str(folder / "gpt2.json"))
@@ -93,7 +93,7 @@ def write_tokens(folder: Path, corpus: list[str], kinds: list[str]) -> None:
     """Make token files of the corpus, one folder a tokenizer."""
     from merino_edge.training.data import prepare_data
 
-    sizes = {"gpt2": 50_257, "bpe8192": 8_192, "all8192": 8_192, "all16384": 16_384}
+    sizes = {"gpt2": 50_257, "bpe8192": 8_192, "all8192": 8_192, "all16384": 16_384, "all32768": 32_768}
     for kind in kinds:
         began = time.monotonic()
         size, tokenizer = sizes[kind], str(folder / "gpt2.json") if kind == "gpt2" else None

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from merino_edge.training.zero_shot import TaskScore, average
+from poster.vocabulary import budget, told
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "poster_train.json"
@@ -35,6 +36,13 @@ SMALL = {
     "plain 512x6": "6 of 512",
     "plain 384x10": "10 of 384",
 }
+BOARD = {
+    "balanced-parameters": "what the default chooses, a plain decoder of 4 layers of width 640",
+    "parameters": "what parameter count chooses, 2 of 896",
+    "plain 512x6": "plain decoders of 6 of 512",
+    "plain 576x5": "5 of 576",
+}
+THREE_SEEDS = ("small", "board")
 UNLEARNED = "opt-350m, whose norms come after each layer, stayed at the frequencies of words at all four learning rates"
 HEAD = (
     "| row | what it is | unique; executed parameters, M | GFLOPs without; with head | learning rate | loss "
@@ -94,11 +102,30 @@ def _cheaper(row: dict[str, Any], plain: dict[str, Any]) -> str:
 def _small(rows: list[dict[str, Any]]) -> str:
     row, losses = rows[0], [r["judged"]["validation"]["loss"] for r in rows]
     flops = f"{row['flops'] / 1e9:.1f}; {row['flops_with_head'] / 1e9:.1f}"
-    names = " = ".join([row["id"], *row.get("also", [])]).replace("small ", "")
+    names = " = ".join([row["id"], *row.get("also", [])]).replace(f"{row['group']} ", "")
     return (
         f"| {names} | {_shape(row)} | {row['parameters'] / 1e6:.1f} | {flops} | {row['learning_rate']:g} "
         f"| {mean(losses):.3f} ± {stdev(losses):.3f} |"
     )
+
+
+def _seeded(rows: list[dict[str, Any]], group: str) -> list[str]:
+    """Return the table of a group whose rows have three seeds, the best first."""
+    named: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["group"] == group:
+            named.setdefault(row["id"], []).append(row)
+    if not named:
+        return []
+    ordered = sorted(named.values(), key=lambda rows: mean(r["judged"]["validation"]["loss"] for r in rows))
+    return [
+        "",
+        f"{ordered[0][0]['tokens'] / 1e6:.1f} M tokens each, vocabulary 8,192, seeds 0, 1 and 2:",
+        "",
+        SMALL_HEAD,
+        "| --- | --- | " + " | ".join(["---:"] * 4) + " |",
+        *map(_small, ordered),
+    ]
 
 
 def common_tasks(rows: list[dict[str, Any]]) -> list[str]:
@@ -155,18 +182,14 @@ def first_trainings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def table() -> str:
     """Return both tables and the list of what is missing."""
     recorded = json.loads(RESULTS.read_text(encoding="utf-8"))["result"]
-    every = [row for row in recorded["rows"] if row["group"] not in ("small", "vocabulary")]
+    every = [row for row in recorded["rows"] if row["group"] not in (*THREE_SEEDS, "vocabulary")]
     every.sort(key=lambda row: (row["flops"] > 80e9, row["flops"] > 130e9, row["judged"]["validation"]["loss"]))
     full = first_trainings(every)
     long = [row for row in every if row["tokens"] > 2 * TOKENS]
     cheaper = [row for row in recorded["rows"] if row["group"] == "vocabulary"]
-    small: dict[str, list[dict[str, Any]]] = {}
-    for row in recorded["rows"]:
-        if row["group"] == "small":
-            small.setdefault(row["id"], []).append(row)
     named = {row["id"]: row for row in full}
-    pairs = [(named[f"uniform of {row['id'].split(' at ')[1]}"], row) for row in cheaper]
-    ordered = sorted(small.values(), key=lambda rows: mean(r["judged"]["validation"]["loss"] for r in rows))
+    pairs = [(named[f"uniform of {budget(row)}"], row) for row in cheaper]
+    pairs.sort(key=lambda pair: (pair[0]["flops"], int(pair[1]["id"].split()[1])))
     lines = [
         f"{full[0]['tokens'] / 1e6:.1f} M tokens each (one epoch), seed 0, {recorded['device']}:",
         "",
@@ -190,11 +213,8 @@ def table() -> str:
         "| --- | --- | " + " | ".join(["---:"] * 5) + " |",
         *dict.fromkeys(_cheaper(row, plain) for plain, chosen in pairs for row in (plain, chosen)),
         "",
-        f"{next(iter(small.values()))[0]['tokens'] / 1e6:.1f} M tokens each, vocabulary 8,192, seeds 0, 1 and 2:",
-        "",
-        SMALL_HEAD,
-        "| --- | --- | " + " | ".join(["---:"] * 4) + " |",
-        *map(_small, ordered),
+        told(cheaper),
+        *(line for group in THREE_SEEDS for line in _seeded(recorded["rows"], group)),
         "",
         "Not trained, for want of device time: " + "; ".join(recorded["missing"]) + ".",
     ]
@@ -232,10 +252,7 @@ def full_rows(r: dict[str, Any]) -> list[Figure]:
         what = f"held-out loss after {tokens / 1e6:.0f} M tokens (one epoch), nats a token, one seed, {name}: "
         told.append((what + "; ".join(have), "; ".join(f"{loss[key]:.3f}" for key in have.values())))
     others = [row["id"] for row in alike if row["group"] == "baseline"]
-    missing = [
-        name for name in r["missing"] if not name.startswith(("small", "vocabulary")) and " M tokens" not in name
-    ]
-    what = f"the same for {'; '.join(others)} (no device time left for {', '.join(missing)}; {UNLEARNED})"
+    what = f"the same for {'; '.join(others)} ({UNLEARNED})"
     told.append((what, "; ".join(f"{loss[name]:.3f}" for name in others)))
     return [*told, *_longer(r["rows"]), *_seeds(r["rows"], loss), *_vocabularies(alike)]
 
@@ -262,7 +279,11 @@ def _longer(rows: list[dict[str, Any]]) -> list[Figure]:
 
 def _seeds(rows: list[dict[str, Any]], first: dict[str, float]) -> list[Figure]:
     """Return rows trained from two first weights: the noise of one training."""
-    again = {row["id"]: row["judged"]["validation"]["loss"] for row in rows if row["seed"] and row["group"] != "small"}
+    again = {
+        row["id"]: row["judged"]["validation"]["loss"]
+        for row in rows
+        if row["seed"] and row["group"] not in THREE_SEEDS
+    }
     if not again:
         return []
     what = "held-out loss from two first weights, 80 M tokens: " + "; ".join(again)
@@ -270,34 +291,53 @@ def _seeds(rows: list[dict[str, Any]], first: dict[str, float]) -> list[Figure]:
 
 
 def _vocabularies(rows: list[dict[str, Any]]) -> list[Figure]:
-    """Return what a smaller vocabulary gains at equal FLOPs of the same text."""
+    """Return what vocabularies made from the text gain at equal FLOPs of the same text."""
     have = {row["id"]: row for row in rows}
-    told = []
+    made: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        if row["group"] != "vocabulary":
-            continue
-        size, budget = row["id"].removeprefix("vocabulary ").split(" at ")
-        plain = have[f"uniform of {budget}"]
+        if row["group"] == "vocabulary":
+            made.setdefault(budget(row), []).append(row)
+    figures = []
+    for name, several in sorted(made.items()):
+        plain = have[f"uniform of {name}"]
+        default = [have[i] for i in have if i == f"free balanced-parameters at {name}"]
+        several.sort(key=lambda row: int(row["id"].split()[1]))
+        sizes = [
+            f"{int(row['id'].split()[1]):,}{row['id'].partition(',')[1]}{row['id'].partition(',')[2]}"
+            for row in several
+        ]
+        ours = "; what the default chooses" if default else ", which the default chooses too"
         what = (
-            f"held-out bits per byte at equal FLOPs of the same text, head included, the budget of {budget}: a "
-            f"vocabulary of 50,257 (plain decoder, {plain['parameters'] / 1e6:.0f} M parameters); of {int(size):,} "
-            f"(what the default chooses, {row['parameters'] / 1e6:.0f} M)"
+            f"held-out bits per byte at equal FLOPs of the same text, head included, the budget of {name}: GPT-2's "
+            f"vocabulary of 50,257 (plain decoder{ours}); "
+            f"what the default chooses with one made from the text, of {'; '.join(sizes)}"
         )
-        bits = (f"{one['judged']['validation']['bits_per_byte']:.3f}" for one in (plain, row))
-        told.append((what, "; ".join(bits)))
-    return told
+        bits = (f"{one['judged']['validation']['bits_per_byte']:.3f}" for one in (plain, *default, *several))
+        figures.append((what, "; ".join(bits)))
+    return figures
 
 
 def small_rows(r: dict[str, Any]) -> list[Figure]:
-    """Return the README's row of the seed study."""
+    """Return the README's rows of the studies with three seeds."""
+    return [
+        *_three_seeds(r, "small", SMALL, "FLOPs without the head within 6 %"),
+        *_three_seeds(r, "board", BOARD, "FLOPs with the head within 4 %"),
+    ]
+
+
+def _three_seeds(r: dict[str, Any], group: str, names: dict[str, str], equal: str) -> list[Figure]:
+    rows = [row for row in r["rows"] if row["group"] == group]
+    if not rows:
+        return []
     losses: dict[str, list[float]] = {}
-    for row in r["rows"]:
-        if row["group"] == "small":
-            losses.setdefault(row["id"].removeprefix("small "), []).append(row["judged"]["validation"]["loss"])
-    have = [name for name in SMALL if name in losses]
-    what = "vocabulary 8,192, 8 M tokens, FLOPs without the head within 6 %, three seeds (mean ± standard deviation): "
+    for row in rows:
+        losses.setdefault(row["id"].removeprefix(f"{group} "), []).append(row["judged"]["validation"]["loss"])
+    have = [name for name in names if name in losses]
+    what = (
+        f"vocabulary 8,192, {rows[0]['tokens'] / 1e6:.0f} M tokens, {equal}, three seeds (mean ± standard deviation): "
+    )
     values = (f"{mean(losses[name]):.3f} ± {stdev(losses[name]):.3f}" for name in have)
-    return [(what + "; ".join(SMALL[name] for name in have), "; ".join(values))]
+    return [(what + "; ".join(names[name] for name in have), "; ".join(values))]
 
 
 def twenty_million_rows(r: dict[str, Any]) -> list[Figure]:

@@ -32,15 +32,17 @@ UNIFORM_DEPTHS = {"merino-52m": 3, "merino-61m": 6, "merino-64m": 9}  # of width
 CHOOSERS = ("parameters", "parameters-per-depth")
 SMALL_FLOPS = (50.0e9, 51.8e9)  # of a plain decoder of six layers, width 512
 SMALL_WITH_HEAD = (60.1e9, 62.0e9)  # of the plain ones of four to six layers, the product with the table included
+BOARD_PLAIN = ((512, 6), (576, 5), (640, 4))
 SMALL_PLAIN = ((768, 3), (576, 5), (512, 6), (384, 10))  # width and depth, within 4 % of those FLOPs; 640 x 4 is chosen
-BOARD_VOCAB_SIZE = 16_384
-VOCABULARIES = {8_192: "all8192", 16_384: "all16384"}  # of all the text
+VOCABULARIES = {8_192: "all8192", 16_384: "all16384", 32_768: "all32768"}  # of all the text
 FREE_WIDTHS, FREE_DEPTHS, FREE_RATIOS = range(256, 1025, 64), range(2, 11), (2, 4)  # of decoders without sharing
-BYTES_A_TOKEN = {8_192: 81.35 / 91.50, 16_384: 81.35 / 86.0}  # of this text, over GPT-2's
+BYTES_A_TOKEN = {8_192: 81.35 / 91.50, 16_384: 81.35 / 86.0, 32_768: 81.35 / 79.96}  # of this text, over GPT-2's
 TOKENS = 80_000_000  # at most one epoch
 LONG_TOKENS = 300_000_000  # of the same text, 3.7 epochs
 SMALL_TOKENS = 8_000_000
 SEEDS = (0, 1, 2)
+ASKED = ("opt-350m", "pythia-162m")  # the one learned nothing; the other was asked the tasks when trained first
+OTHER_RATES = {"vocabulary 32768 at merino-61m": 0.0012}  # the sweep chose 0.0024, which it did not bear for long
 TE_NAS_CANDIDATES = 20
 
 NO_DROPOUT = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "opt": {"dropout": 0.0}}
@@ -143,7 +145,7 @@ def free_rows(others: list[Row]) -> list[Row]:
     narrow = choose_free(VOCAB_SIZE, budget, "balanced-parameters", embedding_width=512)
     rows[narrow.digest] = _row("embedding 512 at merino-61m", "free", narrow)
     for size, data in VOCABULARIES.items():
-        for name in PRESETS if size == BOARD_VOCAB_SIZE else ("merino-61m",):
+        for name in PRESETS:
             chosen = choose_free(size, budgets[name] * BYTES_A_TOKEN[size], "balanced-parameters")
             tokens = round(TOKENS / BYTES_A_TOKEN[size])
             rows[chosen.digest] = _row(f"vocabulary {size} at {name}", "vocabulary", chosen, data=data, tokens=tokens)
@@ -216,11 +218,36 @@ def further_rows(rows: list[Row], recorded: list[Row]) -> list[Row]:
     """
     known = {row["id"]: {key: row[key] for key in ("learning_rate", "sweep")} for row in recorded}
     plan = {row["id"]: row for row in rows}
-    long = [*PRESETS, *(f"unshared {name}" for name in PRESETS)]
+    long = [f"{kind}{name}" for kind in ("", "unshared ", "uniform of ") for name in PRESETS]
     found = [{**plan[n], "id": f"{n}, 300 M tokens", "row": n, "tokens": LONG_TOKENS} for n in long]
-    again = [("free balanced-parameters at merino-52m", 1), ("uniform of merino-52m", 1), ("merino-52m", 1)]
-    found += [{**plan[n], "id": f"{n}, seed {seed}", "row": n, "seeds": [seed]} for n, seed in again]
-    return [{**row, **known.get(row["row"], {})} for row in found]
+    again = [
+        "free balanced-parameters at merino-52m",
+        *PRESETS,
+        *(f"uniform of {name}" for name in PRESETS),
+        *BASELINES,
+    ]
+    found += [{**plan[n], "id": f"{n}, seed 1", "row": n, "seeds": [1]} for n in again if n not in ASKED]
+    found = [{**row, **known.get(row["row"], {})} for row in found]
+    for name, rate in OTHER_RATES.items():
+        tries = [t for t in known.get(name, {}).get("sweep", []) if t["learning_rate"] == rate]
+        found.append({**plan[name], "id": f"{name}, learning rate {rate:g}", **({"sweep": tries} if tries else {})})
+    return found
+
+
+def board_rows() -> list[Row]:
+    """Return decoders for boards, what scores choose and plain ones: equal FLOPs with the head, three seeds each."""
+    size, kind = 8_192, VOCABULARIES[8_192]
+    scores = ("balanced-parameters", "parameters", "parameters-per-depth", "decoder-parameters")
+    models = {score: choose_free(size, SMALL_WITH_HEAD[1], score) for score in scores}
+    models |= {f"plain {width}x{depth}": plain(width, depth, size) for width, depth in BOARD_PLAIN}
+    rows: dict[str, Row] = {}
+    for name, architecture in models.items():
+        if architecture.digest in rows:
+            rows[architecture.digest]["also"].append(f"board {name}")
+        else:
+            more = {"also": [], "data": kind, "seeds": list(SEEDS)}
+            rows[architecture.digest] = _row(f"board {name}", "board", architecture, **more)
+    return list(rows.values())
 
 
 def small_rows() -> list[Row]:

@@ -95,8 +95,11 @@ def _trained_cells(row: Mapping[str, Any], tokens: int) -> list[str]:
     told += [_cell(like.get(text, {}).get("perplexity"), ".1f") for text in ("wikitext2", "ptb")]
     longest: Mapping[str, Any] = trainings[-1] if trainings else {}
     more = longest["judged"]["validation"]["loss"] if longest and longest["tokens"] > tokens else None
-    average = longest.get("average", {})
-    accuracy = f"{average['accuracy']:.3f} ({average['tasks']} tasks)" if average else "-"
+    asked = [training for training in row["trainings"] if "average" in training]  # of any seed, the longest last
+    accuracy = "-"
+    if asked:
+        average, length = asked[-1]["average"], asked[-1]["tokens"] / 1e6
+        accuracy = f"{average['accuracy']:.3f} ({average['tasks']} tasks, {length:.0f} M tokens)"
     return [*told, _cell(more, ".3f"), accuracy]
 
 
@@ -105,7 +108,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     columns = (
         "model", "unique M", "executed M", "GFLOPs", "with head", "int8 tg ms", "x OPT-350M", "int8 pp128 ms",
         "x OPT-350M", "fp32 full1024 ms", "x OPT-350M", "poster x", "torch full1024 ms", "loss", "wikitext2", "ptb",
-        "loss, longest training", "its zero-shot accuracy",
+        "loss, longest training", "zero-shot accuracy",
     )  # fmt: skip
     tokens = _alike(result["rows"])
     lines = ["| " + " | ".join(columns) + " |", "| --- " + "| ---: " * (len(columns) - 1) + "|"]

@@ -88,17 +88,18 @@ def test_trainings_are_joined_and_what_is_missing_says_why(tmp_path: Path, monke
 
 
 def test_a_longer_training_stands_apart_from_those_that_are_alike() -> None:
-    def training(tokens: int, loss: float, **more: Any) -> dict[str, Any]:
+    def training(tokens: float, loss: float, **more: Any) -> dict[str, Any]:
         return {"tokens": tokens, "seed": 0, "judged": {"validation": {"loss": loss}}, **more}
 
     rows = table.join(measured())["rows"]
     for row in rows:
         row["trainings"] = [training(80, 4.0)]
     asked = {"average": {"accuracy": 0.3712, "tasks": 14}}
-    rows[0]["trainings"] = [training(80, 3.9), {**training(80, 5.0), "seed": 1}, training(300, 3.5, **asked)]
+    rows[0]["trainings"] = [training(80, 3.9), {**training(80, 5.0), "seed": 1}, training(3e8, 3.5, **asked)]
+    rows[1]["trainings"].append({**training(80, 5.0, average={"accuracy": 0.4, "tasks": 13}), "seed": 1})
     first, second = (line.split("|")[-6:-1] for line in table.markdown({"rows": rows}).splitlines()[2:4])
-    assert [cell.strip() for cell in first] == ["3.900", "-", "-", "3.500", "0.371 (14 tasks)"]
-    assert [cell.strip() for cell in second] == ["4.000", "-", "-", "-", "-"]
+    assert [cell.strip() for cell in first] == ["3.900", "-", "-", "3.500", "0.371 (14 tasks, 300 M tokens)"]
+    assert [cell.strip() for cell in second] == ["4.000", "-", "-", "-", "0.400 (13 tasks, 0 M tokens)"]
 
 
 def test_joining_twice_changes_nothing() -> None:
