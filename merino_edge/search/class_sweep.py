@@ -7,6 +7,7 @@ options for each kind of block: 12,948 classes stand for the 18 million members 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 
@@ -77,16 +78,24 @@ def _show(problem: Problem, diagnosis: Diagnosis, held: list[tuple[Group, list[A
 
 def _override(problem: Problem, groups: Sequence[Group], starts: Array, columns: dict[str, Array]) -> None:
     """Put measured values in the place of predicted ones."""
-    for number, group in enumerate(groups if problem.overrides else ()):
-        first, end = np.searchsorted(problem.known, [group.offset, group.offset + group.size])
-        if first == end:
-            continue
-        indices = _indices(group, np.arange(starts[number + 1] - starts[number]))
-        rows = np.flatnonzero(np.isin(indices.astype(problem.known.dtype), problem.known[first:end]))
-        for row in rows.tolist():
-            values = problem.overrides[int(indices[row])]
+    offsets = [group.offset for group in groups]
+    for index, values in problem.measured.items():
+        number = bisect_right(offsets, index) - 1
+        if number >= 0 and index < offsets[number] + groups[number].size:
+            row = starts[number] + _row(groups[number], index)
             for name in columns.keys() & values.keys():
-                columns[name][starts[number] + row] = values[name]
+                columns[name][row] = values[name]
+
+
+def _row(group: Group, index: int) -> int:
+    """Return where among the classes of a group the one with this lowest index stands."""
+    digits, row = group.digits(index - group.offset), 0
+    for positions, size in zip(alike(group), _kind_sizes(group), strict=True):
+        mine = 0  # multisets of one more option come by the largest, then by the others
+        for count, position in enumerate(positions, 1):
+            mine += math.comb(digits[position] + count - 1, count)
+        row = row * size + mine
+    return row
 
 
 @cache

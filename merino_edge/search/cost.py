@@ -22,6 +22,7 @@ from merino_edge.errors import UsageError, did_you_mean
 
 FLOPS_TOKENS = 1024
 Array = npt.NDArray[Any]
+Whole = int | Array  # one number, or one for each member
 
 
 class Sum(Protocol):
@@ -39,7 +40,7 @@ class Sum(Protocol):
         """What the projection from one width to another adds; 0 where they are equal."""
         ...
 
-    def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
+    def ends(self, last_width: Array, embedding_width: Whole, vocab_size: Whole) -> Array:
         """What table, last norm, output projection and head add."""
         ...
 
@@ -97,11 +98,11 @@ class Macs:
         """One product per token."""
         return where_changed(before, after, self.tokens * ("projection" in self.classes) * before * after)
 
-    def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
+    def ends(self, last_width: Array, embedding_width: Whole, vocab_size: Whole) -> Array:
         """Output projection and head, for the rows asked for (the projection at least once a pass)."""
         rows = self.logits or self.tokens
         back = self.seams(last_width, np.asarray(embedding_width)) // self.tokens * rows
-        head: int = self.logits * embedding_width * vocab_size if "head" in self.classes else 0
+        head: Whole = self.logits * embedding_width * vocab_size if "head" in self.classes else 0
         return back + head
 
 
@@ -124,7 +125,7 @@ class Flops:
         """Twice the MACs."""
         return 2 * self._macs.seams(before, after)
 
-    def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
+    def ends(self, last_width: Array, embedding_width: Whole, vocab_size: Whole) -> Array:
         """Twice the MACs."""
         return 2 * self._macs.ends(last_width, embedding_width, vocab_size)
 
@@ -197,7 +198,7 @@ class Storage:
         """One matrix."""
         return where_changed(before, after, self.matrix(after, before))
 
-    def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
+    def ends(self, last_width: Array, embedding_width: Whole, vocab_size: Whole) -> Array:
         """Last norm, output projection, table."""
         of_table = self.table_matrix or self.matrix
         table = of_table(vocab_size, embedding_width) * (1 + self.executed) if self.table else 0
@@ -216,7 +217,7 @@ class FileSize(Storage):
         size: Array = super().blocks(width, ffn_width, depth) + self.GRAPH_BLOCK + self.GRAPH_LAYER * depth
         return size
 
-    def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
+    def ends(self, last_width: Array, embedding_width: Whole, vocab_size: Whole) -> Array:
         """The tensors of the ends, and what every graph has."""
         size: Array = super().ends(last_width, embedding_width, vocab_size) + self.GRAPH
         return size
@@ -237,7 +238,7 @@ class KvBytes:
         """Nothing."""
         return 0 * before * after
 
-    def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
+    def ends(self, last_width: Array, embedding_width: Whole, vocab_size: Whole) -> Array:
         """Nothing."""
         return 0 * last_width
 

@@ -25,10 +25,10 @@ from merino_edge.search.evolution import Evolution
 from merino_edge.search.exact import MAX_SIZE, Clock, survey_space
 from merino_edge.search.nearest import clash
 from merino_edge.search.problem import Measured, Problem, SearchRequest, make_problem
-from merino_edge.search.reach import MAX_GROUPS, out_of_reach
 from merino_edge.search.scores import PLAIN, SumScore, is_sum
 from merino_edge.search.shortfall import ALONE, Diagnosis, Shortfall, infeasible, numbered
 from merino_edge.search.survey import Survey
+from merino_edge.search.tables import GroupTables
 
 __all__ = ["Candidate", "Measured", "SearchOutcome", "SearchRequest", "search"]
 
@@ -81,14 +81,17 @@ def search(request: SearchRequest) -> SearchOutcome:
     problem = make_problem(request)
     mode = _mode(problem)
     beyond = _impossible(problem, mode) if problem.space.size > AT_ONCE and problem.limits else None
-    if beyond is not None:
-        raise infeasible(problem, beyond, int, problem.space.size, "exact")
+    if isinstance(beyond, Shortfall):
+        looked = (problem.space.size, "exact") if beyond.seen is None else (beyond.seen, "halves")
+        raise infeasible(problem, beyond, int, *looked)
     if mode == "exact":
         survey, clock, shortfall = survey_space(problem)
         index: Callable[[int], int] = int
     else:
         survey, clock, index, shortfall = (_evolve if mode == "evolution" else _by_blocks)(problem)
-    if shortfall is not None:
+    if shortfall is not None and isinstance(beyond, int):
+        survey, index = _only(problem, beyond, survey.seen)
+    elif shortfall is not None:
         raise infeasible(problem, shortfall, index, survey.seen, mode)
     front = survey.front()
     clock.lap("search")
@@ -114,16 +117,15 @@ def search(request: SearchRequest) -> SearchOutcome:
     )
 
 
-def _impossible(problem: Problem, mode: str) -> Shortfall | None:
-    """Say why nothing in a large space keeps the limits, where that can be known without looking at its members."""
+def _impossible(problem: Problem, mode: str) -> Shortfall | int | None:
+    """Say why nothing in a large space keeps the limits, or who does, where that is known without looking at all."""
     if has_few_classes(problem):
         return class_shortfall(problem)
-    if problem.space.widths is not None or len(problem.space.groups) > MAX_GROUPS:
-        return out_of_reach(problem)
     found = clash(problem)
-    if found is not None and mode == "exact" and found.scope != ALONE and not (found.proven and found.nearest_proven):
-        return None  # looking at every member takes longer, and says it exactly
-    return found
+    if not isinstance(found, Shortfall) or mode != "exact":
+        return found
+    sure = found.proven and (found.scope == ALONE or found.nearest_proven)
+    return found if sure else None  # looking at every member takes longer, and says it exactly
 
 
 def takes_time(request: SearchRequest) -> bool:
@@ -202,6 +204,21 @@ def _evolve(problem: Problem) -> Looked:
     diagnosis = Diagnosis(problem.limits)
     diagnosis.show(archive.columns, numbered(np.arange(rows)))
     return survey, clock, index, diagnosis.shortfall(proven=rows == problem.space.size)
+
+
+def _only(problem: Problem, index: int, seen: int) -> tuple[Survey, Callable[[int], int]]:
+    """Show the one member that is known to keep the limits where a search found none."""
+    group = problem.space.group_of(index)
+    digits = np.array([group.digits(index - group.offset)])
+    score, columns = problem.fill(GroupTables(problem.space, group, problem.parts).gather(digits))
+    if score is None:
+        score = np.array([problem.plain(problem.space.decode(index))])
+    for name, value in problem.measured.get(index, {}).items():
+        if name in columns:
+            columns[name] = np.array([value])
+    survey = Survey(problem.limits, seen=seen)
+    survey.show(np.zeros(1, np.int64), score, columns, np.ones(1, bool))
+    return survey, lambda _: index
 
 
 def _constraints(problem: Problem, survey: Survey, winner: Candidate) -> tuple[dict[str, Any], ...]:

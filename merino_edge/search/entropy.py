@@ -25,7 +25,7 @@ from scipy.special import digamma
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import UsageError
-from merino_edge.search.cost import Array, on_grid, total
+from merino_edge.search.cost import Array, Whole, on_grid, total
 
 ENTROPY_GRID = 2.0**-20  # nat; sums stay exact up to 8.6e9 nat
 LOG_GRID = 2.0**-36
@@ -105,7 +105,7 @@ class BlocksOnly:
         """Nothing: projections do not count."""
         return np.zeros(np.broadcast(before, after).shape)
 
-    def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
+    def ends(self, last_width: Array, embedding_width: Whole, vocab_size: Whole) -> Array:
         """Nothing: embedding and head do not count."""
         return np.zeros(np.shape(last_width))
 

@@ -18,7 +18,17 @@ import numpy as np
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InvalidFileError, UsageError, check_keys
-from merino_edge.search.cost import Array, KvBytes, Macs, matrix_bytes, on_grid, table_bytes, total, where_changed
+from merino_edge.search.cost import (
+    Array,
+    KvBytes,
+    Macs,
+    Whole,
+    matrix_bytes,
+    on_grid,
+    table_bytes,
+    total,
+    where_changed,
+)
 from merino_edge.search.fitting import Accuracy, FloatArray, conformal_excess, fit_coefficients, judge, leave_one_out
 from merino_edge.search.memory import MemoryModel, MemorySample, estimate_memory, fit_memory
 from merino_edge.search.space import Space
@@ -104,7 +114,7 @@ class Features:
         result[3] = where_changed(b, a, matrix_bytes(self.recipe)(a, b))
         return result
 
-    def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
+    def ends(self, last_width: Array, embedding_width: Whole, vocab_size: Whole) -> Array:
         """Return `(features, ...)` of output projection, head, and the constant."""
         last = np.asarray(last_width, np.float64)
         result = np.zeros((len(FEATURES), *last.shape))
@@ -180,7 +190,7 @@ class LatencyModel:
         """Milliseconds of width projections."""
         return self._ms(self.features.seams(before, after))
 
-    def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
+    def ends(self, last_width: Array, embedding_width: Whole, vocab_size: Whole) -> Array:
         """Milliseconds of output projection, head and everything constant."""
         return self._ms(self.features.ends(last_width, embedding_width, vocab_size))
 

@@ -50,11 +50,19 @@ def sides_of(problem: Problem) -> list[Side]:
 
 @dataclass(frozen=True)
 class Path:
-    """A member: its group, the option of each block, and its rows."""
+    """A member.
+
+    Attributes:
+        group: Where it is.
+        digits: The option of each block.
+        rows: Its rows.
+        choice: Number of its embedding width and vocabulary, and its options in the order of the family.
+    """
 
     group: Group
     digits: tuple[int, ...]
     rows: Array
+    choice: tuple[int, int, tuple[int, ...]]
 
     @property
     def index(self) -> int:
@@ -102,7 +110,7 @@ class Family:
             rows = rows + self.blocks[i][:, option] + self.seams[i][:, before, number[i]]
             before = number[i]
         digits = tuple(int(order[option]) for order, option in zip(self.order, options, strict=True))
-        return Path(self.groups[embedding][vocabulary], digits, rows)
+        return Path(self.groups[embedding][vocabulary], digits, rows, (embedding, vocabulary, tuple(options)))
 
     def least(self, weights: Array) -> tuple[float, Path]:
         """Return the least of a weighted sum of the rows, and a member that has it."""
@@ -125,6 +133,22 @@ class Family:
             options.append(ends[width] + int(block[ends[width] : ends[width + 1]].argmin()))
         return least, self.path(embedding, vocabulary, options)
 
+    def freed(self, path: Path, kept: Sequence[int]) -> Path:
+        """Return a member with the same of some rows, and where one option can be changed for that, less of the others.
+
+        Args:
+            path: A member.
+            kept: Rows that stay.
+        """
+        others = [row for row in range(len(self.ends)) if row not in kept]
+        embedding, vocabulary, options = path.choice
+        changed = []
+        for block, number, option in zip(self.blocks, self.number, options, strict=True):
+            same = (number == number[option]) & (block[kept] == block[kept][:, [option]]).all(0)
+            alike = np.flatnonzero(same)
+            changed.append(int(alike[block[others][:, alike].sum(0).argmin()]))
+        return self.path(embedding, vocabulary, changed)
+
     def remaining(self, weights: Array) -> list[Array]:
         """Return for each block what the rest adds at least to weighted sums, `(sums, embeddings, widths)`.
 
@@ -146,9 +170,10 @@ def families_of(problem: Problem, sides: Sequence[Side], most: int) -> list[Fami
     shared: dict[int, list[Group]] = {}
     for group in problem.space.groups:
         shared.setdefault(id(group.options), []).append(group)
-    if len(shared) > most:
-        return []
-    return [_family(problem, groups, sides) for groups in shared.values()]
+    families = list(shared.values())
+    if len(problem.space.head_dims) > 1:  # nothing is limited that heads change: the first stand for all
+        families = list({groups[0].options: groups for groups in reversed(families)}.values())[::-1]
+    return [_family(problem, groups, sides) for groups in families] if len(families) <= most else []
 
 
 def _family(problem: Problem, groups: list[Group], sides: Sequence[Side]) -> Family:
@@ -164,23 +189,24 @@ def _family(problem: Problem, groups: list[Group], sides: Sequence[Side]) -> Fam
     def rows(value: dict[str, Array]) -> Array:
         return np.stack([side.scale * value[side.name] for side in sides])
 
-    columns = {name: problem.columns[name] for name in problem.limits}
+    columns = {side.name: problem.columns[side.name] for side in sides}
     blocks = [rows({n: _sum(c, [p.blocks(*shape) for p in c.parts]) for n, c in columns.items()}) for shape in shapes]
     seams = [
         rows({n: _sum(c, [p.seams(a[:, None], b[None, :]) for p in c.parts]) for n, c in columns.items()})
         for a, b in zip(outer, widths, strict=False)
     ]
-    ends = [[rows({n: _ends(c, g, widths[-1]) for n, c in columns.items()}) for g in line] for line in table]
-    stacked = np.stack([np.stack(line, 1) for line in ends], 1)
-    return Family(table, order, list(number), blocks, seams, stacked)
+    ends = rows({name: _ends(column, table, widths[-1]) for name, column in columns.items()})
+    return Family(table, order, list(number), blocks, seams, ends)
 
 
 def _sum(column: Column, parts: Sequence[Array]) -> Array:
     return np.asarray(column.combine(*(np.asarray(part, np.float64) for part in parts)), np.float64)
 
 
-def _ends(column: Column, group: Group, widths: Array) -> Array:
-    parts = [
-        np.broadcast_to(p.ends(widths, group.embedding_width, group.vocab_size), widths.shape) for p in column.parts
-    ]
-    return _sum(column, parts)
+def _ends(column: Column, groups: list[list[Group]], widths: Array) -> Array:
+    """Return what the ends add, `(embeddings, vocabularies, widths)`."""
+    embeddings = np.array([line[0].embedding_width for line in groups])[:, None, None]
+    vocabularies = np.array([group.vocab_size for group in groups[0]])[:, None]
+    shape = np.broadcast_shapes(embeddings.shape, vocabularies.shape, widths.shape)
+    last = np.broadcast_to(widths, shape)
+    return _sum(column, [np.broadcast_to(p.ends(last, embeddings, vocabularies), shape) for p in column.parts])

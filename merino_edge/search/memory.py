@@ -14,7 +14,7 @@ import numpy as np
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InvalidFileError, UsageError, check_keys
-from merino_edge.search.cost import Array, KvBytes, bytes_sum, matrix_bytes, table_bytes, total
+from merino_edge.search.cost import Array, KvBytes, Whole, bytes_sum, matrix_bytes, table_bytes, total
 from merino_edge.search.fitting import conformal_excess, fit_coefficients, judge, leave_one_out
 
 FEATURES = ("weight_bytes", "table_bytes", "kv_bytes", "constant")
@@ -67,7 +67,7 @@ class MemoryModel:
         """Width projections."""
         return self._bytes(bytes_sum(self.recipe, per_layer_norms=False).seams(before, after), 0, 0, 0)
 
-    def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
+    def ends(self, last_width: Array, embedding_width: Whole, vocab_size: Whole) -> Array:
         """Table, output projection, and everything constant."""
         table = table_bytes(self.recipe)(vocab_size, embedding_width)
         everything = bytes_sum(self.recipe, per_layer_norms=False).ends(last_width, embedding_width, vocab_size)

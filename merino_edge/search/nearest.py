@@ -15,15 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
+from merino_edge.search.classes import representative
 from merino_edge.search.cost import Array
-from merino_edge.search.group import Group
 from merino_edge.search.layers import Family, Path, Side, families_of, sides_of
 from merino_edge.search.pareto import non_dominated
 from merino_edge.search.problem import Problem
-from merino_edge.search.reach import out_of_reach
+from merino_edge.search.reach import Known, Missed, measured_of, missed, out_of_reach, share, value_of
 from merino_edge.search.shortfall import ALONE, OTHERS, TOGETHER, Shortfall
 from merino_edge.search.survey import excess
-from merino_edge.search.tables import GroupTables
 
 MAX_FAMILIES = 16
 ROUNDS = 12  # of weights, for each aim
@@ -31,7 +30,6 @@ LOWEST, HIGHEST, HALVINGS = -0.9, 1e3, 12  # of the excess that weights exclude
 WHOLE = 1e3  # how strongly the shares of a mixture add up to one
 FEW, BEGINNINGS = 40, 500
 EXTENDED = 20_000  # beginnings with each option of the next block
-Known = dict[int, dict[str, float]]  # what was measured or, where it was not, predicted; by index
 ROUNDING = 1e-9  # relative: sums of floats in another order
 
 
@@ -87,17 +85,43 @@ class Aim:
         return allowed
 
 
-def clash(problem: Problem) -> Shortfall | None:
-    """Return why nothing in a space keeps the limits, None where something does or it cannot be told at once."""
+def clash(problem: Problem) -> Shortfall | int | None:
+    """Return why nothing in a space keeps the limits, the index of a member that does, or None: not told at once."""
     sides = sides_of(problem)
     families = families_of(problem, sides, MAX_FAMILIES)
     if not families:
         return out_of_reach(problem)
-    measured = _measured(problem)
+    measured = measured_of(problem)
     if any(_excess(problem, values, ()) <= 0 for values in measured.values()):
         return None
-    alone = _alone(problem, families, sides, measured)
+    met: list[Path] = []
+    alone = missed(problem, families, sides, measured, met)
     aims = [Aim(None)] + ([] if alone else [Aim(name) for name in problem.limits])
+    for path in [alone.path] if alone else met:
+        aims[0].offer(sides, path)
+    exact: bool | None = True
+    if alone is not None and alone.seen is None and aims[0].best <= alone.excess + ROUNDING:
+        aims[0].relaxed = aims[0].best
+    else:
+        exact = _narrow(families, sides, aims) if aims[0].best > ROUNDING else None
+    if exact is None or aims[0].best <= ROUNDING:
+        return _kept(problem, aims[0].path)
+    if not (alone or aims[0].proven or (exact and aims[0].relaxed > ROUNDING)):
+        return None
+    return _shortfall(problem, aims, alone, exact, measured)
+
+
+def _kept(problem: Problem, path: Path | None) -> int | None:
+    """Return the index of a member that keeps all limits, measured values included."""
+    if path is None:
+        return None
+    index = representative(problem.space, path.index)
+    values = problem.values(problem.space.decode(index))
+    return index if all(limit.admits(values[name]) for name, limit in problem.limits.items()) else None
+
+
+def _narrow(families: list[Family], sides: list[Side], aims: list[Aim]) -> bool | None:
+    """Look for the members that serve the aims best; say whether none was left out, None where one keeps all limits."""
     most = -np.min([[f.least(-unit)[0] for unit in np.eye(len(sides))] for f in families], 0)
     cuts: list[Array] = []
     for aim in aims:
@@ -109,57 +133,13 @@ def clash(problem: Problem) -> Shortfall | None:
         exact = True
         for family in families:
             exact &= _extend(family, sides, kept, aims, most, most_kept)
-    if aims[0].best <= ROUNDING or not (alone or aims[0].proven or (exact and aims[0].relaxed > ROUNDING)):
-        return None
-    return _shortfall(problem, aims, alone, exact, measured)
-
-
-def _measured(problem: Problem) -> Known:
-    """Return what the limits are about for each member that was measured."""
-    groups: dict[int, tuple[Group, list[int]]] = {}
-    for index in problem.overrides:
-        group = problem.space.group_of(index)
-        groups.setdefault(group.offset, (group, []))[1].append(index)
-    known: Known = {}
-    for group, indices in groups.values():
-        digits = np.array([group.digits(index - group.offset) for index in indices])
-        columns = {}
-        for name in problem.limits:
-            column = problem.columns[name]
-            columns[name] = column.combine(*GroupTables(problem.space, group, column.parts).gather(digits))
-        for row, index in enumerate(indices):
-            predicted = {name: float(column[row]) for name, column in columns.items()}
-            known[index] = {**predicted, **problem.overrides[index]}
-    return known
+    return exact
 
 
 def _excess(problem: Problem, values: Mapping[str, float], without: Container[str]) -> float:
     """Return by what share a member passes the limits, some left out."""
     limits = {name: limit for name, limit in problem.limits.items() if name not in without}
     return float(excess(limits, {n: np.array([values[n]]) for n in limits})[0]) if limits else 0.0
-
-
-def _passed(problem: Problem, name: str, value: float) -> float:
-    """Return by what share a value passes a limit."""
-    return _excess(problem, {name: value}, set(problem.limits) - {name})
-
-
-def _alone(problem: Problem, families: list[Family], sides: list[Side], measured: Known) -> tuple[str, float] | None:
-    """Return the limit that no member meets even by itself, by the largest share, and the nearest to it."""
-    found: list[tuple[float, str, float]] = []
-    for side, unit in zip(sides, np.eye(len(sides)), strict=True):
-        path = min((f.least(unit) for f in families), key=lambda f: f[0])[1]
-        missed = float(side.excess(unit @ path.rows)) > ROUNDING
-        if missed and not any(problem.limits[side.name].admits(values[side.name]) for values in measured.values()):
-            value = _value(problem, path, side.name)
-            found.append((_passed(problem, side.name, value), side.name, value))
-    return max(found)[1:] if found else None
-
-
-def _value(problem: Problem, path: Path, name: str) -> float:
-    column = problem.columns[name]
-    tables = GroupTables(problem.space, path.group, column.parts)
-    return float(column.combine(*tables.gather(np.array([path.digits])))[0])
 
 
 def _weigh(
@@ -291,14 +271,12 @@ class _Bounds:
         return alive[:room], len(alive) <= room
 
 
-def _shortfall(
-    problem: Problem, aims: list[Aim], alone: tuple[str, float] | None, exact: bool, measured: Known
-) -> Shortfall:
+def _shortfall(problem: Problem, aims: list[Aim], alone: Missed | None, exact: bool, measured: Known) -> Shortfall:
     """Put together what was found."""
     nearest = aims[0].path
     assert nearest is not None
-    index, sure = nearest.index, exact and aims[0].best <= aims[0].relaxed + ROUNDING
-    values = {name: _value(problem, nearest, name) for name in problem.limits}
+    index, sure = representative(problem.space, nearest.index), exact and aims[0].best <= aims[0].relaxed + ROUNDING
+    values: Mapping[str, float] = {name: value_of(problem, nearest, name) for name in problem.limits}
     if measured:
         sure &= index not in measured
         over = {i: _excess(problem, each, ()) for i, each in measured.items()}
@@ -306,15 +284,15 @@ def _shortfall(
         if over[best] < aims[0].best or index in measured:
             index, values = best, measured[best]
     if alone is not None:
-        return Shortfall(alone[0], alone[1], ALONE, index, nearest_proven=sure)
+        return Shortfall(alone.name, alone.least, ALONE, index, alone.proven, sure, alone.seen)
     singles = [aim for aim in aims[1:] if aim.path is not None and np.isfinite(aim.best)]
     if singles:
-        found = [(_value(problem, aim.path, str(aim.name)), aim) for aim in singles if aim.path is not None]
-        _, name, single = min((_passed(problem, str(aim.name), value), str(aim.name), aim) for value, aim in found)
+        found = [(value_of(problem, aim.path, str(aim.name)), aim) for aim in singles if aim.path is not None]
+        _, name, single = min((share(problem.limits[str(aim.name)], value), str(aim.name), aim) for value, aim in found)
         assert single.path is not None
-        holds = _excess(problem, {n: _value(problem, single.path, n) for n in problem.limits}, (name,)) <= 0
+        holds = _excess(problem, {n: value_of(problem, single.path, n) for n in problem.limits}, (name,)) <= 0
         known = exact and holds and not measured and single.best <= min(a.relaxed for a in aims[1:]) + ROUNDING
-        return Shortfall(name, _value(problem, single.path, name), OTHERS, index, known, sure)
-    name = max(problem.limits, key=lambda n: (_passed(problem, n, values[n]), n))
+        return Shortfall(name, value_of(problem, single.path, name), OTHERS, index, known, sure)
+    name = max(problem.limits, key=lambda n: (share(problem.limits[n], values[n]), n))
     known = exact and not measured and all(np.isinf(aim.relaxed) for aim in aims[1:])
     return Shortfall(name, values[name], TOGETHER, index, known, sure)

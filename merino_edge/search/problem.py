@@ -17,7 +17,7 @@ import numpy as np
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import UsageError, did_you_mean
-from merino_edge.search.classes import class_members
+from merino_edge.search.classes import class_members, representative
 from merino_edge.search.cost import Array, Flops, Sum, file_sum, parameters_sum, total
 from merino_edge.search.latency import LatencyModel
 from merino_edge.search.memory import MemoryModel
@@ -101,13 +101,20 @@ class Problem:
         request: As asked.
         score: How members are ranked.
         columns: What they cost; those that no model can tell are missing.
-        overrides: Measured values by column, for members by their index.
+        measured: Measured values by column, for classes by their lowest index.
     """
 
     request: SearchRequest
     score: SumScore | PlainScore
     columns: dict[str, Column]
-    overrides: dict[int, dict[str, float]]
+    measured: dict[int, dict[str, float]]
+
+    @cached_property
+    def overrides(self) -> dict[int, dict[str, float]]:
+        """Measured values of all members of these classes, by index: many where classes are large."""
+        return {
+            member: values for index, values in self.measured.items() for member in class_members(self.space, index)
+        }
 
     @cached_property
     def additive(self) -> SumScore | None:
@@ -159,7 +166,7 @@ class Problem:
             for name, column in self.columns.items()
         }
         index = self.space.index_of(architecture)
-        return {**values, **(self.overrides.get(index, {}) if index is not None else {})}
+        return {**values, **(self.measured.get(representative(self.space, index), {}) if index is not None else {})}
 
 
 def make_problem(request: SearchRequest) -> Problem:
@@ -184,7 +191,7 @@ def make_problem(request: SearchRequest) -> Problem:
             }[name]
             raise UsageError(f"cannot limit {name}: there is {why}", hint="profile the device, or leave the limit out")
     _check_range(request.space)
-    return Problem(request, make_score(request.score), columns, _overrides(request))
+    return Problem(request, make_score(request.score), columns, _measured(request))
 
 
 def _columns(request: SearchRequest) -> dict[str, Column]:
@@ -230,9 +237,9 @@ def _weighted(sums: Sequence[Array], factors: Sequence[float]) -> Array:
     return result
 
 
-def _overrides(request: SearchRequest) -> dict[int, dict[str, float]]:
-    """Give measured values to each measured member of the space and its class."""
-    overrides: dict[int, dict[str, float]] = {}
+def _measured(request: SearchRequest) -> dict[int, dict[str, float]]:
+    """Give measured values to the class of each measured member of the space."""
+    found: dict[int, dict[str, float]] = {}
     for measured in request.measured.values():
         index = request.space.index_of(measured.architecture)
         if index is None:
@@ -245,9 +252,8 @@ def _overrides(request: SearchRequest) -> dict[int, dict[str, float]]:
             values["memory_bytes"] = measured.memory_bytes
         if measured.energy_mj is not None:
             values["energy_mj"] = measured.energy_mj
-        for member in class_members(request.space, index):
-            overrides[member] = {**overrides[member], **values} if member in overrides else values
-    return overrides
+        found.setdefault(representative(request.space, index), {}).update(values)
+    return found
 
 
 def _check_range(space: Space) -> None:

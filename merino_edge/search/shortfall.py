@@ -33,6 +33,7 @@ class Shortfall:
         nearest: Number of the member that passes its limits by the smallest share.
         proven: Whether all members were judged, or `least` is only the best of those looked at.
         nearest_proven: The same of the nearest.
+        seen: Members judged, where it is not proven that none of the others keeps the limits.
     """
 
     binding: str
@@ -41,6 +42,7 @@ class Shortfall:
     nearest: int
     proven: bool = True
     nearest_proven: bool = True
+    seen: int | None = None
 
 
 class Diagnosis:

@@ -18,6 +18,7 @@ from merino_edge.search.latency import estimate_latency, estimate_memory
 from merino_edge.search.layers import families_of, sides_of
 from merino_edge.search.nearest import clash
 from merino_edge.search.problem import Problem, make_problem
+from merino_edge.search.shortfall import Shortfall
 from merino_edge.search.space import Space, load_space, parse_space
 from merino_edge.search.survey import excess
 from merino_edge.units import Limit
@@ -79,31 +80,45 @@ def test_the_least_of_a_weighted_sum_is_that_of_all_members(number: int, drawn: 
     assert path.rows == pytest.approx(np.array([side.scale * member[side.name] for side in sides]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 3), st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True), st.data())
 def test_what_is_told_of_a_clash_is_true_of_all_members(number: int, names: list[str], data: st.DataObject) -> None:
     limits = {}
     for name in names:
         values = np.unique(EVERY[number][name])
         low, high = sorted(data.draw(st.lists(st.integers(0, len(values) - 1), min_size=2, max_size=2)))
-        shape = data.draw(st.sampled_from(["at most", "at least", "range", "beyond"]))
+        shape = data.draw(st.sampled_from(["at most", "at least", "range", "beyond", "gap"]))
         upper = 1e15 if shape == "at least" else values[high] if shape == "range" else values[low]
         lower = None if shape in ("at most", "beyond") else float(values[low])
         limits[name] = Limit(float(upper) * (0.9 if shape == "beyond" and low == 0 else 1.0), lower)
-    asked = problem(SPACES[number], limits)
+        if shape == "gap" and low + 1 < len(values):
+            limits[name] = Limit(*(float(values[low] + part * (values[low + 1] - values[low])) for part in (0.9, 0.2)))
+    measured = {}
+    for index in data.draw(st.lists(st.integers(0, SPACES[number].size - 1), max_size=3)):
+        a, factor = SPACES[number].decode(index), data.draw(st.sampled_from([0.5, 0.95, 2.0]))
+        ms, peak = (factor * float(EVERY[number][name][index]) for name in ("latency_ms", "memory_bytes"))
+        measured[a.digest] = Measured(a, {"tg": ms}, peak)
+    asked = problem(SPACES[number], limits, measured=measured)
     found = clash(asked)
     survey, _, expected = survey_space(asked)
     if found is None:
         return  # it may be that something keeps them, or that it cannot be told
+    if isinstance(found, int):
+        kept = asked.values(SPACES[number].decode(found))
+        assert survey.feasible and all(limit.admits(kept[name]) for name, limit in limits.items())
+        return
     assert expected is not None and not survey.feasible
     if found.proven:
         assert (found.binding, found.scope) == (expected.binding, expected.scope)
         assert found.least == pytest.approx(expected.least, rel=1e-9) or found.scope == "together"
-    over = excess(limits, {name: EVERY[number][name] for name in names})
-    values = asked.values(SPACES[number].decode(found.nearest))
-    nearest = excess(limits, {name: np.array([values[name]]) for name in names})[0]
-    assert nearest >= over.min()
-    assert nearest == pytest.approx(float(over.min()), rel=1e-8) or not found.nearest_proven
+    nearest, least = [over(limits, asked, told.nearest) for told in (found, expected)]
+    assert nearest >= least
+    assert nearest == pytest.approx(least, rel=1e-8) or not found.nearest_proven
+
+
+def over(limits: dict[str, Limit], asked: Problem, index: int) -> float:
+    values = asked.values(asked.space.decode(index))
+    return float(excess(limits, {name: np.array([values[name]]) for name in limits})[0])
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -114,18 +129,20 @@ def test_limits_that_clash_are_told_apart_from_those_that_do_not(number: int) ->
     most = float(every["flops"][every["parameters"] <= few].max())
     assert not both.any() or most >= much
     clashing = {"parameters": Limit(few), "flops": Limit(1e15, 1.01 * max(most, much))}
-    assert (clash(problem(SPACES[number], clashing)) is None) == bool((every["flops"] >= 1e99).any())
-    assert clash(problem(SPACES[number], {"parameters": Limit(few), "flops": Limit(1e15, most)})) is None
+    assert isinstance(clash(problem(SPACES[number], clashing)), Shortfall)
+    found = clash(problem(SPACES[number], {"parameters": Limit(few), "flops": Limit(1e15, most)}))
+    assert not isinstance(found, Shortfall)
 
 
 def test_a_measured_member_that_keeps_the_limits_leaves_the_answer_to_the_search() -> None:
     where, least = SPACES[0], float(EVERY[0]["latency_ms"].min())
     limits = {"latency_ms": Limit(0.9 * least)}
-    assert clash(problem(where, limits)) is not None
+    assert isinstance(clash(problem(where, limits)), Shortfall)
     a = where.decode(5)
     assert clash(problem(where, limits, measured={a.digest: Measured(a, {"tg": 0.8 * least})})) is None
     slow = clash(problem(where, limits, measured={a.digest: Measured(a, {"tg": 0.95 * least})}))
-    assert slow is not None and slow.nearest == 5
+    assert isinstance(slow, Shortfall)
+    assert (slow.nearest, slow.least) == (5, pytest.approx(0.95 * least))
 
 
 @pytest.mark.parametrize("mode", ["dp", "evolution"])
