@@ -62,6 +62,11 @@ class Block:
         """F, the width of the feed-forward network."""
         return int(self.ffn_ratio * self.width)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, FFN width and depth: what the network is, in whatever ratio it is written."""
+        return self.width, self.ffn_width, self.depth
+
 
 @dataclass(frozen=True)
 class Architecture:

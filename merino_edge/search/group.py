@@ -72,6 +72,15 @@ class Group:
         """What one step of each block's option adds to a position; block 0 has the most."""
         return tuple(math.prod(len(options) for options in self.options[i + 1 :]) for i in range(len(self.options)))
 
+    @cached_property
+    def first_alike(self) -> tuple[tuple[int, ...], ...]:
+        """For each block and option the first option of the same width, FFN width and depth: ratios may round alike."""
+        result = []
+        for options in self.options:
+            first: dict[tuple[int, int, int], int] = {}
+            result.append(tuple(first.setdefault(block.shape, option) for option, block in enumerate(options)))
+        return tuple(result)
+
     def digits(self, position: int) -> tuple[int, ...]:
         """Return the option of each block of the member at `position` inside the group."""
         digits = []

@@ -2,22 +2,25 @@
 
 Where the number of blocks is a choice of several kinds of block, and two kinds allow the same block, one sequence of
 blocks may come from two rows: with counts of 1 and 2 each, the middle block of three may be of either kind. The first
-row in the order of the index names the architecture; later rows repeat it. A row is a box, one set of options for each
-block, so what is repeated is a union of boxes, and what is different is counted without listing any.
+row in the order of the index names the architecture; later rows repeat it. So does an option whose FFN ratio gives, in
+whole numbers, the same FFN width as an earlier one. A row is a box, one set of options for each block, so what is
+repeated is a union of boxes, and what is different is counted without listing any.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from merino_edge.errors import InvalidFileError
-from merino_edge.search.group import BlockChoices
+from merino_edge.search.group import BlockChoices, multiples
 
 MAX_STATES = 5_000  # sets of rows that beginnings may be told apart by
 
@@ -32,7 +35,8 @@ class Rows:
 
     Attributes:
         rows: In the order of the index.
-        model_width: The one width, or None where each block has its own.
+        model_width: The one width, or None where each block has its own. Widths where the same ratios round to one
+            FFN width have the same overlaps.
         head_dim: Of all members.
     """
 
@@ -54,17 +58,24 @@ class Rows:
     @cached_property
     def _allowed(self) -> npt.NDArray[np.bool_]:
         """`(kinds, blocks that any kind allows)`: what each kind allows."""
-        options = [kind.options(self.model_width, self.head_dim) for kind in self._kinds[0]]
-        every = {block: i for i, block in enumerate(dict.fromkeys(block for some in options for block in some))}
+        options = [self._shapes(kind) for kind in self._kinds[0]]
+        every = {shape: i for i, shape in enumerate(dict.fromkeys(shape for some in options for shape in some))}
         allowed = np.zeros((len(options), len(every)), bool)
         for kind, some in enumerate(options):
-            allowed[kind, [every[block] for block in some]] = True
+            allowed[kind, [every[shape] for shape in some]] = True
         return allowed
+
+    def _shapes(self, kind: BlockChoices) -> list[tuple[int, int, int]]:
+        """Width, FFN width and depth of each option of a kind."""
+        return [block.shape for block in kind.options(self.model_width, self.head_dim)]
 
     @cached_property
     def overlap(self) -> bool:
-        """Whether two kinds allow the same block, so that rows may share members."""
-        return bool((self._allowed.sum(0) > 1).any())
+        """Whether two kinds allow the same block, so that rows may share members, or one kind allows it twice."""
+        twice = any(
+            len(self._shapes(kind)) > count for kind, count in zip(self._kinds[0], self._allowed.sum(1), strict=True)
+        )
+        return twice or bool((self._allowed.sum(0) > 1).any())
 
     @cached_property
     def size(self) -> int:
@@ -80,15 +91,18 @@ class Rows:
         return sum(count_sequences(rows, patterns) for rows in lengths.values())
 
     def boxes(self, row: Row) -> tuple[Box, ...]:
-        """Return what earlier rows hold of a row: of each that shares members, which options it allows, by block."""
+        """Return what of a row is repeated: of each earlier row that shares members, which options it allows, by block.
+
+        And for each block, which of its options it has had before.
+        """
         kinds, table = self._kinds
         at = next(i for i, other in enumerate(self.rows) if other == row)
         masks = {}
         for mine in set(table[at]):
-            allowed = kinds[mine].options(self.model_width, self.head_dim)
+            allowed = self._shapes(kinds[mine])
             for other, choices in enumerate(kinds):
-                theirs = set(choices.options(self.model_width, self.head_dim))
-                masks[mine, other] = np.array([block in theirs for block in allowed], bool)
+                theirs = set(self._shapes(choices))
+                masks[mine, other] = np.array([shape in theirs for shape in allowed], bool)
         shared = {pair for pair, mask in masks.items() if mask.any()}
         found = []
         for other_row in table[:at]:
@@ -96,7 +110,76 @@ class Rows:
                 pairs = list(zip(table[at], other_row, strict=True))
                 if all(pair in shared for pair in pairs):
                     found.append(tuple(masks[pair] for pair in pairs))
+        every = [self._shapes(choices) for choices in row]
+        for i, shapes in enumerate(every):
+            again = np.array([shape in shapes[:option] for option, shape in enumerate(shapes)])
+            if again.any():
+                found.append(tuple(again if j == i else np.ones(len(other), bool) for j, other in enumerate(every)))
         return tuple(found)
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """What of a space has several numbers.
+
+    Attributes:
+        rows: Of blocks, in the order of the index.
+        widths: Choices of the one width, or None where each block has its own.
+        head_dims: Choices.
+    """
+
+    rows: tuple[Row, ...]
+    widths: tuple[int, ...] | None
+    head_dims: tuple[int, ...]
+
+    @cached_property
+    def rows_of(self) -> dict[tuple[int, tuple[int, ...]], Rows]:
+        """For each head_dim and rounding of FFN widths, the rows; empty where nothing has several numbers."""
+        every = [choices for row in self.rows for choices in dict.fromkeys(row)]
+        narrowest = min(width for choices in every for width in choices.widths or self.widths or ())
+        apart = min((b - a for a, b in pairwise(self._ratios)), default=math.inf)
+        if len(self.rows) == 1 and apart * narrowest > 1:
+            return {}
+        found: dict[tuple[int, tuple[int, ...]], Rows] = {}
+        for head_dim in self.head_dims:
+            for width in self._fitting(head_dim):
+                key = head_dim, self._rounding(width)
+                if key not in found:
+                    found[key] = Rows(self.rows, width, head_dim)
+        return found if any(rows.overlap for rows in found.values()) else {}
+
+    @property
+    def size(self) -> int:
+        """How many different sequences of blocks there are, over all widths and head_dims."""
+        pairs = [(head_dim, width) for head_dim in self.head_dims for width in self._fitting(head_dim)]
+        return sum(self.rows_of[head_dim, self._rounding(width)].size for head_dim, width in pairs)
+
+    def boxes(self, head_dim: int, width: int | None, row: Row) -> tuple[Box, ...]:
+        """Return what of a row has a lower number, too."""
+        if not self.rows_of:
+            return ()
+        key = head_dim, self._rounding(width)
+        if (key, id(row)) not in self._boxes:
+            self._boxes[key, id(row)] = self.rows_of[key].boxes(row)
+        return self._boxes[key, id(row)]
+
+    @cached_property
+    def _boxes(self) -> dict[tuple[tuple[int, tuple[int, ...]], int], tuple[Box, ...]]:
+        return {}
+
+    @cached_property
+    def _ratios(self) -> list[float]:
+        return sorted({ratio for row in self.rows for choices in dict.fromkeys(row) for ratio in choices.ffn_ratios})
+
+    def _fitting(self, head_dim: int) -> tuple[int | None, ...]:
+        return (None,) if self.widths is None else multiples(self.widths, head_dim)
+
+    def _rounding(self, width: int | None) -> tuple[int, ...]:
+        """Return for each FFN ratio the first that gives the same FFN width, where the model has one width."""
+        if width is None:
+            return ()
+        ffn_widths = [int(ratio * width) for ratio in self._ratios]
+        return tuple(ffn_widths.index(ffn_width) for ffn_width in ffn_widths)
 
 
 def inside(boxes: Sequence[Box], digits: npt.NDArray[np.int64]) -> Mask:

@@ -15,8 +15,8 @@
 A space is a row of groups. Inside a group all but the blocks is fixed (vocabulary, head_dim, the one
 width, embedding, how many blocks there are), so a member is one option for each block, and its index is
 `group.offset + mixed radix of the options`, block 0 the most significant digit. Where counts of several
-kinds of block overlap, an architecture may have several numbers (`overlaps.py`): the lowest is its own, and
-it is counted once.
+kinds of block overlap, or two FFN ratios round to one FFN width, an architecture may have several numbers
+(`overlaps.py`): the lowest is its own, and it is counted once.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from merino_edge.architecture import MAX_DIMENSION, Architecture
 from merino_edge.errors import InvalidFileError, UsageError, check_keys, did_you_mean
 from merino_edge.files import SCHEMA_VERSION
 from merino_edge.search.group import BlockChoices, Group, multiples
-from merino_edge.search.overlaps import Box, Row, Rows, inside
+from merino_edge.search.overlaps import Box, Mask, Repeats, inside
 
 SPACES = Path(__file__).parent / "spaces"
 _KEYS = (
@@ -94,40 +95,37 @@ class Space:
 
     @cached_property
     def numbers(self) -> int:
-        """How many numbers there are: more than architectures where counts overlap."""
+        """How many numbers there are: more than architectures where some have several."""
         return sum(group.size for group in self.groups)
 
     @cached_property
     def size(self) -> int:
         """Number of architectures, all different."""
-        if not self._rows:
+        if not self._repeats.rows_of:
             return self.numbers
         embeddings = 1 if self.embedding_widths is None else len(self.embedding_widths)
-        widths = {head_dim: len(multiples(self.widths, head_dim)) if self.widths else 1 for head_dim in self.head_dims}
-        return sum(rows.size * widths[d] for d, rows in self._rows.items()) * embeddings * len(self.vocab_sizes)
+        return self._repeats.size * embeddings * len(self.vocab_sizes)
 
     @cached_property
-    def _rows(self) -> dict[int, Rows]:
-        """For each head_dim, the rows of blocks; empty where none overlap. With one width, all widths overlap alike."""
-        found = {}
-        for head_dim in self.head_dims if self.fewer else ():
-            fitting = (None,) if self.widths is None else multiples(self.widths, head_dim)[:1]
-            for width in fitting:
-                found[head_dim] = Rows((*self.fewer, self.blocks), width, head_dim)
-        return found if any(rows.overlap for rows in found.values()) else {}
-
-    @cached_property
-    def _boxes(self) -> dict[tuple[int, Row], tuple[Box, ...]]:
-        return {}
+    def _repeats(self) -> Repeats:
+        return Repeats((*self.fewer, self.blocks), self.widths, self.head_dims)
 
     def repeats(self, group: Group) -> tuple[Box, ...]:
         """Return what of a group has a lower number, too (`overlaps.inside`)."""
-        if not self._rows:
-            return ()
-        key = group.head_dim, group.choices
-        if key not in self._boxes:
-            self._boxes[key] = self._rows[group.head_dim].boxes(group.choices)
-        return self._boxes[key]
+        width = group.options[0][0].width if self.widths else None
+        return self._repeats.boxes(group.head_dim, width, group.choices)
+
+    def are_repeated(self, indices: npt.NDArray[np.int64]) -> Mask:
+        """Say which of some indices, rising, have an architecture that has a lower one, too."""
+        found = np.zeros(len(indices), bool)
+        ends: list[int] = np.searchsorted(indices, self._offsets[1:]).tolist()
+        for group, start, end in zip(self.groups, [0, *ends], [*ends, len(indices)], strict=True):
+            boxes = self.repeats(group) if end > start else ()
+            if boxes:
+                shape = [len(options) for options in group.options]
+                digits = np.unravel_index(indices[start:end] - group.offset, shape)
+                found[start:end] = inside(boxes, np.stack(digits, axis=1))
+        return found
 
     def is_repeated(self, index: int) -> bool:
         """Say whether the architecture of this index has a lower one, too."""
@@ -209,6 +207,8 @@ class Space:
                 digits = [options.index(block) for options, block in zip(group.options, a.blocks, strict=True)]
             except ValueError:
                 continue
+            if self._repeats.rows_of:
+                digits = [first[digit] for first, digit in zip(group.first_alike, digits, strict=True)]
             return group.offset + group.position(digits)
         return None
 
@@ -218,13 +218,14 @@ class Space:
 
     def sample_indices(self, count: int, seed: int) -> list[int]:
         """Draw indices of different members uniformly."""
+        several = self.numbers > self.size
         if count >= self.size:
-            return [index for index in range(self.numbers) if not (self._rows and self.is_repeated(index))]
+            return [index for index in range(self.numbers) if not (several and self.is_repeated(index))]
         rng = random.Random(seed)  # noqa: S311 (no secret)
         drawn: dict[int, None] = {}
         while len(drawn) < count:  # ends: count < size, and the space is drawn from evenly
             index = rng.randrange(self.numbers)
-            if not (self._rows and self.is_repeated(index)):
+            if not (several and self.is_repeated(index)):
                 drawn[index] = None
         return list(drawn)
 

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InvalidFileError
-from merino_edge.search.engine import SearchRequest, search
+from merino_edge.search.engine import Measured, SearchRequest, search
 from merino_edge.search.overlaps import count_sequences
+from merino_edge.search.problem import make_problem
 from merino_edge.search.scores import ScoreOptions, score_architecture
 from merino_edge.search.space import Space, parse_space
 from merino_edge.units import Limit
@@ -30,7 +32,9 @@ def some(values: list[Any], most: int) -> st.SearchStrategy[list[Any]]:
 
 
 KINDS = st.lists(
-    st.fixed_dictionaries({"count": some([1, 2, 3], 3), "depth": some([1, 2, 3], 2), "ffn_ratio": some([1, 2, 4], 2)}),
+    st.fixed_dictionaries(
+        {"count": some([1, 2, 3], 3), "depth": some([1, 2, 3], 2), "ffn_ratio": some([1, 2, 2.01, 2.013, 4], 3)}
+    ),
     min_size=1,
     max_size=3,
 ).filter(lambda kinds: sum(max(kind["count"]) for kind in kinds) <= 5)
@@ -39,7 +43,7 @@ KINDS = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(KINDS, st.booleans())
 def test_a_space_has_as_many_architectures_as_differ(kinds: list[dict[str, Any]], own: bool) -> None:
-    changes: dict[str, Any] = {"width": [64]}
+    changes: dict[str, Any] = {"width": [64, 96, 128]}  # 2.01 gives 128, 192, 257; 2.013 gives 128, 193, 257
     if own:
         changes = {"width": None, "embedding_width": 64, "head_dim": [32, 64]}
         kinds = [{**kind, "width": [64, 96] if i % 2 else [64]} for i, kind in enumerate(kinds)]
@@ -48,12 +52,20 @@ def test_a_space_has_as_many_architectures_as_differ(kinds: list[dict[str, Any]]
         return
     first: dict[Any, int] = {}
     for index in range(where.numbers):
-        first.setdefault(where.decode(index), index)
+        first.setdefault(network(where.decode(index)), index)
     assert where.size == len(first)
     repeated = set(range(where.numbers)) - set(first.values())
     assert {index for index in range(where.numbers) if where.is_repeated(index)} == repeated
+    assert np.flatnonzero(where.are_repeated(np.arange(where.numbers))).tolist() == sorted(repeated)
     assert sorted(where.sample_indices(where.size, seed=0)) == sorted(first.values())
-    assert all(where.index_of(architecture) == index for architecture, index in list(first.items())[::29])
+    for index in range(0, where.numbers, 29):
+        architecture = where.decode(index)
+        assert where.index_of(architecture) == first[network(architecture)]
+
+
+def network(a: Architecture) -> Any:
+    """Return what an architecture is, in whatever ratios it is written."""
+    return a.embedding_width, a.vocab_size, a.head_dim, [block.shape for block in a.blocks].__repr__()
 
 
 @settings(max_examples=100, deadline=None)
@@ -77,6 +89,36 @@ def test_search_sees_each_architecture_once_and_lists_as_many_as_it_should() -> 
     assert outcome.feasible == len(feasible)
     assert outcome.winner.score == max(score_architecture(a, ScoreOptions()) for a in feasible)
     assert len({c.architecture for c in (outcome.winner, *outcome.runners_up)}) == 11
+
+
+@pytest.mark.parametrize("mode", ["exact", "dp", "evolution"])
+@pytest.mark.parametrize("own", [True, False])
+def test_ratios_that_round_to_one_ffn_width_are_one_architecture(mode: str, own: bool) -> None:
+    block = {"count": 2, "depth": [1, 2], "ffn_ratio": [1, 1.001, 2, 2.01]}
+    changes: dict[str, Any] = {"width": None, "embedding_width": 64} if own else {"width": [64, 128]}
+    where = space([{**block, "width": [64, 128]} if own else block], **changes)
+    # 64 rounds both pairs of ratios to one FFN width, 128 only the first
+    assert where.size == ((2 * 2 + 2 * 3) ** 2 if own else (2 * 2) ** 2 + (2 * 3) ** 2)
+    assert where.numbers == ((2 * 8) ** 2 if own else 2 * 8**2)
+    outcome = search(SearchRequest(where, mode=mode, score=ScoreOptions(name="balanced-parameters")))
+    assert outcome.evaluated <= where.size
+    found = [network(c.architecture) for c in (outcome.winner, *outcome.runners_up)]
+    assert len(set(found)) == len(found)
+    if mode == "exact":
+        assert outcome.evaluated == where.size
+    again = where.decode(where.numbers - 1)  # 2.01 everywhere, at width 128
+    assert where.index_of(again) == where.numbers - 1
+    narrow = Architecture(tuple(Block(64, 2.01, 1) for _ in range(2)), 64, 300, 32)
+    lowest = where.index_of(narrow)
+    assert lowest is not None and where.decode(lowest).blocks == (Block(64, 2, 1), Block(64, 2, 1))
+    assert not where.is_repeated(lowest)
+
+
+def test_a_measurement_of_the_other_spelling_counts() -> None:
+    where = space([{"count": 2, "depth": 1, "ffn_ratio": [1, 1.001]}], width=[64])
+    other = where.decode(3)
+    asked = make_problem(SearchRequest(where, measured={other.digest: Measured(other, {}, memory_bytes=5.0)}))
+    assert (where.size, list(asked.measured)) == (1, [0])
 
 
 def test_kinds_that_a_recipe_makes_alike_are_counted_once() -> None:
