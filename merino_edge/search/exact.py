@@ -16,9 +16,8 @@ import numpy as np
 
 from merino_edge.errors import UsageError
 from merino_edge.search.cost import Array
-from merino_edge.search.group import Group
-from merino_edge.search.overlaps import inside
 from merino_edge.search.problem import Problem
+from merino_edge.search.runs import RunTables, runs_of
 from merino_edge.search.shortfall import Diagnosis, Shortfall, numbered
 from merino_edge.search.survey import Survey
 from merino_edge.search.tables import CHUNK_ROWS, GroupTables
@@ -77,32 +76,36 @@ def sweep(problem: Problem) -> Iterator[Members]:
             hint=f"use --mode {'dp' if space.fewer else 'evolution'}",
         )
     _check_memory(problem)
-    parts = problem.parts
-    for group in space.groups:
-        repeats = space.repeats(group)
-        for chunk in GroupTables(space, group, parts).chunks():
-            score, columns = problem.fill(chunk.sums)
-            assert score is not None  # the engine sends scores that are no sum to the evolutionary search
-            _override(problem, chunk.start, len(score), columns)
-            numbers = chunk.start + np.arange(len(score), dtype=np.int64)
-            members = Members(numbers, score, columns, chunk.representative)
-            if repeats:
-                members = members.take(~inside(repeats, _digits(group, numbers)))
-            if len(members.numbers):
-                yield members
+    for numbers, sums, representative in _chunks(problem):
+        score, columns = problem.fill(sums)
+        assert score is not None  # the engine sends scores that are no sum to the evolutionary search
+        _override(problem, numbers, columns)
+        members = Members(numbers, score, columns, representative)
+        if space.numbers > space.size:
+            members = members.take(~space.are_repeated(numbers))
+        if len(members.numbers):
+            yield members
 
 
-def _digits(group: Group, numbers: Array) -> Array:
-    """Return the options of members of one group, `(n, blocks)`."""
-    return np.stack(np.unravel_index(numbers - group.offset, [len(options) for options in group.options]), axis=1)
+def _chunks(problem: Problem) -> Iterator[tuple[Array, list[Array], Array]]:
+    """Yield index, sums and whether they stand for their class of members, in the order of the index."""
+    space, parts = problem.space, problem.parts
+    for run in runs_of(space):
+        if len(run) > 1:
+            tables = RunTables(space, run, parts)
+            yield tables.numbers, tables.sums(), tables.representative()
+            continue
+        for chunk in GroupTables(space, run[0], parts).chunks():
+            yield chunk.start + np.arange(len(chunk.representative), dtype=np.int64), chunk.sums, chunk.representative
 
 
-def _override(problem: Problem, start: int, rows: int, columns: dict[str, Array]) -> None:
-    first, end = np.searchsorted(problem.known, [start, start + rows])
+def _override(problem: Problem, numbers: Array, columns: dict[str, Array]) -> None:
+    first, end = np.searchsorted(problem.known, [numbers[0], numbers[-1] + 1])
     for index in problem.known[first:end].tolist():
+        row = np.searchsorted(numbers, index)
         for name, value in problem.overrides[index].items():
             if name in columns:
-                columns[name][index - start] = value
+                columns[name][row] = value
 
 
 def _check_memory(problem: Problem) -> None:

@@ -180,7 +180,7 @@ def _family(problem: Problem, groups: list[Group], sides: Sequence[Side]) -> Fam
     vocabularies = len(problem.space.vocab_sizes)  # groups of a family come vocabulary by vocabulary
     embeddings = len(groups) // vocabularies
     table = [[groups[v * embeddings + e] for v in range(vocabularies)] for e in range(embeddings)]
-    shapes = [np.array([(b.width, b.ffn_width, b.depth) for b in o], np.int64).T for o in groups[0].options]
+    shapes = [np.array([b.shape for b in o], np.int64).T for o in groups[0].options]
     order = [np.argsort(shape[0], kind="stable") for shape in shapes]
     shapes = [shape[:, o] for shape, o in zip(shapes, order, strict=True)]
     widths, number = zip(*(np.unique(shape[0], return_inverse=True) for shape in shapes), strict=True)

@@ -110,6 +110,10 @@ class GroupTables:
             sums.append(value)
         return sums
 
+    def representative(self) -> Array:
+        """Return which members of the group stand for their class, `(members,)`."""
+        return _Representatives(self, 0).mask((), np.arange(0))
+
     def chunks(self, rows: int = CHUNK_ROWS) -> Iterator[Chunk]:
         """Yield the whole group, in the order of the index."""
         counts = [len(options) for options in self.group.options]
