@@ -294,5 +294,5 @@ def _shortfall(problem: Problem, aims: list[Aim], alone: Missed | None, exact: b
         known = exact and holds and not measured and single.best <= min(a.relaxed for a in aims[1:]) + ROUNDING
         return Shortfall(name, value_of(problem, single.path, name), OTHERS, index, known, sure)
     name = max(problem.limits, key=lambda n: (share(problem.limits[n], values[n]), n))
-    known = exact and not measured and all(np.isinf(aim.relaxed) for aim in aims[1:])
+    known = sure and not measured and all(np.isinf(aim.relaxed) for aim in aims[1:])
     return Shortfall(name, values[name], TOGETHER, index, known, sure)

@@ -111,6 +111,10 @@ def test_an_unmeetable_limit_names_the_binding_one_and_the_nearest(documents: di
     assert (error["kind"], error["exit_code"]) == ("infeasible", 3)
     assert error["binding"] == "parameters"
     assert error["nearest"]
+    assert error["least_proven"] is error["nearest_proven"] is True
+    broken = {"schema_version": 1, "error": {key: value for key, value in error.items() if key != "least_proven"}}
+    with pytest.raises(jsonschema.ValidationError, match="least_proven"):
+        jsonschema.validate(broken, schema("error"), jsonschema.Draft202012Validator)
 
 
 def test_every_kind_of_error_is_in_the_schema() -> None:

@@ -105,8 +105,9 @@ def test_with_too_much_to_look_up_the_nearest_is_only_found(monkeypatch: pytest.
     ):
         monkeypatch.setattr("merino_edge.search.engine.AT_ONCE", size)
         mode = "auto" if size else "evolution"
-        with pytest.raises(InfeasibleError, match=words):
+        with pytest.raises(InfeasibleError, match=words) as caught:
             search(SearchRequest(SPACES[which], limits={name: limit}, mode=mode, **MODELS))
+        assert caught.value.details["least_proven"] is caught.value.details["nearest_proven"] is bool(size)
 
 
 @pytest.mark.parametrize("more", [{}, {"latency_ms": Limit(200.0)}], ids=["alone", "with a limit that holds"])

@@ -168,6 +168,25 @@ def test_the_same_clash_is_told_in_the_same_words() -> None:
     assert "nearest found:" in told.pop()[0]  # not all beginnings were kept, so it is not called the nearest
 
 
+@pytest.mark.parametrize(
+    ("limits", "least_proven", "nearest_proven"),
+    [
+        ({"latency_ms": Limit(1.0)}, True, True),
+        ({"latency_ms": Limit(5.0), "parameters": Limit(40e6, 30e6)}, False, False),
+        ({"parameters": Limit(2e6), "flops": Limit(1e15, 60e9)}, True, True),
+    ],
+)
+def test_the_document_says_like_the_message_what_is_proven(
+    limits: dict[str, Limit], least_proven: bool, nearest_proven: bool
+) -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        search(SearchRequest(WIDE, limits=limits, **MODELS))
+    details, message = caught.value.details, caught.value.message
+    assert (details["least_proven"], details["nearest_proven"]) == (least_proven, nearest_proven)
+    assert ("was found" in message, "nearest found:" in message) == (not least_proven, not nearest_proven)
+    assert (details["limit"], details["lower"]) == (limits[details["binding"]].upper, limits[details["binding"]].lower)
+
+
 def test_a_space_of_many_families_still_knows_what_no_member_meets_by_itself() -> None:
     counts = list(range(2, 20))
     where = space({"count": counts, "width": [64, 128], "depth": [1, 2], "ffn_ratio": [1]}, embedding_width=64)
