@@ -31,7 +31,7 @@ def count_classes(group: Group) -> int:
 
 def _kind_sizes(group: Group) -> list[int]:
     """Return how many multisets of options each kind of block has."""
-    return [math.comb(len(group.options[k[0]]) + len(k) - 1, len(k)) for k in alike(group)]
+    return [math.comb(len(group.distinct[k[0]]) + len(k) - 1, len(k)) for k in alike(group)]
 
 
 def has_few_classes(problem: Problem) -> bool:
@@ -93,7 +93,7 @@ def _row(group: Group, index: int) -> int:
     for positions, size in zip(alike(group), _kind_sizes(group), strict=True):
         mine = 0  # multisets of one more option come by the largest, then by the others
         for count, position in enumerate(positions, 1):
-            mine += math.comb(digits[position] + count - 1, count)
+            mine += math.comb(group.distinct[position].index(digits[position]) + count - 1, count)
         row = row * size + mine
     return row
 
@@ -132,7 +132,7 @@ class _ClassSums:
 
     def _alike(self, group: Group, block: int, count: int) -> list[Array]:
         """Return what each multiset of options of alike blocks adds to each sum."""
-        options = group.options[block]
+        options = [group.options[block][option] for option in group.distinct[block]]
         key = group.choices[block], options[0].width, group.head_dim, count
         if key not in self._added:
             if count == 1:
@@ -156,7 +156,8 @@ def _indices(group: Group, rows: Array) -> Array:
     for positions, row in zip(alike(group), np.unravel_index(rows, _kind_sizes(group)), strict=True):
         left = row
         for count in range(len(positions), 0, -1):
-            last, others = _multisets(len(group.options[positions[0]]), count)
-            result = result + last[left].astype(object) * group.radix[positions[count - 1]]
+            distinct = np.array(group.distinct[positions[0]])
+            last, others = _multisets(len(distinct), count)
+            result = result + distinct[last[left]].astype(object) * group.radix[positions[count - 1]]
             left = others[left]
     return result

@@ -80,7 +80,8 @@ def search(request: SearchRequest) -> SearchOutcome:
     started = time.perf_counter()
     problem = make_problem(request)
     mode = _mode(problem)
-    beyond = _impossible(problem, mode) if problem.space.size > AT_ONCE and problem.limits else None
+    listed_at_once = mode == "exact" and problem.space.size <= AT_ONCE
+    beyond = _impossible(problem, mode) if problem.limits and not listed_at_once else None
     if isinstance(beyond, Shortfall):
         looked = (problem.space.size, "exact") if beyond.seen is None else (beyond.seen, "halves")
         raise infeasible(problem, beyond, int, *looked)
@@ -118,7 +119,7 @@ def search(request: SearchRequest) -> SearchOutcome:
 
 
 def _impossible(problem: Problem, mode: str) -> Shortfall | int | None:
-    """Say why nothing in a large space keeps the limits, or who does, where that is known without looking at all."""
+    """Say why nothing in a space keeps the limits, or who does, where that is known without looking at all."""
     if has_few_classes(problem):
         return class_shortfall(problem)
     found = clash(problem)

@@ -75,11 +75,17 @@ class Group:
     @cached_property
     def first_alike(self) -> tuple[tuple[int, ...], ...]:
         """For each block and option the first option of the same width, FFN width and depth: ratios may round alike."""
-        result = []
-        for options in self.options:
-            first: dict[tuple[int, int, int], int] = {}
-            result.append(tuple(first.setdefault(block.shape, option) for option, block in enumerate(options)))
-        return tuple(result)
+        result: dict[int, tuple[int, ...]] = {}  # by choices, for alike blocks have the same
+        for choices, options in zip(self.choices, self.options, strict=True):
+            if id(choices) not in result:
+                first: dict[tuple[int, int, int], int] = {}
+                result[id(choices)] = tuple(first.setdefault(block.shape, i) for i, block in enumerate(options))
+        return tuple(result[id(choices)] for choices in self.choices)
+
+    @cached_property
+    def distinct(self) -> tuple[tuple[int, ...], ...]:
+        """For each block the options that differ, the first of those that are alike."""
+        return tuple(tuple(i for i, first in enumerate(firsts) if i == first) for firsts in self.first_alike)
 
     def digits(self, position: int) -> tuple[int, ...]:
         """Return the option of each block of the member at `position` inside the group."""

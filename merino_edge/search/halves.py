@@ -20,8 +20,9 @@ from merino_edge.search.cost import Array
 from merino_edge.search.layers import Family
 from merino_edge.units import Limit
 
-FEW, MOST = 20_000, 2_500_000  # entries of all lists: first to see whether the range is easily hit, then to settle it
+FEW, MOST = 20_000, 2_000_000  # entries of all lists: first to see whether the range is easily hit, then to settle it
 WHOLE = 2.0**53
+RUNS = 600  # lists in all: where more would be needed, one of several embeddings and vocabularies is looked at
 ROUNDING = 1e-12  # relative: sums of floats in another order
 
 Lists = list[Array]
@@ -72,12 +73,18 @@ def nearest_to(limit: Limit, families: Sequence[Family]) -> Nearest:
         for vocabularies in _alike(family.ends[0, embedding])
     ]
     bounds = [_bound(found, family) for family in families]
+    runs = sum(len(starts) for number, *_ in parts for starts in families[number].starts)
+    every = -(-runs // RUNS)
     for most in (FEW, MOST):
-        found.settled, found.seen = True, 0
-        for number, embedding, vocabularies in parts:
+        found.settled, found.seen = every == 1, 0
+        for number, embedding, vocabularies in parts[::every]:
             if not found.held and bounds[number] < found.excess - ROUNDING:
                 window = (limit.lower or 0.0) / (1.0 + found.excess), limit.upper * (1.0 + found.excess)
-                _look(found, number, _Halves(families[number], embedding, vocabularies, window, most // len(parts)))
+                _look(
+                    found,
+                    number,
+                    _Halves(families[number], embedding, vocabularies, window, most // len(parts[::every])),
+                )
     return found
 
 
@@ -143,7 +150,7 @@ class _Halves:
         embedding: Number of the embedding width.
         vocabularies: Numbers of vocabularies whose ends differ by one number.
         window: What members add up to that are nearer than the nearest known.
-        room: Entries that all lists may have together.
+        room: Entries that all lists may still have together.
         heads: After each of the first blocks, up to where the halves meet.
         tails: Before each of the last, the ends first: what is still to come for each width of the block before.
         whole: Whether no list was thinned.
@@ -215,11 +222,14 @@ class _Halves:
         return self._useful(result, self.begins[block - 1])
 
     def _thinned(self, lists: Lists, entries: int) -> Lists:
-        step = -(-entries // max(1, self.room))
+        """Thin lists out of which more entries would come than there is room for; half of it where more are to come."""
+        last = len(self.heads) + len(self.tails) == len(self.family.blocks)
+        step = -(-entries // max(1, self.room if last else self.room // 2))
+        self.room -= entries // step
         if step <= 1:
             return lists
         self.whole = False
-        return [values[::step] for values in lists]
+        return [np.concatenate([values[:-1:step], values[-1:]]) for values in lists]
 
     def options_of(self, width: int, head: float, tail: float) -> list[int]:
         """Return the option of each block of a member whose halves add up to these."""

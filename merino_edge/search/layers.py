@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -115,6 +116,12 @@ class Family:
     def least(self, weights: Array) -> tuple[float, Path]:
         """Return the least of a weighted sum of the rows, and a member that has it."""
         blocks = [weights @ block for block in self.blocks]
+        if all(len(starts) == 1 for starts in self.starts):  # widths are given: each block is chosen by itself
+            sums = np.tensordot(weights, self.ends[..., 0] + self.seams[0], 1)  # (embeddings, vocabularies)
+            embedding, vocabulary = (int(i) for i in np.unravel_index(sums.argmin(), sums.shape))
+            between = sum(float(weights @ seam[:, 0, 0]) for seam in self.seams[1:])
+            least = float(sums.min()) + between + sum(float(block.min()) for block in blocks)
+            return least, self.path(embedding, vocabulary, [int(block.argmin()) for block in blocks])
         best = [np.minimum.reduceat(b, starts) for b, starts in zip(blocks, self.starts, strict=True)]
         seams = [np.tensordot(weights, seam, 1) for seam in self.seams]
         value = np.tensordot(weights, self.ends, 1)  # (embeddings, vocabularies, widths)
@@ -180,23 +187,28 @@ def _family(problem: Problem, groups: list[Group], sides: Sequence[Side]) -> Fam
     vocabularies = len(problem.space.vocab_sizes)  # groups of a family come vocabulary by vocabulary
     embeddings = len(groups) // vocabularies
     table = [[groups[v * embeddings + e] for v in range(vocabularies)] for e in range(embeddings)]
-    shapes = [np.array([b.shape for b in o], np.int64).T for o in groups[0].options]
+    choices = list(dict.fromkeys(map(id, groups[0].choices)))
+    kind = [choices.index(id(c)) for c in groups[0].choices]  # alike blocks have the same tables
+    options = [groups[0].options[kind.index(i)] for i in range(len(choices))]
+    shapes = [np.array([b.shape for b in o], np.int64).T for o in options]
     order = [np.argsort(shape[0], kind="stable") for shape in shapes]
     shapes = [shape[:, o] for shape, o in zip(shapes, order, strict=True)]
     widths, number = zip(*(np.unique(shape[0], return_inverse=True) for shape in shapes), strict=True)
-    outer = [np.array([row[0].embedding_width for row in table]), *widths]
+    columns = {side.name: problem.columns[side.name] for side in sides}
 
     def rows(value: dict[str, Array]) -> Array:
         return np.stack([side.scale * value[side.name] for side in sides])
 
-    columns = {side.name: problem.columns[side.name] for side in sides}
+    def between(before: Array, after: Array) -> Array:
+        pair = before[:, None], after[None, :]
+        return rows({n: _sum(c, [p.seams(*pair) for p in c.parts]) for n, c in columns.items()})
+
     blocks = [rows({n: _sum(c, [p.blocks(*shape) for p in c.parts]) for n, c in columns.items()}) for shape in shapes]
-    seams = [
-        rows({n: _sum(c, [p.seams(a[:, None], b[None, :]) for p in c.parts]) for n, c in columns.items()})
-        for a, b in zip(outer, widths, strict=False)
-    ]
-    ends = rows({name: _ends(column, table, widths[-1]) for name, column in columns.items()})
-    return Family(table, order, list(number), blocks, seams, ends)
+    pairs = {pair: between(widths[pair[0]], widths[pair[1]]) for pair in pairwise(kind)}
+    first = between(np.array([row[0].embedding_width for row in table]), widths[kind[0]])
+    seams = [first, *(pairs[pair] for pair in pairwise(kind))]
+    ends = rows({name: _ends(column, table, widths[kind[-1]]) for name, column in columns.items()})
+    return Family(table, [order[k] for k in kind], [number[k] for k in kind], [blocks[k] for k in kind], seams, ends)
 
 
 def _sum(column: Column, parts: Sequence[Array]) -> Array:

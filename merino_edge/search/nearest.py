@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-from merino_edge.search.classes import representative
 from merino_edge.search.cost import Array
 from merino_edge.search.layers import Family, Path, Side, families_of, sides_of
 from merino_edge.search.pareto import non_dominated
 from merino_edge.search.problem import Problem
-from merino_edge.search.reach import Known, Missed, measured_of, missed, out_of_reach, share, value_of
+from merino_edge.search.reach import Known, Missed, lowest_index, measured_of, missed, out_of_reach, share, value_of
 from merino_edge.search.shortfall import ALONE, OTHERS, TOGETHER, Shortfall
 from merino_edge.search.survey import excess
 
@@ -115,7 +114,7 @@ def _kept(problem: Problem, path: Path | None) -> int | None:
     """Return the index of a member that keeps all limits, measured values included."""
     if path is None:
         return None
-    index = representative(problem.space, path.index)
+    index = lowest_index(problem, path)
     values = problem.values(problem.space.decode(index))
     return index if all(limit.admits(values[name]) for name, limit in problem.limits.items()) else None
 
@@ -275,7 +274,7 @@ def _shortfall(problem: Problem, aims: list[Aim], alone: Missed | None, exact: b
     """Put together what was found."""
     nearest = aims[0].path
     assert nearest is not None
-    index, sure = representative(problem.space, nearest.index), exact and aims[0].best <= aims[0].relaxed + ROUNDING
+    index, sure = lowest_index(problem, nearest), exact and aims[0].best <= aims[0].relaxed + ROUNDING
     values: Mapping[str, float] = {name: value_of(problem, nearest, name) for name in problem.limits}
     if measured:
         sure &= index not in measured

@@ -24,6 +24,7 @@ from merino_edge.search.tables import GroupTables
 from merino_edge.units import Limit
 
 MAX_FAMILIES = 200  # more would take longer than an answer at once
+ENOUGH = 10**8  # members judged, many times those that a search looks at, say something where not all can be
 TOLERANCE = 1e-9  # relative: adding up in another order may differ in the last bits
 
 Known = Mapping[int, Mapping[str, float]]
@@ -84,11 +85,13 @@ def missed(
         if limit.admits(least):
             met.append(path)
             continue
-        bound, index = share(limit, least), representative(problem.space, path.index)
+        bound, index = share(limit, least), lowest_index(problem, path)
         known = {i: (share(limit, values[name]), values[name]) for i, values in measured.items()}
         known.setdefault(index, (bound, least))  # unless it was measured
         index = min(known, key=lambda i: (known[i][0], i))
         proven = seen is None and known[index][0] <= bound
+        if seen is not None and seen < ENOUGH:
+            continue
         found.append(Missed(name, bound, known[index][1], index, path, proven, seen))
     return max(found, key=lambda one: (share(problem.limits[one.name], one.least), one.name)) if found else None
 
@@ -101,13 +104,23 @@ def _nearest(problem: Problem, families: Sequence[Family], sides: Sequence[Side]
         found = [family.least(unit) for family in families]
         number = min(range(len(found)), key=lambda n: found[n][0])
         path = found[number][1]
-        if float(sides[i].excess(unit @ path.rows)) > TOLERANCE or len(mine) == 1:
+        over = [float(sides[j].excess(path.rows[j])) for j in mine]
+        if over[mine.index(i)] > TOLERANCE or len(mine) == 1:
+            return families[number].freed(path, mine), None
+        if max(over) <= 0.0 and problem.limits[name].admits(value_of(problem, path, name)):
             return families[number].freed(path, mine), None
     near = nearest_to(problem.limits[name], families_of(problem, [Side(name, 1.0, math.inf)], MAX_FAMILIES))
     assert near.choice is not None
     number, embedding, vocabulary, options = near.choice
     path = families[number].freed(families[number].path(embedding, vocabulary, options), mine)
     return path, None if near.settled else near.seen
+
+
+def lowest_index(problem: Problem, path: Path) -> int:
+    """Return the lowest number of a member, and of those that differ from it only in the order of blocks."""
+    index = problem.space.index_of(problem.space.build(path.group, path.digits))
+    assert index is not None
+    return representative(problem.space, index)
 
 
 def share(limit: Limit, value: float) -> float:

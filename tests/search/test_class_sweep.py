@@ -46,6 +46,7 @@ SPACES = [
         head_dim=[16, 32],
     ),
     space({"count": [1, 2], "depth": 2, "ffn_ratio": 2}, {"count": [1, 2], "depth": 2, "ffn_ratio": [4, 2]}),
+    space({"count": 3, "depth": [2, 1], "ffn_ratio": [3, 1, 1.01, 3.01]}),  # which round alike at 64 and 96
 ]
 
 
@@ -64,7 +65,7 @@ def every() -> list[dict[str, np.ndarray]]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(0, 2), st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True), st.data())
+@given(st.integers(0, 3), st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True), st.data())
 def test_classes_tell_what_all_members_tell(every: Any, number: int, names: list[str], data: st.DataObject) -> None:
     limits = {}
     for name in names:
@@ -74,7 +75,12 @@ def test_classes_tell_what_all_members_tell(every: Any, number: int, names: list
         shape = data.draw(st.sampled_from(["at most", "gap", "range"]))
         top = between + 0.1 * float(values[low + 1] - values[low]) if shape == "gap" else float(values[high]) + between
         limits[name] = Limit(between) if shape == "at most" else Limit(top, between)
-    asked = problem(SPACES[number], limits)
+    measured = {}
+    for a in SPACES[number].sample(data.draw(st.integers(0, 3)), seed=data.draw(st.integers(0, 99))):
+        factor = data.draw(st.sampled_from([0.5, 0.97, 2.0]))
+        values = problem(SPACES[number], limits).values(a)
+        measured[a.digest] = Measured(a, {"tg": factor * values["latency_ms"]}, factor * values["memory_bytes"])
+    asked = problem(SPACES[number], limits, measured=measured)
     survey, _, expected = survey_space(asked)
     found = class_shortfall(asked)
     assert (found is None) == (survey.feasible > 0)
@@ -82,7 +88,7 @@ def test_classes_tell_what_all_members_tell(every: Any, number: int, names: list
 
 
 def test_classes_are_those_of_the_sweep() -> None:
-    for where in (SPACES[0], SPACES[1]):
+    for where in (SPACES[0], SPACES[1], SPACES[3]):
         marked = sum(int(members.representative.sum()) for members in sweep(problem(where, {})))
         assert sum(map(count_classes, where.groups)) == marked
     assert sum(map(count_classes, FREE.groups)) == 12_948

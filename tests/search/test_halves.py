@@ -90,6 +90,7 @@ def test_a_range_of_one_value_is_held_by_whom_has_it(which: str, name: str) -> N
 def test_with_too_much_to_look_up_the_nearest_is_only_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("merino_edge.search.halves.MOST", 200)
     monkeypatch.setattr("merino_edge.search.halves.FEW", 100)
+    monkeypatch.setattr("merino_edge.search.reach.ENOUGH", 0)
     which, name = "widths of their own", "latency_ms"
     values = EVERY[which][name]
     middle = len(values) // 2
