@@ -27,7 +27,7 @@ MAX_FAMILIES = 16
 ROUNDS = 12  # of weights, for each aim
 LOWEST, HIGHEST, HALVINGS = -0.9, 1e3, 12  # of the excess that weights exclude
 WHOLE = 1e3  # how strongly the shares of a mixture add up to one
-FEW, BEGINNINGS = 40, 500
+FEW, BEGINNINGS, AT_ONCE = 40, 500, 8  # beginnings kept, the most where all families have so many blocks
 EXTENDED = 20_000  # beginnings with each option of the next block
 ROUNDING = 1e-9  # relative: sums of floats in another order
 
@@ -128,7 +128,8 @@ def _narrow(families: list[Family], sides: list[Side], aims: list[Aim]) -> bool 
             return None
     kept = _one_side_each(sides, aims)
     exact = True
-    for most_kept in (FEW, 2 * BEGINNINGS // max(2, len(kept))):  # the first time to know members that are near
+    share = max(1.0, sum(len(family.blocks) for family in families) / AT_ONCE)
+    for most_kept in (FEW, int(2 * BEGINNINGS / max(2, len(kept)) / share)):  # the first time to know who is near
         exact = True
         for family in families:
             exact &= _extend(family, sides, kept, aims, most, most_kept)

@@ -23,7 +23,7 @@ from merino_edge.search.survey import excess
 from merino_edge.search.tables import GroupTables
 from merino_edge.units import Limit
 
-MAX_FAMILIES = 200  # more would take longer than an answer at once
+MAX_ROWS = 240  # of all families: more would take longer than an answer at once
 ENOUGH = 10**8  # members judged, many times those that a search looks at, say something where not all can be
 TOLERANCE = 1e-9  # relative: adding up in another order may differ in the last bits
 
@@ -57,7 +57,7 @@ class Missed:
 def out_of_reach(problem: Problem) -> Shortfall | None:
     """Return the limit that no member meets even by itself, by the largest share; None where none is known."""
     sides = sides_of(problem)
-    found = missed(problem, families_of(problem, sides, MAX_FAMILIES), sides, measured_of(problem), [])
+    found = missed(problem, families_of(problem, sides, MAX_ROWS // len(sides)), sides, measured_of(problem), [])
     if found is None:
         return None
     alone = len(problem.limits) == 1
@@ -109,7 +109,7 @@ def _nearest(problem: Problem, families: Sequence[Family], sides: Sequence[Side]
             return families[number].freed(path, mine), None
         if max(over) <= 0.0 and problem.limits[name].admits(value_of(problem, path, name)):
             return families[number].freed(path, mine), None
-    near = nearest_to(problem.limits[name], families_of(problem, [Side(name, 1.0, math.inf)], MAX_FAMILIES))
+    near = nearest_to(problem.limits[name], families_of(problem, [Side(name, 1.0, math.inf)], MAX_ROWS))
     assert near.choice is not None
     number, embedding, vocabulary, options = near.choice
     path = families[number].freed(families[number].path(embedding, vocabulary, options), mine)
@@ -137,7 +137,7 @@ def value_of(problem: Problem, path: Path, name: str) -> float:
 
 def extreme(problem: Problem, name: str, sign: float) -> tuple[float, int]:
     """Return the least value of a quantity (the most where `sign` is -1) and the index of a member that has it."""
-    families = families_of(problem, [Side(name, sign, math.inf)], MAX_FAMILIES)
+    families = families_of(problem, [Side(name, sign, math.inf)], MAX_ROWS)
     path = min((family.least(np.ones(1)) for family in families), key=lambda found: found[0])[1]
     return value_of(problem, path, name), path.index
 
