@@ -24,7 +24,7 @@ from record import write_result
 from merino_edge.architecture import Architecture
 from merino_edge.device.board import load_board
 from merino_edge.errors import InfeasibleError
-from merino_edge.search.engine import SearchRequest, search
+from merino_edge.search.engine import Measured, SearchRequest, search
 from merino_edge.search.exact import survey_space
 from merino_edge.search.latency import estimate_latency, estimate_memory
 from merino_edge.search.problem import make_problem
@@ -144,15 +144,33 @@ def infeasible_cases(models: dict[str, Any]) -> list[dict[str, Any]]:
         (wide, "a range between two members", between),
         (own_widths(), "two limits that clash", {"parameters": Limit(8e6), "flops": Limit(1e15, 60e9)}),
         (own_widths(), "a range between two members", between),
+        (many_groups(), "one limit out of reach", {"latency_ms": Limit(0.1)}),
+        (many_groups(), "a range between two members", between),
     ]
     rows = []
     for space, what, limits in cases:
-        request = SearchRequest(space, score=ScoreOptions(name="balanced-parameters"), limits=limits, **models)
-        details = infeasible(request).details
-        judged = details["evaluated"] == space.size
-        times = timed(lambda request=request: infeasible(request))  # type: ignore[misc]
-        rows.append({"space": space.name, "size": space.size, "what": what, "all_judged": judged, **times})
+        rows.append(infeasible_case(models, space, what, limits))
+    known = {a.digest: Measured(a, {"tg": 40.0, "pp128": 400.0}, 2e8) for a in free.sample(30, seed=0)}
+    rows.append(infeasible_case(models, free, "one limit out of reach, 30 models measured", none_there, known))
     return rows
+
+
+def infeasible_case(
+    models: dict[str, Any], space: Space, what: str, limits: dict[str, Limit], known: dict[str, Measured] | None = None
+) -> dict[str, Any]:
+    """Time one answer to limits that nothing meets."""
+    score = ScoreOptions(name="balanced-parameters")
+    request = SearchRequest(space, score=score, limits=limits, measured=known or {}, **models)
+    details = infeasible(request).details
+    return {
+        "space": space.name,
+        "size": space.size,
+        "what": what,
+        "all_judged": details["evaluated"] == space.size,
+        "least_proven": details["least_proven"],
+        "nearest_proven": details["nearest_proven"],
+        **timed(lambda: infeasible(request)),
+    }
 
 
 def mixed_widths() -> Space:
@@ -175,6 +193,13 @@ def time_front(models: dict[str, Any], space: Space, name: str) -> dict[str, Any
         "members": len(found[0].front),
         "same_every_time": len({tuple(c.index for c in outcome.front) for outcome in found}) == 1,
     }
+
+
+def many_groups() -> Space:
+    """Return 42,240 architectures in 2,640 combinations of vocabulary, embedding, head width and model width."""
+    document = {"schema_version": 1, "name": "many groups", "vocab_size": list(range(4096, 40961, 4096))}
+    widths = {"head_dim": [16, 32, 64], "embedding_width": list(range(64, 513, 64)), "width": list(range(128, 769, 64))}
+    return parse_space({**document, **widths, "block": [{"count": 2, "depth": [1, 2], "ffn_ratio": [2, 4]}]}, "bench")
 
 
 def one_width(blocks: int) -> Space:
