@@ -177,13 +177,7 @@ class Evolution:
     def _representatives(self, genes: Array) -> Array:
         """Put the options of blocks that may be swapped into order, where the widths are one; each option its first."""
         if self.problem.space.numbers > self.problem.space.size:
-            firsts = [self.groups[int(row[0])].first_alike for row in genes]
-            genes = np.array(
-                [
-                    [row[0], *(f[d] for f, d in zip(first, row[1:], strict=True))]
-                    for first, row in zip(firsts, genes, strict=True)
-                ]
-            )
+            genes = np.array([[row[0], *self.groups[int(row[0])].first_alike(row[1:])] for row in genes])
         ordered = genes.copy()
         for positions in self.kinds:
             columns = 1 + np.array(positions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,19 +73,25 @@ class Group:
         return tuple(math.prod(len(options) for options in self.options[i + 1 :]) for i in range(len(self.options)))
 
     @cached_property
-    def first_alike(self) -> tuple[tuple[int, ...], ...]:
-        """For each block and option the first option of the same width, FFN width and depth: ratios may round alike."""
-        result: dict[int, tuple[int, ...]] = {}  # by choices, for alike blocks have the same
+    def number_of(self) -> tuple[dict[tuple[int, int, int], int], ...]:
+        """For each block the first option of each width, FFN width and depth: FFN ratios may round alike."""
+        result: dict[int, dict[tuple[int, int, int], int]] = {}  # by choices, for alike blocks have the same
         for choices, options in zip(self.choices, self.options, strict=True):
             if id(choices) not in result:
-                first: dict[tuple[int, int, int], int] = {}
-                result[id(choices)] = tuple(first.setdefault(block.shape, i) for i, block in enumerate(options))
+                first = result[id(choices)] = {}
+                for i, block in enumerate(options):
+                    first.setdefault(block.shape, i)
         return tuple(result[id(choices)] for choices in self.choices)
 
     @cached_property
     def distinct(self) -> tuple[tuple[int, ...], ...]:
-        """For each block the options that differ, the first of those that are alike."""
-        return tuple(tuple(i for i, first in enumerate(firsts) if i == first) for firsts in self.first_alike)
+        """For each block the options that differ, the first of those that are alike, rising."""
+        return tuple(tuple(numbers.values()) for numbers in self.number_of)
+
+    def first_alike(self, digits: Sequence[int]) -> tuple[int, ...]:
+        """Return for each block the first option that is like the one given."""
+        blocks = [options[digit] for options, digit in zip(self.options, digits, strict=True)]
+        return tuple(numbers[block.shape] for numbers, block in zip(self.number_of, blocks, strict=True))
 
     def digits(self, position: int) -> tuple[int, ...]:
         """Return the option of each block of the member at `position` inside the group."""

@@ -197,19 +197,19 @@ class Space:
         return Architecture(blocks, group.embedding_width, group.vocab_size, group.head_dim, self.per_layer_norms)
 
     def index_of(self, architecture: Architecture) -> int | None:
-        """Return the architecture's lowest index, None where the space does not hold it."""
+        """Return the architecture's lowest index, None where the space does not hold it.
+
+        In whatever FFN ratios it is written: what counts is the FFN width.
+        """
         a = architecture
         if a.per_layer_norms != self.per_layer_norms:
             return None
         width = a.blocks[0].width if self.widths else None
         for group in self._groups_of.get((a.vocab_size, a.head_dim, a.embedding_width, width, len(a.blocks)), []):
-            try:
-                digits = [options.index(block) for options, block in zip(group.options, a.blocks, strict=True)]
-            except ValueError:
-                continue
-            if self._repeats.rows_of:
-                digits = [first[digit] for first, digit in zip(group.first_alike, digits, strict=True)]
-            return group.offset + group.position(digits)
+            digits = [numbers.get(block.shape) for numbers, block in zip(group.number_of, a.blocks, strict=True)]
+            found = [digit for digit in digits if digit is not None]
+            if len(found) == len(digits):
+                return group.offset + group.position(found)
         return None
 
     def sample(self, count: int, seed: int) -> list[Architecture]:
