@@ -22,7 +22,7 @@ from merino_edge.search.class_sweep import class_shortfall, has_few_classes
 from merino_edge.search.dynamic import search_blocks
 from merino_edge.search.entropy import ENTROPIES
 from merino_edge.search.evolution import Evolution
-from merino_edge.search.exact import MAX_SIZE, Clock, survey_space
+from merino_edge.search.exact import MAX_SIZE, Clock, listed_shortfall, survey_space
 from merino_edge.search.nearest import clash
 from merino_edge.search.problem import Measured, Problem, SearchRequest, make_problem
 from merino_edge.search.scores import PLAIN, SumScore, is_sum
@@ -120,6 +120,8 @@ def search(request: SearchRequest) -> SearchOutcome:
 
 def _impossible(problem: Problem, mode: str) -> Shortfall | int | None:
     """Say why nothing in a space keeps the limits, or who does, where that is known without looking at all."""
+    if problem.space.size <= AT_ONCE and problem.additive is not None:
+        return listed_shortfall(problem)
     if has_few_classes(problem):
         return class_shortfall(problem)
     found = clash(problem)

@@ -146,3 +146,13 @@ def survey_space(problem: Problem) -> tuple[Survey, Clock, Shortfall | None]:
             progress(survey.seen / size)
     clock.lap("score")
     return survey, clock, None if survey.feasible else diagnosis.shortfall()
+
+
+def listed_shortfall(problem: Problem) -> Shortfall | None:
+    """Return why no member keeps the limits, None as soon as one does."""
+    diagnosis = Diagnosis(problem.limits)
+    for members in sweep(problem):
+        diagnosis.show(members.columns, numbered(members.numbers))
+        if diagnosis.feasible:
+            return None
+    return diagnosis.shortfall()

@@ -379,6 +379,17 @@ def test_evolution_depends_on_the_seed_alone() -> None:
     assert first.winner.predicted["tg_ms_upper"] <= 20.0
 
 
+@pytest.mark.parametrize("mode", ["exact", "dp", "evolution"])
+def test_every_mode_tells_the_same_of_a_budget_that_nothing_in_a_small_space_meets(mode: str) -> None:
+    limits = {"latency_ms": Limit(6.0), "parameters": Limit(40e6, 20e6), "file_bytes": Limit(30_000_001, 30_000_000)}
+    told = []
+    for way in ("exact", mode):
+        with pytest.raises(InfeasibleError, match="none of 186,624 architectures") as caught:
+            search(request(POSTER, limits, mode=way))
+        told.append((caught.value.message, caught.value.hint, caught.value.details))
+    assert told[0] == told[1]
+
+
 def test_evolution_says_when_nothing_it_saw_is_feasible() -> None:
     both = {"parameters": Limit(9_999_616, 9_999_616), "flops": Limit(49_996_103_680, 49_996_103_680)}
     with pytest.raises(
