@@ -18,7 +18,7 @@ import numpy as np
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import UsageError, did_you_mean
-from merino_edge.search.cost import Array, Flops, Sum, parameters_sum, total
+from merino_edge.search.cost import Array, Flops, Sum, Whole, parameters_sum, total
 from merino_edge.search.entropy import ENTROPIES, BlocksOnly, Layers, ScoreOptions, entropy_score, explain
 
 __all__ = ["ScoreOptions", "SumScore", "explain_score", "make_score", "score_architecture", "score_names"]
@@ -87,8 +87,8 @@ class _Vocabulary(BlocksOnly):
     def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
         return np.zeros(np.broadcast_shapes(np.shape(width), np.shape(ffn_width), np.shape(depth)))
 
-    def ends(self, last_width: Array, embedding_width: int, vocab_size: int) -> Array:
-        return np.full(np.shape(last_width), float(vocab_size))
+    def ends(self, last_width: Array, embedding_width: Whole, vocab_size: Whole) -> Array:
+        return np.full(np.shape(last_width), np.asarray(vocab_size, np.float64))
 
 
 ASPECT = 128.0  # width over depth; between 100 and 170 the trained shapes do not tell
