@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
 
-from merino_edge.search.classes import alike
+from merino_edge.search.classes import alike, class_members
 from merino_edge.search.cost import Array, Sum
 from merino_edge.search.group import BlockChoices, Group
 from merino_edge.search.problem import Problem
+from merino_edge.search.reach import Known
 from merino_edge.search.shortfall import Diagnosis, Shortfall
 from merino_edge.search.tables import CHUNK_ROWS
 
@@ -47,18 +48,19 @@ def class_shortfall(problem: Problem) -> Shortfall | None:
     names = list(problem.limits)
     sums = _ClassSums([part for name in names for part in problem.columns[name].parts])
     diagnosis, held, rows = Diagnosis(problem.limits), [], 0
+    measured = {**problem.measured, **_repeated(problem)}
     for group in problem.space.groups:
         held.append((group, sums.of(group)))
         rows += len(held[-1][1][0])
         if rows > CHUNK_ROWS or group is problem.space.groups[-1]:
-            _show(problem, diagnosis, held)
+            _show(problem, measured, diagnosis, held)
             if diagnosis.feasible:
                 return None
             held, rows = [], 0
     return diagnosis.shortfall()
 
 
-def _show(problem: Problem, diagnosis: Diagnosis, held: list[tuple[Group, list[Array]]]) -> None:
+def _show(problem: Problem, measured: Known, diagnosis: Diagnosis, held: list[tuple[Group, list[Array]]]) -> None:
     """Show the classes of some groups to a diagnosis."""
     groups, tables = [group for group, _ in held], [table for _, table in held]
     starts = np.cumsum([0, *(len(table[0]) for table in tables)])
@@ -67,7 +69,7 @@ def _show(problem: Problem, diagnosis: Diagnosis, held: list[tuple[Group, list[A
     for name in problem.limits:
         count = len(problem.columns[name].parts)
         columns[name], parts = problem.columns[name].combine(*parts[:count]), parts[count:]
-    _override(problem, groups, starts, columns)
+    _override(measured, groups, starts, columns)
 
     def index(rows: Array) -> int:
         first = int(np.searchsorted(starts, rows[0], side="right")) - 1  # groups come in the order of the index
@@ -76,15 +78,27 @@ def _show(problem: Problem, diagnosis: Diagnosis, held: list[tuple[Group, list[A
     diagnosis.show(columns, index)
 
 
-def _override(problem: Problem, groups: Sequence[Group], starts: Array, columns: dict[str, Array]) -> None:
+def _override(measured: Known, groups: Sequence[Group], starts: Array, columns: dict[str, Array]) -> None:
     """Put measured values in the place of predicted ones."""
     offsets = [group.offset for group in groups]
-    for index, values in problem.measured.items():
+    for index, values in measured.items():
         number = bisect_right(offsets, index) - 1
         if number >= 0 and index < offsets[number] + groups[number].size:
             row = starts[number] + _row(groups[number], index)
             for name in columns.keys() & values.keys():
                 columns[name][row] = values[name]
+
+
+def _repeated(problem: Problem) -> dict[int, Mapping[str, float]]:
+    """Return measured values for the classes of other groups that are nothing but measured ones once more."""
+    space, found = problem.space, dict[int, Mapping[str, float]]()
+    for index, values in problem.measured.items() if space.numbers > space.size else ():
+        for member in class_members(space, index):
+            for again in list(space.indices_of(space.decode(member)))[1:]:
+                members = class_members(space, again)
+                if all(map(space.is_repeated, members)):
+                    found[members[0]] = values
+    return found
 
 
 def _row(group: Group, index: int) -> int:

@@ -25,7 +25,7 @@ import itertools
 import math
 import random
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -201,16 +201,19 @@ class Space:
 
         In whatever FFN ratios it is written: what counts is the FFN width.
         """
+        return next(self.indices_of(architecture), None)
+
+    def indices_of(self, architecture: Architecture) -> Iterator[int]:
+        """Return an index for each group that holds the architecture, rising."""
         a = architecture
         if a.per_layer_norms != self.per_layer_norms:
-            return None
+            return
         width = a.blocks[0].width if self.widths else None
         for group in self._groups_of.get((a.vocab_size, a.head_dim, a.embedding_width, width, len(a.blocks)), []):
             digits = [numbers.get(block.shape) for numbers, block in zip(group.number_of, a.blocks, strict=True)]
             found = [digit for digit in digits if digit is not None]
             if len(found) == len(digits):
-                return group.offset + group.position(found)
-        return None
+                yield group.offset + group.position(found)
 
     def sample(self, count: int, seed: int) -> list[Architecture]:
         """Draw different members uniformly; all of them where the space has no more than `count`."""

@@ -109,6 +109,19 @@ def test_a_measured_member_is_judged_by_its_measurement() -> None:
     assert class_shortfall(slow) == expected
 
 
+def test_a_class_that_is_a_measured_one_once_more_is_judged_by_its_measurement() -> None:
+    where = SPACES[2]  # "r2 | r4 r2" and "r2 r2 | r4" are of two groups, and the second of them is in both
+    a = where.sample(1, seed=3)[0]
+    values = problem(where, {}).values(a)
+    ms = values["latency_ms"]
+    limits = {"latency_ms": Limit(1.0013 * ms, 1.001 * ms)}
+    asked = problem(where, limits, measured={a.digest: Measured(a, {"tg": 0.5 * ms})})
+    _, _, expected = survey_space(asked)
+    assert expected is not None
+    assert expected.least > ms
+    assert class_shortfall(asked) == expected
+
+
 @pytest.mark.parametrize(
     "limits",
     [
