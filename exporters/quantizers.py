@@ -2,11 +2,12 @@
 
     rtn    round to nearest; scales by the largest value of each block (`quantize.py`)
     mse    scales of least squared error, then round to nearest (`scales.py`); needs no text
-    gptq   scales and rounding by what the matrices meet on calibration text (`gptq.py`); of the token
-           table only the scales
+    gptq   scales and rounding by what the matrices meet on calibration text (`gptq.py`)
 
 `auto` is `gptq` at 4 bits where there is calibration text, `mse` where there is none, and `rtn` at 8
 bits, where nothing is left to gain. The file's layout and operators are the same for all of them.
+Before `mse` and `gptq` choose 4-bit integers, inputs of like size are brought into the same blocks
+(`ordering.py`).
 
 `bench/quantization.py` compares them. Zero points, which MatMulNBits also takes, were tried and left
 out: a zero point a block, chosen by the range or by half-quadratic quantization (HQQ), did less on a
@@ -23,10 +24,11 @@ import numpy.typing as npt
 from merino_edge.architecture import Architecture
 from merino_edge.errors import UsageError, did_you_mean
 from merino_edge.exporters.calibration import collect_hessians
-from merino_edge.exporters.gptq import round_with_gptq
+from merino_edge.exporters.gptq import damping_for, round_with_gptq
+from merino_edge.exporters.ordering import order_by_size
 from merino_edge.exporters.quantize import QuantizedTensor, RoundedMatrix, quantize_blocks
 from merino_edge.exporters.recipes import Recipe
-from merino_edge.exporters.scales import best_scales, quantize_with_mse, round_to_scales
+from merino_edge.exporters.scales import best_scales, quantize_with_mse
 from merino_edge.exporting import ExportOptions, Tensors
 
 Float32 = npt.NDArray[np.float32]
@@ -57,6 +59,8 @@ def quantize_model(
     alike = recipe.stored("embedding.weight") == (recipe.bits, recipe.block)
     if quantizer is None or (quantizer == "rtn" and alike):
         return tensors, quantizer
+    if recipe.bits == 4 and quantizer != "rtn":
+        tensors = order_by_size(architecture, tensors)
     quantize = _by_name(quantizer, architecture, tensors, options)
     rounded = dict(tensors)
     for name, tensor in tensors.items():
@@ -97,15 +101,16 @@ def _by_name(
         return lambda name, matrix, block, bits: quantize_blocks(matrix, block, bits)
     if quantizer == "mse":
         return lambda name, matrix, block, bits: quantize_with_mse(matrix, block, bits)
-    assert options.calibration is not None
-    hessians = collect_hessians(architecture, tensors, options.calibration, WINDOW)
+    text = options.calibration
+    assert text is not None
+    hessians = collect_hessians(architecture, tensors, text, WINDOW)
 
     def with_gptq(name: str, matrix: Float32, block: int, bits: int) -> QuantizedTensor:
         hessian = hessians[name]
         nearest = quantize_blocks(matrix, block, bits)
         scale = nearest.scale if bits == 8 else best_scales(matrix, block, bits, np.diag(hessian))
-        if name == "embedding.weight":  # its rows are also read as they are: they must stay near
-            return nearest if bits == 8 else round_to_scales(matrix, scale, bits)
-        return round_with_gptq(matrix, hessian, scale, bits)
+        if name == "embedding.weight" and bits == 8:  # its rows are also read as they are: they must stay near
+            return nearest
+        return round_with_gptq(matrix, hessian, scale, bits, damping_for(len(hessian), len(text)))
 
     return with_gptq

@@ -87,13 +87,13 @@ def attend(q: Array, k: Array, v: Array) -> Array:
         `(T, H * D)`.
     """
     tokens, positions = len(q), len(k)
-    scores = np.einsum("thd,phd->htp", q, k) / np.sqrt(q.shape[-1]).astype(q.dtype)
+    scores = q.transpose(1, 0, 2) @ k.transpose(1, 2, 0) / np.sqrt(q.shape[-1]).astype(q.dtype)  # (H, T, P)
     hidden = np.arange(positions)[None, :] > np.arange(positions - tokens, positions)[:, None]
     scores = np.where(hidden, -np.inf, scores)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    mixed: Array = np.einsum("htp,phd->thd", weights, v)
-    return mixed.reshape(tokens, -1)
+    mixed: Array = weights @ v.transpose(1, 0, 2)  # (H, T, D)
+    return mixed.transpose(1, 0, 2).reshape(tokens, -1)
 
 
 def forward(
