@@ -8,7 +8,7 @@ import pytest
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ExportError, UsageError
 from merino_edge.exporters.calibration import collect_hessians
-from merino_edge.exporters.gptq import round_with_gptq
+from merino_edge.exporters.gptq import LEAST_DAMPING, ROWS, damping_for, round_with_gptq
 from merino_edge.exporters.quantize import QuantizedTensor, RoundedMatrix, quantize_blocks
 from merino_edge.exporters.quantizers import QUANTIZERS, quantize_model
 from merino_edge.exporters.recipes import RECIPES
@@ -64,6 +64,54 @@ def test_without_correlation_gptq_rounds_to_nearest() -> None:
     nearest = quantize_blocks(matrix, 32, 4)
     rounded = round_with_gptq(matrix, np.eye(64), nearest.scale, 4)
     np.testing.assert_array_equal(rounded.values, nearest.values)
+
+
+def test_gptq_leaves_each_later_input_where_least_squares_puts_it() -> None:
+    """The update from its definition: after each rounding the rest is solved for anew."""
+    rng = np.random.default_rng(11)
+    matrix = rng.standard_normal((3, 8)).astype(np.float32)
+    inputs = correlated(rng, rng.standard_normal((8, 8)), 50).astype(np.float64)
+    hessian, scale = inputs.T @ inputs, np.full((3, 1), 0.3, np.float32)
+    damped = hessian + 0.05 * np.diag(hessian).mean() * np.eye(8)
+    order = np.argsort(-np.diag(hessian))
+    expected = np.zeros((3, 8))
+    for row in range(3):
+        for done in range(8):  # inputs order[:done] are rounded; the others make up for their errors
+            fixed, free = order[:done], order[done:]
+            errors = matrix[row, fixed] - scale[row, 0] * expected[row, fixed]
+            moved = np.linalg.solve(damped[np.ix_(free, free)], damped[np.ix_(free, fixed)] @ errors)
+            expected[row, free[0]] = np.clip(np.rint((matrix[row, free[0]] + moved[0]) / scale[row, 0]), -8, 7)
+    found = round_with_gptq(matrix, hessian, scale, 4, 0.05)
+    np.testing.assert_array_equal(found.values, expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("block", [32, 128])
+def test_gptq_never_leaves_a_larger_error_on_its_own_text_than_rounding_to_nearest(block: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrix = (rng.standard_normal((40, 128)) * rng.lognormal(0, 0.5, 128)).astype(np.float32)
+    inputs = correlated(rng, rng.standard_normal((128, 128)) * rng.lognormal(0, 1, 128)[:, None], 400)
+    hessian = inputs.T.astype(np.float64) @ inputs
+    scale = best_scales(matrix, block, 4, np.diag(hessian))
+    chosen = output_error(matrix, round_with_gptq(matrix, hessian, scale, 4), inputs)
+    assert chosen <= output_error(matrix, quantize_blocks(matrix, block, 4), inputs)
+
+
+def test_rows_are_rounded_alike_however_many_there_are() -> None:
+    rng = np.random.default_rng(12)
+    matrix = rng.standard_normal((ROWS + 3, 32)).astype(np.float32)
+    inputs = correlated(rng, rng.standard_normal((32, 32)), 100)
+    hessian, scale = inputs.T.astype(np.float64) @ inputs, quantize_blocks(matrix, 32, 4).scale
+    whole = round_with_gptq(matrix, hessian, scale, 4)
+    last = round_with_gptq(matrix[-5:], hessian, scale[-5:], 4)
+    assert (whole.values[-5:] != last.values).mean() < 0.01  # sums of another order may fall on another side
+    assert np.abs(whole.values[-5:].astype(int) - last.values).max() <= 1
+
+
+def test_less_text_is_damped_more() -> None:
+    assert damping_for(768, 8192) == 2 * 768 / 8192
+    assert damping_for(768, 1 << 20) == LEAST_DAMPING
+    assert damping_for(768, 512) > 1
 
 
 def test_gptq_takes_a_text_that_hardly_shows_some_inputs() -> None:
@@ -148,6 +196,24 @@ def test_gptq_keeps_the_logits_nearer_on_another_text() -> None:
         plain = {name: INT4.rounded(np.asarray(t) if quantizer == "rtn" else t) for name, t in rounded.items()}
         errors[quantizer] = np.square(forward(SHARED, plain, other) - expected).mean()
     assert errors["gptq"] < 0.8 * errors["rtn"]
+
+
+def test_the_token_table_is_rounded_by_what_the_head_meets() -> None:
+    tensors = random_tensors(SHARED, 1, scale=0.05)
+    text = np.random.default_rng(8).integers(0, 97, 2048)
+    head = collect_hessians(SHARED, tensors, text, window=256)["embedding.weight"]
+    stored, _ = quantize_model(SHARED, tensors, INT4, ExportOptions(quantizer="gptq", calibration=text))
+    order = np.argsort(np.square(tensors["embedding.weight"]).mean(0), kind="stable")
+    table = np.empty_like(tensors["embedding.weight"])
+    table[:, order] = stored["embedding.weight"]
+    errors = [
+        np.einsum("vi,ij,vj->", change, head, change)
+        for change in (
+            table - tensors["embedding.weight"],
+            INT4.rounded(tensors["embedding.weight"]) - tensors["embedding.weight"],
+        )
+    ]
+    assert errors[0] < 0.8 * errors[1]
 
 
 def test_auto_takes_gptq_where_there_is_text() -> None:

@@ -15,7 +15,7 @@ from merino_edge.bundle import read_bundle
 from merino_edge.checkpoint import CONFIG, WEIGHTS
 from merino_edge.errors import DataError, ExportError, UsageError
 from merino_edge.flows.export import ExportWish, brought_up_to_date, current_bundle, export, export_subject
-from merino_edge.flows.quality import EVALUATED_TOKENS, HeldOut, limit_of
+from merino_edge.flows.quality import CALIBRATION_TOKENS, EVALUATED_TOKENS, HeldOut, limit_of
 from merino_edge.flows.subject import resolve_subject
 from merino_edge.run import runs_root
 
@@ -166,10 +166,11 @@ def test_no_pickle_is_read_among_held_out_tokens(spoiled: str) -> None:
 
 
 def test_no_token_is_both_judged_and_calibrated_by() -> None:
-    for count in (0, 1, 700, 2048, 10_000, 65_536):
+    for count in (0, 1, 700, 2048, 10_000, 65_536, 120_402):
         held_out = HeldOut(np.arange(count, dtype=np.int32), "")
         assert len(held_out.evaluated) <= EVALUATED_TOKENS + 1
         assert not set(held_out.evaluated) & set(held_out.calibration)
+        assert len(held_out.calibration) == min(CALIBRATION_TOKENS, count - len(held_out.evaluated))
 
 
 def test_four_bits_may_cost_three_times_as_much_as_eight() -> None:
