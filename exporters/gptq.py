@@ -30,8 +30,8 @@ ROWS = 2048  # rounded together: what they need stays in a cache
 def damping_for(inputs: int, tokens: int) -> float:
     """Return the damping for a matrix of so many inputs, seen on a text of so many tokens.
 
-    An estimate of `inputs` correlations from `tokens` samples is off by the square root of their ratio; twice the
-    ratio did best on 8, 32 and 64 thousand tokens.
+    An estimate of `inputs` correlations from `tokens` samples is off by the square root of their ratio. Twice the
+    ratio is near the best of what was tried on 8, 32 and 64 thousand tokens.
     """
     return max(LEAST_DAMPING, 2 * inputs / tokens)
 
