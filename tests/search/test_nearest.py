@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from estimated_models import MODELS, NAMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merino_edge.device.board import load_board
 from merino_edge.errors import InfeasibleError
 from merino_edge.search.engine import Measured, SearchRequest, search
 from merino_edge.search.exact import survey_space, sweep
-from merino_edge.search.latency import estimate_latency, estimate_memory
 from merino_edge.search.layers import families_of, sides_of
 from merino_edge.search.nearest import clash
 from merino_edge.search.problem import Problem, make_problem
@@ -23,14 +22,7 @@ from merino_edge.search.space import Space, load_space, parse_space
 from merino_edge.search.survey import excess
 from merino_edge.units import Limit
 
-RECIPE = "dynamic_wi8_afp32"
-ESTIMATE = load_board("pi4").estimate
-MODELS: dict[str, Any] = {
-    "latency": {"tg": estimate_latency(ESTIMATE, test="tg", depth=128, recipe=RECIPE, cache_bytes=1 << 20)},
-    "memory": estimate_memory(ESTIMATE, recipe=RECIPE, context_length=1024),
-}
 WIDE = load_space("wide")
-NAMES = ["latency_ms", "memory_bytes", "parameters", "flops", "file_bytes"]
 
 
 def space(*blocks: dict[str, Any], **changes: Any) -> Space:

@@ -6,26 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from estimated_models import MODELS, NAMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merino_edge.device.board import load_board
 from merino_edge.errors import InfeasibleError
 from merino_edge.search.engine import SearchRequest, search
-from merino_edge.search.latency import estimate_latency, estimate_memory
 from merino_edge.search.problem import make_problem
 from merino_edge.search.scores import ScoreOptions, score_architecture
 from merino_edge.search.space import Space, parse_space
 from merino_edge.search.survey import excess
 from merino_edge.units import Limit
-
-RECIPE = "dynamic_wi8_afp32"
-ESTIMATE = load_board("pi4").estimate
-MODELS: dict[str, Any] = {
-    "latency": {"tg": estimate_latency(ESTIMATE, test="tg", depth=128, recipe=RECIPE, cache_bytes=1 << 20)},
-    "memory": estimate_memory(ESTIMATE, recipe=RECIPE, context_length=1024),
-}
-NAMES = ["latency_ms", "memory_bytes", "parameters", "flops", "file_bytes"]
 
 
 def space(*blocks: dict[str, Any], **changes: Any) -> Space:
