@@ -88,10 +88,13 @@ def _search_group(problem: Problem, number: int, group: Group, beam: int) -> End
     tables = GroupTables(problem.space, group, parts)
     blocks = len(group.options)
     least = [[sum(float(t[j].min()) for j in range(i + 1, blocks)) for t in tables.blocks] for i in range(blocks)]
+    assert isinstance(problem.score, SumScore)
+    last = tables.widths[-1]  # of the score: what comes outside the blocks, at the least
+    outside = [float(p.ends(last, group.embedding_width, group.vocab_size).min()) for p in problem.score.parts]
     first = np.arange(len(group.options[0]))
     found = Beginnings(first[:, None], [np.asarray(t[0], np.float64) for t in tables.blocks], tables.width_numbers[0])
     for i in range(1, blocks):
-        found = _extend(tables, i, _keep(problem, found, least[i - 1], beam))
+        found = _extend(tables, i, _keep(problem, found, least[i - 1], outside, beam))
     score, columns = problem.fill(found.sums[:-1])
     assert score is not None
     genes = np.column_stack([np.full(len(score), number), found.digits])
@@ -113,7 +116,7 @@ def _extend(tables: GroupTables, i: int, found: Beginnings) -> Beginnings:
     return Beginnings(np.column_stack([found.digits[rows], option]), sums, number[option])
 
 
-def _keep(problem: Problem, found: Beginnings, least: list[float], beam: int) -> Beginnings:
+def _keep(problem: Problem, found: Beginnings, least: list[float], outside: list[float], beam: int) -> Beginnings:
     """Drop what cannot keep an upper limit any more, then keep the best of each class, round after round."""
     assert isinstance(problem.score, SumScore)
     uppers = {name: replace(limit, lower=None) for name, limit in problem.limits.items()}
@@ -124,7 +127,7 @@ def _keep(problem: Problem, found: Beginnings, least: list[float], beam: int) ->
         alive = np.flatnonzero(over <= 0) if (over <= 0).any() else np.argsort(over, kind="stable")[:NEAREST]
     kept = found.take(alive)
     _, columns = problem.fill(kept.sums[:-1])
-    score = problem.score.combine(*kept.sums[: len(problem.score.parts)])
+    score = problem.score.combine(*(s + more for s, more in zip(kept.sums, outside, strict=False)))
     key = kept.sums[-1].astype(np.int64) * (1 + int(kept.last.max())) + kept.last
     for name, limit in uppers.items():
         step = np.minimum(columns[name] / limit.upper * STEPS, STEPS - 1).astype(np.int64)

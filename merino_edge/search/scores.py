@@ -105,8 +105,7 @@ def _balanced(parameters: Array, widths: Array, layers: Array, vocabulary: Array
     large may be half as large for the same bits a byte (`bench/poster_train.py`: nine decoders, three budgets).
     """
     shape = np.exp(-BALANCE * np.log(widths / layers**2 / ASPECT) ** 2)
-    table = np.where(vocabulary > 0, vocabulary, USUAL_VOCABULARY)  # first blocks alone have none yet (`dynamic.py`)
-    return np.asarray(parameters * shape * np.sqrt(table / USUAL_VOCABULARY), np.float64)
+    return np.asarray(parameters * shape * np.sqrt(vocabulary / USUAL_VOCABULARY), np.float64)
 
 
 # Gains of norms are told apart only where parameters are reported: a score counts one set per block.

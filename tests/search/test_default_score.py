@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from merino_edge.flows.verify import DEFAULT_SCORE, score_options
 from merino_edge.search.engine import SearchRequest, search
-from merino_edge.search.scores import ScoreOptions, SumScore, make_score, score_architecture
+from merino_edge.search.scores import ScoreOptions, score_architecture
 from merino_edge.search.space import load_space, parse_space, space_names
 from merino_edge.units import Limit
 
@@ -47,15 +46,6 @@ def test_a_vocabulary_four_times_as_large_is_worth_twice_the_blocks() -> None:
     options = ScoreOptions(DEFAULT_SCORE)
     (one,) = load_space("free", 4096).sample(1, seed=3)
     assert score_architecture(replace(one, vocab_size=16_384), options) == 2 * score_architecture(one, options)
-
-
-def test_first_blocks_alone_score_as_with_the_usual_vocabulary() -> None:
-    score = make_score(ScoreOptions(DEFAULT_SCORE))
-    assert isinstance(score, SumScore)
-    sums = [np.array([3e6, 5e6]), np.array([1024.0, 2048.0]), np.array([2.0, 3.0])]
-    (small, large), usual = score.combine(*sums, np.zeros(2)), score.combine(*sums, np.full(2, 16_384.0))
-    assert 0 < small < large
-    assert [small, large] == usual.tolist()
 
 
 def test_search_takes_the_vocabulary_that_scores_best() -> None:

@@ -53,6 +53,14 @@ def test_a_beam_wider_than_the_space_meets_every_member_with_its_own_columns(spa
             assert columns == {n: c[row] for n, c in members.columns.items()}
 
 
+@pytest.mark.parametrize("space", [ALIKE, MIXED], ids=["one width", "own widths"])
+@pytest.mark.parametrize("score", ["balanced-parameters", "parameters"])
+def test_first_blocks_are_ranked_as_with_the_table_that_is_still_to_come(space: Space, score: str) -> None:
+    problem = make_problem(request(space, score))
+    best = max(float(ends.score.max()) for ends in search_blocks(problem, beam=6))
+    assert best == max(float(members.score.max()) for members in sweep(problem))
+
+
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize(
     "limits",
