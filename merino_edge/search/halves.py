@@ -18,6 +18,7 @@ import numpy as np
 
 from merino_edge.search.cost import Array
 from merino_edge.search.layers import Family
+from merino_edge.search.survey import share
 from merino_edge.units import Limit
 
 FEW, MOST = 20_000, 2_000_000  # entries of all lists: first to see whether the range is easily hit, then to settle it
@@ -54,8 +55,7 @@ class Nearest:
 
     def share(self, value: float) -> float:
         """Return by what share a value passes the range."""
-        lower = self.limit.lower or 0.0
-        return max(value / self.limit.upper - 1.0, lower / max(value, 1e-300) - 1.0, 0.0)
+        return share(self.limit, value)
 
 
 def nearest_to(limit: Limit, families: Sequence[Family]) -> Nearest:

@@ -19,9 +19,9 @@ from merino_edge.search.cost import Array
 from merino_edge.search.layers import Family, Path, Side, families_of, sides_of
 from merino_edge.search.pareto import non_dominated
 from merino_edge.search.problem import Problem
-from merino_edge.search.reach import Known, Missed, lowest_index, measured_of, missed, out_of_reach, share, value_of
+from merino_edge.search.reach import Known, Missed, lowest_index, measured_of, missed, out_of_reach, value_of
 from merino_edge.search.shortfall import ALONE, OTHERS, TOGETHER, Shortfall
-from merino_edge.search.survey import excess
+from merino_edge.search.survey import excess, share
 
 MAX_FAMILIES = 16
 ROUNDS = 12  # of weights, for each aim

@@ -19,9 +19,8 @@ from merino_edge.search.halves import nearest_to
 from merino_edge.search.layers import Family, Path, Side, families_of, sides_of
 from merino_edge.search.problem import Problem
 from merino_edge.search.shortfall import ALONE, Shortfall
-from merino_edge.search.survey import excess
+from merino_edge.search.survey import share
 from merino_edge.search.tables import GroupTables
-from merino_edge.units import Limit
 
 MAX_ROWS = 240  # of all families: more would take longer than an answer at once
 ENOUGH = 10**8  # members judged, many times those that a search looks at, say something where not all can be
@@ -121,11 +120,6 @@ def lowest_index(problem: Problem, path: Path) -> int:
     index = problem.space.index_of(problem.space.build(path.group, path.digits))
     assert index is not None
     return representative(problem.space, index)
-
-
-def share(limit: Limit, value: float) -> float:
-    """Return by what share a value passes a limit."""
-    return float(excess({"": limit}, {"": np.array([value])})[0])
 
 
 def value_of(problem: Problem, path: Path, name: str) -> float:

@@ -43,6 +43,11 @@ def excess(limits: Mapping[str, Limit], columns: Mapping[str, Array]) -> Array:
     return worst
 
 
+def share(limit: Limit, value: float) -> float:
+    """Return by what share a value passes a limit."""
+    return float(excess({"": limit}, {"": np.array([value])})[0])
+
+
 @dataclass
 class Survey:
     """Running results over all members shown.
