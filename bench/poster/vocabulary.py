@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from merino_edge.architecture import Architecture
-from merino_edge.search.scores import ScoreOptions, score_architecture
+from merino_edge.search.scores import USUAL_VOCABULARY, ScoreOptions, score_architecture
 
 SCORE = ScoreOptions(name="balanced-parameters")
 Row = dict[str, Any]
@@ -44,7 +45,8 @@ def fit(rows: list[Row]) -> tuple[float, float]:
     """
     shapes = [_shape(row) for row in rows]
     sizes = np.log([a.vocab_size for a in shapes])
-    blocks = np.log([score_architecture(a, SCORE) for a in shapes]) - 0.5 * sizes  # without the score's own factor
+    alike = [replace(a, vocab_size=USUAL_VOCABULARY) for a in shapes]  # without the score's own factor
+    blocks = np.log([score_architecture(a, SCORE) for a in alike])
     columns = np.stack([np.ones(len(rows)), blocks, sizes], axis=1)
     bits = np.array([_bits(row) for row in rows])
     weights, *_ = np.linalg.lstsq(columns, bits, rcond=None)
