@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]  # floating, one dtype throughout
 
 
 def random_tensors(architecture: Architecture, seed: int, scale: float = 0.02) -> dict[str, npt.NDArray[np.float32]]:
-    """Draw untrained weights: N(0, scale^2), gains 1. Same seed, same tensors.
+    """Draw untrained weights: N(0, scale^2), norm gains 1. Same seed, same tensors.
 
     Returns:
         Every tensor of `architecture.tensor_shapes`, float32.
@@ -118,11 +118,16 @@ def forward(
     cache = Cache() if cache is None else cache
     start, first_call = cache.length, not cache.keys
     x = tensors["embedding.weight"][np.asarray(token_ids)]  # (T, E)
+    skipped = x  # set anew where the first layer begins
     for number, (i, layer) in enumerate(architecture.layers()):
         w = {n: tensors[f"blocks.{i}.{n}.weight"] for n in ("query", "key", "value", "output", "ffn_in", "ffn_out")}
         gains = tensors[f"blocks.{i}.norms"][layer if architecture.per_layer_norms else 0]  # (2, E)
         if layer == 0 and f"blocks.{i}.projection.weight" in tensors:
             x = x @ tensors[f"blocks.{i}.projection.weight"].T
+        if architecture.embedding_skip:
+            if number == 0:
+                skipped = rms_norm(x, np.ones(1, x.dtype))
+            x = x + tensors[f"blocks.{i}.skip_gains"][layer] * skipped
         h = rms_norm(x, gains[0])
         q, k, v = (
             (h @ w[n].T).reshape(len(x), architecture.heads(i), architecture.head_dim)

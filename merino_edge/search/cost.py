@@ -175,6 +175,7 @@ class Storage:
         matrix: Size of one `[out, in]` matrix.
         value: Size of one norm gain.
         per_layer_norms: As in `Architecture`.
+        embedding_skip: As in `Architecture`.
         table: Whether the token table counts.
         executed: Count a shared matrix at every use, and the tied table twice.
         table_matrix: As `matrix`, of the token table; None where it is the same.
@@ -186,11 +187,13 @@ class Storage:
     table: bool = True
     executed: bool = False
     table_matrix: MatrixSize | None = None
+    embedding_skip: bool = False
 
     def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
-        """Four attention matrices, two of the FFN, two gains."""
+        """Four attention matrices, two of the FFN, two gains; those of an embedding skip for each layer."""
         uses = depth if self.executed else 1
         gains = 2 * width * self.value * (depth if self.per_layer_norms or self.executed else 1)
+        gains = gains + self.embedding_skip * depth * width * self.value
         matrices: Array = 4 * self.matrix(width, width) + self.matrix(ffn_width, width) + self.matrix(width, ffn_width)
         return uses * matrices + gains
 
@@ -243,19 +246,23 @@ class KvBytes:
         return 0 * last_width
 
 
-def parameters_sum(per_layer_norms: bool, *, table: bool = True, executed: bool = False) -> Storage:
+def parameters_sum(
+    per_layer_norms: bool, *, table: bool = True, executed: bool = False, embedding_skip: bool = False
+) -> Storage:
     """Return the sum that counts parameters: unique ones, unless `executed`."""
-    return Storage(_count, 1, per_layer_norms, table, executed)
+    return Storage(_count, 1, per_layer_norms, table, executed, embedding_skip=embedding_skip)
 
 
-def bytes_sum(recipe: str, per_layer_norms: bool) -> Storage:
+def bytes_sum(recipe: str, per_layer_norms: bool, embedding_skip: bool = False) -> Storage:
     """Return the sum that counts stored bytes under a recipe."""
-    return Storage(matrix_bytes(recipe), 4, per_layer_norms, table_matrix=table_bytes(recipe))
+    table = table_bytes(recipe)
+    return Storage(matrix_bytes(recipe), 4, per_layer_norms, table_matrix=table, embedding_skip=embedding_skip)
 
 
-def file_sum(recipe: str, per_layer_norms: bool) -> FileSize:
+def file_sum(recipe: str, per_layer_norms: bool, embedding_skip: bool = False) -> FileSize:
     """Return the sum that a limit on the file applies to: never less than the file."""
-    return FileSize(matrix_bytes(recipe), 4, per_layer_norms, table_matrix=table_bytes(recipe))
+    table = table_bytes(recipe)
+    return FileSize(matrix_bytes(recipe), 4, per_layer_norms, table_matrix=table, embedding_skip=embedding_skip)
 
 
 def matrix_bytes(recipe: str) -> MatrixSize:
@@ -303,4 +310,4 @@ def count_macs(architecture: Architecture, tokens: int, positions: int, logits: 
 
 def unique_bytes(architecture: Architecture, recipe: str) -> int:
     """Return the bytes of all unique tensors under a recipe, each stored once."""
-    return int(total(bytes_sum(recipe, architecture.per_layer_norms), architecture))
+    return int(total(bytes_sum(recipe, architecture.per_layer_norms, architecture.embedding_skip), architecture))

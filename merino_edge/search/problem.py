@@ -195,11 +195,11 @@ def make_problem(request: SearchRequest) -> Problem:
 
 
 def _columns(request: SearchRequest) -> dict[str, Column]:
-    norms = request.space.per_layer_norms
+    norms, skip = request.space.per_layer_norms, request.space.embedding_skip
     columns = {
-        "parameters": Column((parameters_sum(norms),), _same),
+        "parameters": Column((parameters_sum(norms, embedding_skip=skip),), _same),
         "flops": Column((Flops(),), _same),
-        "file_bytes": Column((file_sum(request.recipe, norms),), _same),
+        "file_bytes": Column((file_sum(request.recipe, norms, skip),), _same),
     }
     tests = latency_tests(request.latency_of)
     if all(test in request.latency for test in tests):

@@ -7,6 +7,7 @@
     width = [256, 384, 512]            # one width for the whole model; or give each block its own
     embedding_width = "width"          # equal to that one width; or numbers
     per_layer_norms = false
+    embedding_skip = false             # true needs one width for the whole model
     [[block]]                          # in the order of execution
     count = 4                          # this many blocks choose alike; a list is a choice, too
     depth = [1, 2, 3]
@@ -42,7 +43,8 @@ from merino_edge.search.overlaps import Box, Mask, Repeats, inside
 
 SPACES = Path(__file__).parent / "spaces"
 _KEYS = (
-    "schema_version", "name", "title", "vocab_size", "head_dim", "width", "embedding_width", "per_layer_norms", "block",
+    "schema_version", "name", "title", "vocab_size", "head_dim", "width", "embedding_width", "per_layer_norms",
+    "embedding_skip", "block",
 )  # fmt: skip
 MAX_GROUPS = 100_000
 MAX_BLOCKS = 64
@@ -61,6 +63,7 @@ class Space:
         embedding_widths: Choices, or None where it equals the one width.
         blocks: Choices of each block, in the order of execution, of the members with the most blocks.
         per_layer_norms: Whether every executed layer has its own norm gains.
+        embedding_skip: Whether the normed embedding is added to what enters every executed layer.
         title: One line about it.
         fewer: The same of members with fewer blocks, where their number is a choice.
     """
@@ -72,6 +75,7 @@ class Space:
     embedding_widths: tuple[int, ...] | None
     blocks: tuple[BlockChoices, ...]
     per_layer_norms: bool = False
+    embedding_skip: bool = False
     title: str = ""
     fewer: tuple[tuple[BlockChoices, ...], ...] = ()
 
@@ -194,7 +198,8 @@ class Space:
     def build(self, group: Group, digits: Sequence[int]) -> Architecture:
         """Return the architecture with these options in this group."""
         blocks = tuple(options[digit] for options, digit in zip(group.options, digits, strict=True))
-        return Architecture(blocks, group.embedding_width, group.vocab_size, group.head_dim, self.per_layer_norms)
+        sizes = (group.embedding_width, group.vocab_size, group.head_dim)
+        return Architecture(blocks, *sizes, self.per_layer_norms, self.embedding_skip)
 
     def index_of(self, architecture: Architecture) -> int | None:
         """Return the architecture's lowest index, None where the space does not hold it.
@@ -206,7 +211,7 @@ class Space:
     def indices_of(self, architecture: Architecture) -> Iterator[int]:
         """Return an index for each group that holds the architecture, rising."""
         a = architecture
-        if a.per_layer_norms != self.per_layer_norms:
+        if (a.per_layer_norms, a.embedding_skip) != (self.per_layer_norms, self.embedding_skip):
             return
         width = a.blocks[0].width if self.widths else None
         for group in self._groups_of.get((a.vocab_size, a.head_dim, a.embedding_width, width, len(a.blocks)), []):
@@ -299,9 +304,11 @@ def parse_space(document: Mapping[str, Any], where: str, vocab_size: int | None 
     embedding = document.get("embedding_width", "width")
     if embedding == "width" and widths is None:
         raise InvalidFileError(f"{where}: embedding_width must be numbers where each block has its own width")
-    norms = document.get("per_layer_norms", False)
-    if not isinstance(norms, bool):
-        raise InvalidFileError(f"{where}: per_layer_norms must be true or false, not {norms!r}")
+    norms, skip = (_flag(document, key, where) for key in ("per_layer_norms", "embedding_skip"))
+    if skip and widths is None:
+        raise InvalidFileError(
+            f"{where}: embedding_skip needs one 'width' for the whole model", hint="leave embedding_skip out"
+        )
     space = Space(
         name=name,
         vocab_sizes=_choices(document, "vocab_size", where) if vocab_size is None else (vocab_size,),
@@ -310,6 +317,7 @@ def parse_space(document: Mapping[str, Any], where: str, vocab_size: int | None 
         embedding_widths=None if embedding == "width" else _choices(document, "embedding_width", where),
         blocks=blocks,
         per_layer_norms=norms,
+        embedding_skip=skip,
         title=title,
         fewer=tuple(fewer),
     )
@@ -382,6 +390,13 @@ def _counts(table: Mapping[str, Any], where: str) -> list[int]:
             raise InvalidFileError(f"{where}: count must be whole numbers from 1 to {MAX_BLOCKS}, not {value!r}")
     _distinct(values, "count", where)
     return values
+
+
+def _flag(document: Mapping[str, Any], key: str, where: str) -> bool:
+    value = document.get(key, False)
+    if not isinstance(value, bool):
+        raise InvalidFileError(f"{where}: {key} must be true or false, not {value!r}")
+    return value
 
 
 def _list(table: Mapping[str, Any], key: str, where: str) -> list[Any]:

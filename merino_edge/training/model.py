@@ -169,31 +169,53 @@ class MerinoBlock(nn.Module):
         self.ffn_in = nn.Linear(width, ffn, bias=False)
         self.ffn_out = ResidualLinear(ffn, width, bias=False)
         self.norms = nn.Parameter(torch.ones(block.depth if architecture.per_layer_norms else 1, 2, width))
+        self.skip_gains = nn.Parameter(torch.zeros(block.depth, width)) if architecture.embedding_skip else None
 
-    def forward(self, x: Tensor, by: Rotation, bias: Tensor | None, cache: Cache | None, first_layer: int) -> Tensor:
+    def enter(self, x: Tensor) -> Tensor:
+        """Bring what enters to the width of the block."""
+        return x if self.projection is None else self.projection(x)
+
+    def forward(
+        self,
+        x: Tensor,
+        skipped: Tensor | None,
+        by: Rotation,
+        bias: Tensor | None,
+        cache: Cache | None,
+        first_layer: int,
+    ) -> Tensor:
         """Run all layers of the block.
 
         Args:
-            x: `(B, T, E)` of the block before, or the embedding.
+            x: `(B, T, E)` of the block before, or the embedding, of the block's width.
+            skipped: `(B, T, E)` the normed embedding, for an embedding skip.
             by: See `rotation`.
             bias: See `attend`.
             cache: Extended in place, one entry for each *executed* layer.
             first_layer: Executed layers before this block.
         """
-        if self.projection is not None:
-            x = self.projection(x)
         for layer in range(self.depth):
+            skip = None if self.skip_gains is None else (self.skip_gains[layer], skipped)  # (E) and (B, T, E)
             gains = self.norms[layer if len(self.norms) > 1 else 0]  # (2, E)
             if self.gradient_checkpointing and self.training:
-                x = self._gradient_checkpointing_func(self.layer, x, gains, by, bias, None, 0)
+                x = self._gradient_checkpointing_func(self.layer, x, gains, by, bias, None, 0, skip)
             else:
-                x = self.layer(x, gains, by, bias, cache, first_layer + layer)
+                x = self.layer(x, gains, by, bias, cache, first_layer + layer, skip)
         return x
 
     def layer(
-        self, x: Tensor, gains: Tensor, by: Rotation, bias: Tensor | None, cache: Cache | None, number: int
+        self,
+        x: Tensor,
+        gains: Tensor,
+        by: Rotation,
+        bias: Tensor | None,
+        cache: Cache | None,
+        number: int,
+        skip: tuple[Tensor, Tensor | None] | None = None,
     ) -> Tensor:
         """One pre-norm layer: attention, then the feed-forward network; `(B, T, E)` to `(B, T, E)`."""
+        if skip is not None:
+            x = x + skip[0] * skip[1]
         h = F.rms_norm(x, gains[0].shape, gains[0], NORM_EPSILON)
         q, k, v = (
             matrix(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
@@ -238,7 +260,7 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
 
         N(0, 1 / fan_in) for matrices; what is added to the residual stream is divided by
         sqrt(2 * executed depth) (Radford et al. 2019). The table has N(0, 1 / E), so that logits begin
-        near variance 1; gains are 1.
+        near variance 1; gains of norms are 1, those of an embedding skip 0.
         """
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=module.embedding_dim**-0.5)
@@ -249,6 +271,8 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
             init.ones_(module.weight)
         elif isinstance(module, MerinoBlock):
             init.ones_(module.norms)
+            if module.skip_gains is not None:
+                init.zeros_(module.skip_gains)
 
     def compile_parts(self) -> None:
         """Compile a layer, and the loss, instead of the whole: layers of one shape are compiled once.
@@ -307,8 +331,12 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         by = rotation(position_ids, self.head_dim, x.dtype)
         plain = attention_mask is None and past == 0
         bias = None if plain else causal_bias(tokens, past + tokens, attention_mask, x)
+        skipped: Tensor | None = None
         for block, first_layer in zip(self.blocks, self.first_layers, strict=True):
-            x = block(x, by, bias, past_key_values, first_layer)
+            x = block.enter(x)
+            if skipped is None and block.skip_gains is not None:
+                skipped = F.rms_norm(x, x.shape[-1:], None, NORM_EPSILON)
+            x = block(x, skipped, by, bias, past_key_values, first_layer)
         if isinstance(logits_to_keep, Tensor):
             x = x[:, logits_to_keep]
         elif logits_to_keep:

@@ -55,6 +55,7 @@ COUNTED = space(
     {"count": [1, 2], "depth": 1, "ffn_ratio": 3},
     width=[64, 96],
     embedding_width="width",
+    embedding_skip=True,
 )
 POSTER = load_space("poster")
 
@@ -83,7 +84,7 @@ def values(a: Architecture) -> dict[str, float]:
     return {
         "latency_ms": LATENCY["tg"].upper_ms(a),
         "memory_bytes": MEMORY.upper_bytes(a),
-        "file_bytes": total(file_sum(RECIPE, a.per_layer_norms), a),
+        "file_bytes": total(file_sum(RECIPE, a.per_layer_norms, a.embedding_skip), a),
         "parameters": a.unique_parameters,
         "flops": count_flops(a),
     }

@@ -22,6 +22,7 @@ SHAPES = {
     "one width": Architecture((Block(32, 2, 2), Block(32, 4, 1)), 32, 97, head_dim=16),
     "projections": Architecture((Block(32, 1.5, 1), Block(64, 1, 2), Block(48, 3, 1)), 40, 97, head_dim=16),
     "norms of their own": Architecture((Block(32, 2, 3), Block(16, 2, 2)), 32, 97, head_dim=8, per_layer_norms=True),
+    "embedding skip": Architecture((Block(32, 2, 1), Block(32, 1, 3)), 40, 97, head_dim=8, embedding_skip=True),
 }
 
 

@@ -81,6 +81,20 @@ def test_depth_costs_no_unique_parameters(architecture: Architecture, depth: int
     assert deeper.depth == depth * len(shared.blocks) == len(list(deeper.layers()))
 
 
+def test_an_embedding_skip_has_a_gain_for_each_channel_of_each_executed_layer() -> None:
+    plain = replace(TWO_BLOCKS, blocks=(Block(8, 2, 3), Block(8, 1.5, 2)))
+    skip = replace(plain, embedding_skip=True)
+    assert skip.tensor_shapes["blocks.0.skip_gains"] == (3, 8)
+    assert skip.unique_parameters == plain.unique_parameters + (3 + 2) * 8
+    assert skip.executed_parameters == plain.executed_parameters + (3 + 2) * 8
+    assert Architecture.from_json(skip.to_json()) == skip
+    assert skip.digest != plain.digest
+    assert "embedding_skip" not in plain.to_json()  # digests of earlier measurements stay
+    assert skip.describe() == plain.describe() + ", embedding skip"
+    with pytest.raises(InvalidFileError, match="embedding_skip needs blocks of one width"):
+        replace(TWO_BLOCKS, embedding_skip=True)
+
+
 @given(ARCHITECTURES)
 def test_json_gives_the_same_architecture_and_digest(architecture: Architecture) -> None:
     again = Architecture.from_json(architecture.to_json())
@@ -147,6 +161,8 @@ def change(path: str, value: Any) -> dict[str, Any]:
         ("vocab_size", None, "vocab_size must be a whole number"),
         ("head_dim", 3, "even"),
         ("per_layer_norms", 1, "true or false"),
+        ("embedding_skip", "yes", "embedding_skip must be true or false"),
+        ("embedding_skip", True, "needs blocks of one width"),
     ],
 )
 def test_a_wrong_description_is_refused_and_named(path: str, value: Any, problem: str) -> None:

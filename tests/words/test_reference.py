@@ -113,6 +113,29 @@ def test_each_layer_may_have_its_own_norms() -> None:
     np.testing.assert_array_equal(forward(own, tensors, TOKENS), forward(apart, copies, TOKENS))
 
 
+def test_an_embedding_skip_adds_the_normed_embedding_before_each_layer() -> None:
+    skip = Architecture((Block(8, 2, 2), Block(8, 1, 1)), 8, vocab_size=32, head_dim=4, embedding_skip=True)
+    tensors = float64(skip)
+    for i in (0, 1):
+        for name in ("output", "ffn_out"):
+            tensors[f"blocks.{i}.{name}.weight"] *= 0  # nothing but the skip is added
+    tensors["blocks.0.skip_gains"] = np.linspace(-1, 2, 16).reshape(2, 8)
+    tensors["blocks.1.skip_gains"] = np.linspace(3, 4, 8)[None]
+    tensors["final_norm.weight"] = np.ones(8)
+    x = tensors["embedding.weight"][TOKENS]
+    normed = x / np.sqrt((x * x).mean(-1, keepdims=True) + NORM_EPSILON)
+    gains = tensors["blocks.0.skip_gains"].sum(0) + tensors["blocks.1.skip_gains"][0]
+    expected = rms_norm(x + gains * normed, np.ones(8)) @ tensors["embedding.weight"].T
+    np.testing.assert_allclose(forward(skip, tensors, TOKENS), expected, rtol=1e-12)
+
+
+def test_an_embedding_skip_of_gains_zero_changes_nothing() -> None:
+    plain = Architecture((Block(8, 2, 3),), embedding_width=4, vocab_size=32, head_dim=4)
+    skip, tensors = replace(plain, embedding_skip=True), float64(plain)
+    tensors["blocks.0.skip_gains"] = np.zeros((3, 8))
+    np.testing.assert_array_equal(forward(skip, tensors, TOKENS), forward(plain, tensors, TOKENS))
+
+
 def test_float32_agrees_with_float64() -> None:
     tensors = random_tensors(NARROW_TO_WIDE, 1, scale=0.3)
     single = forward(NARROW_TO_WIDE, tensors, TOKENS)
