@@ -132,7 +132,7 @@ class Architecture:
 
     @cached_property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape `[out, in]` of every unique tensor, in the order of execution."""
+        """Name and shape of every unique tensor, in the order of execution: matrices `[out, in]`, no gains of two axes."""
         shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (self.vocab_size, self.embedding_width)}
         for i, block in enumerate(self.blocks):
             width, ffn = block.width, block.ffn_width
@@ -144,7 +144,7 @@ class Architecture:
             shapes[f"blocks.{i}.ffn_out.weight"] = (width, ffn)
             shapes[f"blocks.{i}.norms"] = (block.depth if self.per_layer_norms else 1, 2, width)
             if self.embedding_skip:
-                shapes[f"blocks.{i}.skip_gains"] = (block.depth, width)
+                shapes[f"blocks.{i}.skip_gains"] = (block.depth, 1, width)
         last = self.blocks[-1].width
         shapes["final_norm.weight"] = (last,)
         if last != self.embedding_width:

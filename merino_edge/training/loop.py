@@ -370,13 +370,11 @@ class OrderedTrainer(Trainer):
 
 
 def make_optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019), fused; weight decay for matrices, none for gains."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = [p for name, p in trained.items() if p.dim() == 2 and not name.endswith("skip_gains")]
-    gains = [p for name, p in trained.items() if p.dim() != 2 or name.endswith("skip_gains")]
+    """AdamW (Loshchilov and Hutter 2019), fused; weight decay for matrices, none for norm gains."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": gains, "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.dim() == 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() != 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 

@@ -169,7 +169,7 @@ class MerinoBlock(nn.Module):
         self.ffn_in = nn.Linear(width, ffn, bias=False)
         self.ffn_out = ResidualLinear(ffn, width, bias=False)
         self.norms = nn.Parameter(torch.ones(block.depth if architecture.per_layer_norms else 1, 2, width))
-        self.skip_gains = nn.Parameter(torch.zeros(block.depth, width)) if architecture.embedding_skip else None
+        self.skip_gains = nn.Parameter(torch.zeros(block.depth, 1, width)) if architecture.embedding_skip else None
 
     def enter(self, x: Tensor) -> Tensor:
         """Bring what enters to the width of the block."""
@@ -195,7 +195,7 @@ class MerinoBlock(nn.Module):
             first_layer: Executed layers before this block.
         """
         for layer in range(self.depth):
-            skip = None if self.skip_gains is None else (self.skip_gains[layer], skipped)  # (E) and (B, T, E)
+            skip = None if self.skip_gains is None else (self.skip_gains[layer], skipped)  # (1, E) and (B, T, E)
             gains = self.norms[layer if len(self.norms) > 1 else 0]  # (2, E)
             if self.gradient_checkpointing and self.training:
                 x = self._gradient_checkpointing_func(self.layer, x, gains, by, bias, None, 0, skip)

@@ -90,8 +90,8 @@ def test_parameters_are_those_of_the_tensors(a: Architecture) -> None:
 def test_unique_bytes_count_every_tensor_once(a: Architecture) -> None:
     int8 = 0
     for name, shape in a.tensor_shapes.items():
-        is_norm = name.endswith("norms") or name == "final_norm.weight"
-        int8 += 4 * math.prod(shape) if is_norm else math.prod(shape) + 4 * shape[0]
+        is_gain = name.endswith(("norms", "skip_gains")) or name == "final_norm.weight"
+        int8 += 4 * math.prod(shape) if is_gain else math.prod(shape) + 4 * shape[0]
     assert unique_bytes(a, "fp32") == 4 * a.unique_parameters
     assert unique_bytes(a, "dynamic_wi8_afp32") == int8
 

@@ -84,7 +84,7 @@ def test_depth_costs_no_unique_parameters(architecture: Architecture, depth: int
 def test_an_embedding_skip_has_a_gain_for_each_channel_of_each_executed_layer() -> None:
     plain = replace(TWO_BLOCKS, blocks=(Block(8, 2, 3), Block(8, 1.5, 2)))
     skip = replace(plain, embedding_skip=True)
-    assert skip.tensor_shapes["blocks.0.skip_gains"] == (3, 8)
+    assert skip.tensor_shapes["blocks.0.skip_gains"] == (3, 1, 8)
     assert skip.unique_parameters == plain.unique_parameters + (3 + 2) * 8
     assert skip.executed_parameters == plain.executed_parameters + (3 + 2) * 8
     assert Architecture.from_json(skip.to_json()) == skip

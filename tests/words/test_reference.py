@@ -119,12 +119,12 @@ def test_an_embedding_skip_adds_the_normed_embedding_before_each_layer() -> None
     for i in (0, 1):
         for name in ("output", "ffn_out"):
             tensors[f"blocks.{i}.{name}.weight"] *= 0  # nothing but the skip is added
-    tensors["blocks.0.skip_gains"] = np.linspace(-1, 2, 16).reshape(2, 8)
-    tensors["blocks.1.skip_gains"] = np.linspace(3, 4, 8)[None]
+    tensors["blocks.0.skip_gains"] = np.linspace(-1, 2, 16).reshape(2, 1, 8)
+    tensors["blocks.1.skip_gains"] = np.linspace(3, 4, 8)[None, None]
     tensors["final_norm.weight"] = np.ones(8)
     x = tensors["embedding.weight"][TOKENS]
     normed = x / np.sqrt((x * x).mean(-1, keepdims=True) + NORM_EPSILON)
-    gains = tensors["blocks.0.skip_gains"].sum(0) + tensors["blocks.1.skip_gains"][0]
+    gains = tensors["blocks.0.skip_gains"].sum((0, 1)) + tensors["blocks.1.skip_gains"][0, 0]
     expected = rms_norm(x + gains * normed, np.ones(8)) @ tensors["embedding.weight"].T
     np.testing.assert_allclose(forward(skip, tensors, TOKENS), expected, rtol=1e-12)
 
@@ -132,7 +132,7 @@ def test_an_embedding_skip_adds_the_normed_embedding_before_each_layer() -> None
 def test_an_embedding_skip_of_gains_zero_changes_nothing() -> None:
     plain = Architecture((Block(8, 2, 3),), embedding_width=4, vocab_size=32, head_dim=4)
     skip, tensors = replace(plain, embedding_skip=True), float64(plain)
-    tensors["blocks.0.skip_gains"] = np.zeros((3, 8))
+    tensors["blocks.0.skip_gains"] = np.zeros((3, 1, 8))
     np.testing.assert_array_equal(forward(skip, tensors, TOKENS), forward(plain, tensors, TOKENS))
 
 
