@@ -81,6 +81,7 @@ STEPS = (
 ELSEWHERE = {
     "poster_train": "a GPU: bench/poster_train.py",
     "variants": "a GPU: bench/variants.py",
+    "space_study": "a GPU: bench/space_study.py",
     "distil": "a GPU: bench/distil.py",
     "row_exports": "checkpoints of rows trained on a GPU: bench/row_exports.py",
     "poster_train_20m": "the same, earlier and on fewer tokens: kept for what the later one lacks",

@@ -133,7 +133,7 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, list[tuple[Any, float]]]:
     found["rows of the poster's budgets, 80 M tokens"] = [
         (Architecture.from_json(row["model"]["architecture"]), row["judged"]["validation"]["loss"])
         for row in recorded
-        if "architecture" in row["model"] and row["group"] not in ("small", "vocabulary")
+        if "architecture" in row["model"] and row["data"] == "gpt2" and row["seed"] == 0 and row["tokens"] <= 80_000_000
     ]
     study = read_table(RESULTS / "proxy_study.csv")
     usual = next(row["init"] for row in study if row["group"] == "free")

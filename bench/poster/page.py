@@ -199,7 +199,7 @@ def table() -> str:
         *_again(every, named),
         "",
         f"{long[0]['tokens'] / 1e6:.0f} M tokens each ({long[0]['epochs']:.1f} epochs of the same text), at the "
-        f"learning rates above, seed 0, {long[0].get('device', recorded['device'])}:",
+        f"learning rates above, seed 0, {' or '.join(sorted({row.get('device', recorded['device']) for row in long}))}:",
         "",
         HEAD,
         "| --- | --- | " + " | ".join(["---:"] * 7) + " |",
@@ -215,19 +215,24 @@ def table() -> str:
         "",
         told(cheaper),
         *(line for group in THREE_SEEDS for line in _seeded(recorded["rows"], group)),
-        "",
-        "Not trained, for want of device time: " + "; ".join(recorded["missing"]) + ".",
     ]
+    if recorded["missing"]:
+        lines += ["", "Not trained, for want of device time: " + "; ".join(recorded["missing"]) + "."]
     return "\n".join(lines)
 
 
 def write_page() -> None:
     """Put the tables between their marks."""
-    from shape_study import page_table
+    import shape_study
+    import space_study
 
-    shapes = json.loads((RESULTS.parent / "shape_study.json").read_text(encoding="utf-8"))["result"]["rows"]
+    def result(name: str) -> Any:
+        return json.loads((RESULTS.parent / f"{name}.json").read_text(encoding="utf-8"))["result"]
+
+    shapes = shape_study.page_table(result("shape_study")["rows"])
+    space = space_study.page_table(result("space_study"))
     text = PAGE.read_text(encoding="utf-8")
-    for mark, made in (("rows", table()), ("shapes", page_table(shapes))):
+    for mark, made in (("rows", table()), ("shapes", shapes), ("space", space)):
         before, _, rest = text.partition(f"<!-- {mark} -->")
         _, _, after = rest.partition(f"<!-- /{mark} -->")
         text = f"{before}<!-- {mark} -->\n\n{made}\n\n<!-- /{mark} -->{after}"

@@ -1,0 +1,378 @@
+"""What a space could leave open besides shapes: parts that cost next to no FLOPs, tried at a board's size.
+
+    bench/space_study.py --train .poster --out space.jsonl --gpus 0,1    on a machine with GPUs
+    bench/space_study.py --collect space.jsonl --device "NVIDIA H100"    into bench/results/space_study.json
+
+The folder is that of `bench/poster_train.py`, with `all8192/`, for the two rows of GPT-2's vocabulary `gpt2/` too.
+Recipe, text and 80 M tokens are those of its rows named `board`. A job is a shape and what is changed:
+
+    embedding-skip   the normed embedding is added to what enters each layer, by channel: `Architecture.embedding_skip`
+    value-first      the first layer's values are mixed into every layer's, by channel (Zhou et al. 2024)
+    entry-table      a table for each block but the first; the token's row is added to what enters it
+    value-table      a table for each executed layer, also of a shared block; the token's row is added to its values
+    value-table=R    the same of R columns, brought to the layer's width by a matrix
+    untied=S         an output head of its own beside the token table, which begins as N(0, S^2)
+    gated            FFN of three matrices (Shazeer 2020), two thirds as wide
+    relu2            squared ReLU instead of GELU (So et al. 2021)
+    qk-norm          queries and keys are normed by head
+    head-dim=D       heads of another width
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+RESULTS = Path(__file__).resolve().parent / "results"
+VOCAB_SIZE = 8_192
+TOKENS = 80_000_000
+RATE = 0.0012  # what the sweeps of the rows named `board` chose
+Shape = tuple[tuple[int, float, int], ...]  # width, FFN ratio, depth of each block
+SHAPES: dict[str, Shape] = {
+    "576x5": ((576, 4, 1),) * 5,
+    "640x4": ((640, 4, 1),) * 4,
+    "512x6": ((512, 4, 1),) * 6,
+    "shared": ((576, 4, 1), (576, 4, 1), (576, 4, 3)),
+    "576x5 gated": ((576, 8 / 3, 1),) * 5,
+    "576x4 r5.5": ((576, 5.5, 1),) * 4,
+    "512x5 r5.2": ((512, 5.2, 1),) * 5,
+    "640x3 r6": ((640, 6, 1),) * 3,
+    "576 rising": ((576, 2, 1), (576, 4, 1), (576, 4, 1), (576, 4, 1), (576, 6, 1)),
+    "576 middle": ((576, 2, 1), (576, 5, 1), (576, 5, 1), (576, 5, 1), (576, 3, 1)),
+}
+LARGE: dict[str, Shape] = {
+    "merino-52m": ((768, 1, 1), (768, 1, 1), (768, 1, 1), (768, 1, 2)),
+    "768x3": ((768, 4, 1),) * 3,
+}
+JOBS = """
+576x5; 576x5: rate=0.0024; 576x5: seed=1 rate=0.0024; 640x4: rate=0.0024; 512x6: rate=0.0024;
+576x5: embedding-skip; 576x5: embedding-skip seed=1; 576x5: embedding-skip seed=2;
+576x5: embedding-skip rate=0.0024; 576x5: embedding-skip seed=1 rate=0.0024;
+640x4: embedding-skip; 640x4: embedding-skip seed=1; 640x4: embedding-skip seed=2;
+640x4: embedding-skip rate=0.0024; 640x4: embedding-skip seed=1 rate=0.0024;
+512x6: embedding-skip; 512x6: embedding-skip rate=0.0024;
+shared; shared: rate=0.0024; shared: embedding-skip; shared: embedding-skip rate=0.0024;
+merino-52m: embedding-skip; 768x3: embedding-skip;
+576x5: entry-table; 576x5: entry-table seed=1; 576x5: entry-table rate=0.0024; 576x5: embedding-skip entry-table;
+576x5: embedding-skip entry-table rate=0.0024; 640x4: entry-table; shared: embedding-skip entry-table;
+576x5: value-table; 576x5: value-table rate=0.0024; 576x5: value-table=64; shared: value-table;
+576x5: value-first; 576x5: embedding-skip value-first; 576x5: untied=1; 576x5: untied=0.0417;
+576x5 gated: gated; 576x5: relu2; 576x5: qk-norm; 576x5: head-dim=96;
+576x4 r5.5; 512x5 r5.2; 640x3 r6; 576 rising; 576 middle
+"""
+
+
+def plan(shape: Shape, vocab_size: int = VOCAB_SIZE, head_dim: int = 64) -> dict[str, Any]:
+    """Return a model as the trainer takes it."""
+    from merino_edge.architecture import Architecture, Block
+
+    found = Architecture(tuple(Block(*block) for block in shape), shape[0][0], vocab_size, head_dim).to_json()
+    return {"model": {"architecture": found}, "architecture": found}
+
+
+def make(row: dict[str, Any]) -> Any:
+    """Make the model of a row with the parts that it names."""
+    import torch
+    import torch.nn.functional as F
+    from poster.trainer import CONTEXT
+    from torch import Tensor, nn
+
+    from merino_edge.architecture import NORM_EPSILON
+    from merino_edge.training.model import MerinoConfig, MerinoForCausalLM, head_loss, rotate, rotation
+
+    parts: dict[str, Any] = row["parts"]
+
+    def norm(x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], None, NORM_EPSILON)
+
+    def act(h: Tensor) -> Tensor:
+        return F.relu(h).square() if "relu2" in parts else F.gelu(h)
+
+    def layer(block: Any, x: Tensor, gains: Tensor, by: Any, own: Any, skip: Any, row_of: Any, first: Any) -> Any:
+        """One layer; `own` are its vectors by channel, `row_of` what the token adds to its values."""
+        if skip is not None:
+            x = x + own["skip"] * skip
+        h = F.rms_norm(x, gains[0].shape, gains[0], NORM_EPSILON)
+        v = block.value(h)
+        if row_of is not None:
+            v = v + row_of
+        if first is not None:
+            v = own["mine"] * v + own["first"] * first
+        q, k, vs = (t.unflatten(-1, (block.heads, -1)).transpose(1, 2) for t in (block.query(h), block.key(h), v))
+        if "qk-norm" in parts:
+            q, k = norm(q), norm(k)
+        q, k = rotate(q, by), rotate(k, by)
+        mixed = F.scaled_dot_product_attention(q, k, vs, is_causal=True)
+        x = x + block.output(mixed.transpose(1, 2).flatten(2))
+        n = F.rms_norm(x, gains[1].shape, gains[1], NORM_EPSILON)
+        h = block.ffn_in(n)
+        return x + block.ffn_out(F.silu(block.gate(n)) * h if "gated" in parts else act(h)), v
+
+    class Tried(MerinoForCausalLM):  # type: ignore[misc]
+        """A decoder with further parts."""
+
+        def __init__(self, config: MerinoConfig) -> None:
+            super().__init__(config)
+            a = config.merino
+            widths = [block.width for block in a.blocks for _ in range(block.depth)]
+            self.number = 0
+            if "untied" in parts:
+                self.head = nn.Parameter(torch.randn(a.vocab_size, a.embedding_width) * a.embedding_width**-0.5)
+                nn.init.normal_(self.embedding.weight, std=float(parts["untied"]))
+            if "gated" in parts:
+                for block in self.blocks:
+                    block.gate = nn.Linear(block.ffn_in.in_features, block.ffn_in.out_features, bias=False)
+                    nn.init.normal_(block.gate.weight, std=block.ffn_in.in_features**-0.5)
+            rank = parts.get("value-table")
+            if rank is not None:
+                some = parts.get("layers", range(len(widths)))
+                self.some = list(some)
+                self.tables = nn.ModuleList(nn.Embedding(a.vocab_size, rank or widths[i]) for i in self.some)
+                ups = [nn.Linear(rank, widths[i], bias=False) if rank else nn.Identity() for i in self.some]
+                self.ups = nn.ModuleList(ups)
+                for table in self.tables:
+                    nn.init.normal_(table.weight, std=0.02) if rank else nn.init.zeros_(table.weight)
+                for up in self.ups:
+                    if rank:
+                        nn.init.zeros_(up.weight)
+            if "entry-table" in parts:
+                self.entries = nn.ModuleList(nn.Embedding(a.vocab_size, block.width) for block in a.blocks[1:])
+                for table in self.entries:
+                    nn.init.zeros_(table.weight)
+            vectors = {}
+            for i, width in enumerate(widths):
+                if "embedding-skip" in parts:
+                    vectors[f"{i}skip"] = nn.Parameter(torch.zeros(width))
+                if "value-first" in parts and i:
+                    vectors[f"{i}mine"] = nn.Parameter(torch.ones(width))
+                    vectors[f"{i}first"] = nn.Parameter(torch.zeros(width))
+            self.vectors = nn.ParameterDict(vectors)
+            self.run: Any = layer
+
+        def compile_parts(self) -> None:
+            self.run = torch.compile(layer, dynamic=False)
+            self.head_loss = torch.compile(head_loss, dynamic=False)
+
+        def plain_parts(self) -> None:
+            self.run, self.head_loss = layer, head_loss
+
+        def forward(self, input_ids: Tensor, labels: Any = None, loss_only: bool = False, **_: Any) -> Any:
+            from transformers.modeling_outputs import CausalLMOutputWithPast
+
+            x = self.embedding(input_ids)
+            positions = torch.arange(input_ids.shape[1], device=x.device)[None]
+            by = rotation(positions, self.head_dim, x.dtype)
+            skip = norm(x) if "embedding-skip" in parts else None
+            first, i = None, 0
+            for number, block in enumerate(self.blocks):
+                if number and "entry-table" in parts:
+                    x = x + self.entries[number - 1](input_ids)
+                for _ in range(block.depth):
+                    names = [n for n in ("skip", "mine", "first") if f"{i}{n}" in self.vectors]
+                    own = {name: self.vectors[f"{i}{name}"] for name in names}
+                    row_of = None
+                    if "value-table" in parts and i in self.some:
+                        at = self.some.index(i)
+                        row_of = self.ups[at](self.tables[at](input_ids))
+                    x, v = self.run(block, x, block.norms[0], by, own, skip, row_of, first)
+                    if "value-first" in parts and first is None:
+                        first = v
+                    i += 1
+            x = self.final_norm(x)
+            table = self.head if "untied" in parts else self.embedding.weight
+            if loss_only:
+                return CausalLMOutputWithPast(loss=self.head_loss(x, table, labels))
+            return CausalLMOutputWithPast(logits=F.linear(x, table))
+
+    config = MerinoConfig(architecture=row["model"]["architecture"], max_position_embeddings=CONTEXT)
+    return Tried(config)
+
+
+def read_job(text: str) -> dict[str, Any]:
+    """Read `576x5: untied=1 seed=1`."""
+    shape, _, words = text.partition(":")
+    found: dict[str, Any] = {"id": text, "shape": shape, "parts": {}, "seed": 0, "rate": RATE, "tokens": TOKENS}
+    for word in words.split():
+        key, _, value = word.partition("=")
+        if key == "seed":
+            found[key] = int(value)
+        elif key == "rate":
+            found[key] = float(value)
+        else:
+            found["parts"][key] = float(value) if key == "untied" else int(value or 0)
+    return found
+
+
+def run_job(job: dict[str, Any], options: argparse.Namespace, gpu: int) -> None:
+    """Train and judge one model."""
+    import torch
+    from poster.trainer import CONTEXT, RowTrainer
+    from poster_train import append, deadline, gpu_turn, load_texts
+
+    class Trainer(RowTrainer):
+        def make(self) -> Any:
+            return make(self.row)
+
+    torch.set_float32_matmul_precision("high")
+    torch._dynamo.config.recompile_limit = 64
+    cuda = torch.cuda.is_available()
+    large = job["shape"] in LARGE
+    shape = LARGE[job["shape"]] if large else SHAPES[job["shape"]]
+    row = {
+        **plan(shape, 50_257 if large else VOCAB_SIZE, job["parts"].get("head-dim", 64)),
+        "parts": job["parts"],
+    }
+    trainer = Trainer(row, load_texts(options.train, "gpt2" if large else "all8192"), "cuda" if cuda else "cpu", cuda)
+    trainer.warm_up()
+    if cuda:
+        torch.cuda.empty_cache()
+    with gpu_turn(options.train / f"turn-{gpu}"):
+        if time.time() + options.reserve > deadline(options):
+            return
+        found = trainer.train(job["tokens"], job["rate"], job["seed"])
+        loss = trainer.score(trainer.texts.validation, CONTEXT).loss
+    kept = ("steps", "tokens", "seconds", "learning_rate", "train_loss", "curve")
+    facts = {"parameters": sum(p.numel() for p in trainer.model.parameters())}
+    append(options.out, {**job, **facts, **{k: found[k] for k in kept}, "validation_loss": loss})
+    print(f"{job['id']}: {loss:.4f} in {found['seconds']:.0f} s, gpu {gpu}", flush=True)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train what is not done, several models in flight."""
+    import torch.multiprocessing as mp
+    from poster_train import worker
+
+    options.until = time.time() + options.seconds
+    done = set()
+    if options.out.exists():
+        done = {json.loads(line)["id"] for line in options.out.read_text(encoding="utf-8").splitlines()}
+    jobs = [read_job(" ".join(text.split())) for text in options.jobs.split(";") if text.strip()]
+    jobs = [job for job in jobs if job["id"] not in done]
+    gpus = [int(gpu) for gpu in options.gpus.split(",")]
+    context = mp.get_context("spawn")
+    taken = context.Value("i", 0)
+    workers = [
+        context.Process(target=worker, args=(options, jobs, taken, run_job, gpus[number % len(gpus)]))
+        for number in range(options.workers * len(gpus))
+    ]
+    for process in workers:
+        process.start()
+        time.sleep(1.0)
+    for process in workers:
+        process.join()
+
+
+def collect(paths: list[Path], device: str) -> None:
+    """Write what was brought back."""
+    from record import write_result
+
+    from merino_edge.architecture import Architecture
+    from merino_edge.search.cost import count_flops
+
+    every = {**SHAPES, **LARGE}
+    sizes = {name: plan(shape, 50_257 if name in LARGE else VOCAB_SIZE) for name, shape in every.items()}
+    flops = {n: count_flops(Architecture.from_json(p["architecture"]), head=True) for n, p in sizes.items()}
+    width, ffn, _ = SHAPES["576x5 gated"][0]
+    flops["576x5 gated"] += 2 * 1024 * 5 * width * int(width * ffn)  # the third matrix
+    rows: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            rows.setdefault(row["id"], {**row, "flops_with_head": flops[row["shape"]]})
+    jobs = [read_job(" ".join(text.split()))["id"] for text in JOBS.split(";")]
+    found = [rows[name] for name in jobs if name in rows]
+    missing = [name for name in jobs if name not in rows]
+    print(write_result("space_study", {"device": device, "rows": found, "missing": missing}))
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, float]:
+    parts = " ".join(f"{key}={value:g}" if value else key for key, value in row["parts"].items())
+    return row["shape"], parts, row["rate"]
+
+
+def grouped(result: dict[str, Any]) -> dict[tuple[str, str, float], list[dict[str, Any]]]:
+    """Return trainings that differ in their seed alone together; plain ones of the recorded board rows too."""
+    found: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        found.setdefault(_key(row), []).append(row)
+    recorded = json.loads((RESULTS / "poster_train.json").read_text(encoding="utf-8"))["result"]["rows"]
+    names = {"board plain 512x6": "512x6", "board plain 576x5": "576x5", "board balanced-parameters": "640x4"}
+    names |= {"merino-52m": "merino-52m", "uniform of merino-52m": "768x3"}
+    for row in recorded:
+        if row["id"] in names and row["tokens"] <= TOKENS:
+            shape, loss = names[row["id"]], row["judged"]["validation"]["loss"]
+            if row["seed"] in [other["seed"] for other in found.get((shape, "", row["learning_rate"]), [])]:
+                continue  # trained here too
+            kept = {"parameters": row["parameters"], "flops_with_head": row["flops_with_head"], "seed": row["seed"]}
+            found.setdefault((shape, "", row["learning_rate"]), []).append({**kept, "validation_loss": loss})
+    return found
+
+
+def told_loss(rows: list[dict[str, Any]]) -> str:
+    """Return the mean over seeds, with the deviation of three."""
+    losses = [row["validation_loss"] for row in rows]
+    if len(losses) == 2:
+        return f"{losses[0]:.3f}, {losses[1]:.3f}"
+    return f"{mean(losses):.3f}" + (f" ± {stdev(losses):.3f}" if len(losses) > 2 else "")
+
+
+def page_table(result: dict[str, Any]) -> str:
+    """Return all trainings in Markdown: each shape by what was changed."""
+    groups = grouped(result)
+    lines = [
+        "| decoder | changed | parameters, M | GFLOPs with head | loss at 0.0012 | at 0.0024 |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    order = [*SHAPES, *LARGE]
+    for shape, parts in sorted(dict.fromkeys(key[:2] for key in groups), key=lambda k: (order.index(k[0]), k[1])):
+        rates = [groups.get((shape, parts, rate), []) for rate in (0.0012, 0.0024)]
+        one = next(rows[0] for rows in rates if rows)
+        sizes = f"{one['parameters'] / 1e6:.1f} | {one['flops_with_head'] / 1e9:.1f}"
+        losses = " | ".join(told_loss(rows) if rows else "" for rows in rates)
+        lines.append(f"| {shape} | {parts} | {sizes} | {losses} |")
+    return "\n".join(lines)
+
+
+def figure_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the README's row: what the embedding skip gains on each decoder."""
+    groups = grouped(result)
+    told, gains = [], []
+    for (shape, parts, rate), rows in groups.items():
+        plain = groups.get((shape, "", rate))
+        if parts == "embedding-skip" and plain:
+            told.append(f"{shape} at {rate:g}")
+            gains.append(f"{told_loss(plain)} -> {told_loss(rows)}")
+    what = "held-out loss after 80 M tokens without and with the embedding skip (seeds: several in a mean or listed): "
+    return [(what + "; ".join(told), "; ".join(gains))]
+
+
+def main() -> None:
+    """Do the step asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=Path, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=Path("space.jsonl"))
+    parser.add_argument("--jobs", default=JOBS, help="between semicolons; all by default")
+    parser.add_argument("--gpus", default="0", help="numbers of the GPUs, between commas")
+    parser.add_argument("--workers", type=int, default=2, help="models in flight on each GPU")
+    parser.add_argument("--seconds", type=float, default=3600, help="start nothing later")
+    parser.add_argument("--reserve", type=float, default=90, help="seconds that one may take")
+    parser.add_argument("--collect", type=Path, nargs="+", metavar="RESULTS.jsonl")
+    parser.add_argument("--device", default="")
+    options = parser.parse_args()
+    if options.collect:
+        collect(options.collect, options.device)
+    elif options.train:
+        train(options)
+    else:
+        parser.error("give --train or --collect")
+
+
+if __name__ == "__main__":
+    main()
