@@ -63,7 +63,7 @@ class Budget:
         low, high = (f"{self.limits['parameters'].lower / 1e6:.2f}M", f"{self.limits['parameters'].upper / 1e6:.2f}M")
         return (
             f"merino-edge search --space poster --vocab {VOCAB_SIZE} --parameters {low}..{high} "
-            f"--flops {self.flops / 1e9:.0f}G --score {SCORE.name}"
+            f"--flops {self.flops / 1e9:.0f}G --score {SCORE.name} --no-embedding-skip"
         )
 
 

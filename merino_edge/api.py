@@ -103,6 +103,7 @@ def search_architecture(
     *,
     space: str | Path = "poster",
     vocab: int | None = None,
+    embedding_skip: bool | None = None,
     conditions: Mapping[str, Any] | None = None,
     score: str | None = None,
     mode: str = "auto",
@@ -118,6 +119,7 @@ def search_architecture(
         device: Its name; None for the configured default, else this machine.
         space: Name or TOML file.
         vocab: Vocabulary size V, instead of the space's choices.
+        embedding_skip: Add the normed embedding before each layer; None where the model has one width.
         conditions: What the limits mean, by the names of `merino_edge.flows.conditions.Conditions`: `latency_of`,
             `percentile`, `depth`, `recipe`, `context_length`, `threads`, `train_tokens`, ...
         score: Name of the score to maximise; None for the default.
@@ -146,6 +148,7 @@ def search_architecture(
         conditions=Conditions(**dict(conditions or {})),
         space=str(space),
         vocab_size=vocab,
+        embedding_skip=embedding_skip,
         score=score_options(name=score),
         study_beta=True,
         mode=mode,

@@ -114,7 +114,8 @@ class Architecture:
                 )
         if self.embedding_skip and len({block.width for block in self.blocks}) > 1:
             raise InvalidFileError(
-                "embedding_skip needs blocks of one width", hint="give all blocks one width, or leave embedding_skip out"
+                "embedding_skip needs blocks of one width",
+                hint="give all blocks one width, or leave embedding_skip out",
             )
 
     @property
@@ -132,7 +133,7 @@ class Architecture:
 
     @cached_property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every unique tensor, in the order of execution: matrices `[out, in]`, no gains of two axes."""
+        """Name and shape of every unique tensor, in the order of execution: two axes are a matrix `[out, in]`."""
         shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (self.vocab_size, self.embedding_width)}
         for i, block in enumerate(self.blocks):
             width, ffn = block.width, block.ffn_width

@@ -190,6 +190,7 @@ def table() -> str:
     named = {row["id"]: row for row in full}
     pairs = [(named[f"uniform of {budget(row)}"], row) for row in cheaper]
     pairs.sort(key=lambda pair: (pair[0]["flops"], int(pair[1]["id"].split()[1])))
+    where = {row.get("device", recorded["device"]) for row in long}
     lines = [
         f"{full[0]['tokens'] / 1e6:.1f} M tokens each (one epoch), seed 0, {recorded['device']}:",
         "",
@@ -199,7 +200,7 @@ def table() -> str:
         *_again(every, named),
         "",
         f"{long[0]['tokens'] / 1e6:.0f} M tokens each ({long[0]['epochs']:.1f} epochs of the same text), at the "
-        f"learning rates above, seed 0, {' or '.join(sorted({row.get('device', recorded['device']) for row in long}))}:",
+        f"learning rates above, seed 0, {' or '.join(sorted(where))}:",
         "",
         HEAD,
         "| --- | --- | " + " | ".join(["---:"] * 7) + " |",

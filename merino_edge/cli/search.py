@@ -30,6 +30,11 @@ from merino_edge.units import format_bytes, format_count, format_ms
 @click.option("--context", type=click.IntRange(2), default=None, help="Context length (1024).")
 @click.option("--train-tokens", type=COUNT, default=None, help="Tokens the model will be trained on (300M).")
 @click.option("--space", default="poster", show_default=True, help="Name of a space, or a TOML file.")
+@click.option(
+    "--embedding-skip/--no-embedding-skip",
+    default=None,
+    help="Add the normed embedding before each layer: as fast, trains better (where all blocks have one width).",
+)
 @click.option("--score", default=None, help="Score to maximise: balanced-parameters (default), entropy, ...")
 @click.option(
     "--beta", type=float, default=None, help="Weight of depth in the entropy (the study's, within the domain)."
@@ -75,6 +80,7 @@ def command(as_json: bool, **flags: Any) -> None:
         conditions=conditions,
         space=flags["space"],
         vocab_size=flags["vocab"],
+        embedding_skip=flags["embedding_skip"],
         score=score_options(name=flags["score"], **{n: flags[n] for n in ("beta", "alpha1", "alpha2", "eps")}),
         study_beta=flags["beta"] is None,
         mode=flags["mode"],

@@ -46,6 +46,10 @@ def search_command(run: str, device: str, searched: Record, limits: Mapping[str,
         words += ["--context", str(means.context_length)]
     if searched.text("space") != "poster":
         words += ["--space", searched.text("space")]
+    found = searched.inside("architecture")
+    alone = len({block.count("width") for block in found.each("blocks")}) == 1
+    if alone and not found.value.get("embedding_skip"):
+        words.append("--no-embedding-skip")
     words += _score(searched)
     if searched.text("mode") != "exact":
         words += ["--mode", searched.text("mode"), "--seed", str(searched.count("seed"))]

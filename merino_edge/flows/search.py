@@ -58,7 +58,7 @@ def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any
     if options.run is not None:
         check_run_name(options.run)
     name = select_device(options.device, None, progress)
-    space = load_space(options.space, options.vocab_size)
+    space = load_space(options.space, options.vocab_size).with_embedding_skip(options.embedding_skip)
     options = replace(options, conditions=options.conditions.with_(vocab_size=space.vocab_size))
     state = _open_state(name, options)
     progress.note(options.conditions.sentence(name, " or ".join(map(str, space.vocab_sizes))))

@@ -73,6 +73,7 @@ class SearchOptions:
         conditions: What the limits mean.
         space: Name or TOML file.
         vocab_size: The one vocabulary size, instead of the space's choices.
+        embedding_skip: As `Space.with_embedding_skip` takes it.
         score: Which score, with its parameters.
         study_beta: The entropy's beta is what the study fitted, within the space's domain, not the one in `score`.
         mode: `auto`, `exact`, `dp`, `evolution`.
@@ -87,6 +88,7 @@ class SearchOptions:
     conditions: Conditions = DEFAULT_CONDITIONS
     space: str = "poster"
     vocab_size: int | None = None
+    embedding_skip: bool | None = None
     score: ScoreOptions = field(default_factory=lambda: ScoreOptions(DEFAULT_SCORE))
     study_beta: bool = False
     mode: str = "auto"

@@ -195,7 +195,7 @@ def make_problem(request: SearchRequest) -> Problem:
 
 
 def _columns(request: SearchRequest) -> dict[str, Column]:
-    norms, skip = request.space.per_layer_norms, request.space.embedding_skip
+    norms, skip = request.space.per_layer_norms, bool(request.space.embedding_skip)
     columns = {
         "parameters": Column((parameters_sum(norms, embedding_skip=skip),), _same),
         "flops": Column((Flops(),), _same),

@@ -7,7 +7,7 @@
     width = [256, 384, 512]            # one width for the whole model; or give each block its own
     embedding_width = "width"          # equal to that one width; or numbers
     per_layer_norms = false
-    embedding_skip = false             # true needs one width for the whole model
+    embedding_skip = true              # or false; left out, `search` takes it where the model has one width
     [[block]]                          # in the order of execution
     count = 4                          # this many blocks choose alike; a list is a choice, too
     depth = [1, 2, 3]
@@ -63,7 +63,8 @@ class Space:
         embedding_widths: Choices, or None where it equals the one width.
         blocks: Choices of each block, in the order of execution, of the members with the most blocks.
         per_layer_norms: Whether every executed layer has its own norm gains.
-        embedding_skip: Whether the normed embedding is added to what enters every executed layer.
+        embedding_skip: Whether the normed embedding is added to what enters every executed layer; None where the file
+            does not say, which is without it unless somebody decides otherwise (`with_embedding_skip`).
         title: One line about it.
         fewer: The same of members with fewer blocks, where their number is a choice.
     """
@@ -75,7 +76,7 @@ class Space:
     embedding_widths: tuple[int, ...] | None
     blocks: tuple[BlockChoices, ...]
     per_layer_norms: bool = False
-    embedding_skip: bool = False
+    embedding_skip: bool | None = None
     title: str = ""
     fewer: tuple[tuple[BlockChoices, ...], ...] = ()
 
@@ -163,6 +164,24 @@ class Space:
             )
         return result
 
+    def with_embedding_skip(self, wanted: bool | None = None) -> Space:
+        """Return the space with the embedding skip or without it.
+
+        Args:
+            wanted: None is what the file says, else with it wherever the model has one width.
+
+        Raises:
+            UsageError: it is wanted where blocks may differ in width.
+        """
+        if wanted is None:
+            wanted = self.widths is not None if self.embedding_skip is None else self.embedding_skip
+        if wanted and self.widths is None:
+            raise UsageError(
+                f"space {self.name} gives each block a width of its own, and an embedding skip needs one for all",
+                hint="leave --embedding-skip out",
+            )
+        return replace(self, embedding_skip=wanted)
+
     @property
     def vocab_size(self) -> int:
         """V; where the space has several choices, the largest."""
@@ -199,7 +218,7 @@ class Space:
         """Return the architecture with these options in this group."""
         blocks = tuple(options[digit] for options, digit in zip(group.options, digits, strict=True))
         sizes = (group.embedding_width, group.vocab_size, group.head_dim)
-        return Architecture(blocks, *sizes, self.per_layer_norms, self.embedding_skip)
+        return Architecture(blocks, *sizes, self.per_layer_norms, bool(self.embedding_skip))
 
     def index_of(self, architecture: Architecture) -> int | None:
         """Return the architecture's lowest index, None where the space does not hold it.
@@ -211,7 +230,7 @@ class Space:
     def indices_of(self, architecture: Architecture) -> Iterator[int]:
         """Return an index for each group that holds the architecture, rising."""
         a = architecture
-        if (a.per_layer_norms, a.embedding_skip) != (self.per_layer_norms, self.embedding_skip):
+        if (a.per_layer_norms, a.embedding_skip) != (self.per_layer_norms, bool(self.embedding_skip)):
             return
         width = a.blocks[0].width if self.widths else None
         for group in self._groups_of.get((a.vocab_size, a.head_dim, a.embedding_width, width, len(a.blocks)), []):
@@ -304,7 +323,8 @@ def parse_space(document: Mapping[str, Any], where: str, vocab_size: int | None 
     embedding = document.get("embedding_width", "width")
     if embedding == "width" and widths is None:
         raise InvalidFileError(f"{where}: embedding_width must be numbers where each block has its own width")
-    norms, skip = (_flag(document, key, where) for key in ("per_layer_norms", "embedding_skip"))
+    norms = bool(_flag(document, "per_layer_norms", where))
+    skip = _flag(document, "embedding_skip", where)
     if skip and widths is None:
         raise InvalidFileError(
             f"{where}: embedding_skip needs one 'width' for the whole model", hint="leave embedding_skip out"
@@ -392,9 +412,9 @@ def _counts(table: Mapping[str, Any], where: str) -> list[int]:
     return values
 
 
-def _flag(document: Mapping[str, Any], key: str, where: str) -> bool:
-    value = document.get(key, False)
-    if not isinstance(value, bool):
+def _flag(document: Mapping[str, Any], key: str, where: str) -> bool | None:
+    value = document.get(key)
+    if key in document and not isinstance(value, bool):
         raise InvalidFileError(f"{where}: {key} must be true or false, not {value!r}")
     return value
 

@@ -47,6 +47,24 @@ def test_each_limit_alone_binds_and_is_kept(search: Search, name: str) -> None:
     assert 0.8 * constraint["limit"] < constraint["value"] <= constraint["limit"]
 
 
+def test_the_embedding_skip_is_there_unless_it_is_left_out_and_changes_nothing_else(search: Search) -> None:
+    found = {flag: search("--latency", "10ms", *([flag] if flag else []))[1] for flag in ("", "--no-embedding-skip")}
+    ours, plain = found[""], found["--no-embedding-skip"]
+    assert ours["architecture"] == {**plain["architecture"], "embedding_skip": True}
+    assert ours["score"] == plain["score"]
+    assert ours["flops"] == plain["flops"]
+    assert ours["predicted"]["tg_ms"] == plain["predicted"]["tg_ms"]
+    blocks = ours["architecture"]["blocks"]
+    gains = sum(block["width"] * block["depth"] for block in blocks)
+    assert ours["parameters"] == plain["parameters"] + gains
+    assert ours["predicted"]["file_bytes"] == plain["predicted"]["file_bytes"] + 4 * gains
+
+
+def test_an_embedding_skip_cannot_be_had_where_each_block_has_a_width_of_its_own(search: Search) -> None:
+    code, document = search("--space", "wide", "--parameters", "20M", "--embedding-skip")
+    assert (code, document["error"]["message"].startswith("space wide gives each block a width")) == (2, True)
+
+
 @pytest.mark.parametrize("name", LIMITS)
 def test_each_limit_out_of_reach_says_what_can_be_reached(search: Search, name: str) -> None:
     flag, _, limit = LIMITS[name]

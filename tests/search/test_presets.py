@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 import merino_edge.search
 from merino_edge.architecture import Architecture
+from merino_edge.cli.main import main
 from merino_edge.files import read_json
 from merino_edge.search.cost import count_flops
-from merino_edge.search.engine import SearchRequest, search
-from merino_edge.search.scores import ScoreOptions
-from merino_edge.search.space import load_space
-from merino_edge.units import parse_count, parse_limit
 
 FOLDER = Path(merino_edge.search.__file__).parent / "presets"
 POSTER_FLOPS = {"merino-52m": 60e9, "merino-61m": 110e9, "merino-64m": 160e9}
@@ -33,19 +31,11 @@ def test_a_preset_keeps_the_budget_in_its_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", POSTER_FLOPS)
-def test_a_preset_is_what_the_command_written_in_it_finds(name: str) -> None:
+def test_a_preset_is_what_the_command_written_in_it_finds(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     document = read_json(FOLDER / f"{name}.json")
-    words = document["command"].split()
-    flags = dict(zip(words[2::2], words[3::2], strict=True))
-    outcome = search(
-        SearchRequest(
-            load_space(flags["--space"], int(flags["--vocab"])),
-            score=ScoreOptions(name=flags["--score"]),
-            limits={
-                "parameters": parse_limit(flags["--parameters"], parse_count),
-                "flops": parse_limit(flags["--flops"], parse_count),
-            },
-        )
-    )
-    assert outcome.winner.architecture == Architecture.from_json(document["architecture"])
-    assert outcome.winner.score == document["score"]["value"]
+    with pytest.raises(SystemExit) as ended:
+        main([*document["command"].split()[1:], "--device", "pi4", "--no-verify", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert not ended.value.code
+    assert found["architecture"] == document["architecture"]
+    assert found["score"] == document["score"]["value"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,9 @@ def test_a_width_that_one_head_dim_does_not_divide_is_left_out_there_only() -> N
         ({"name": "a\nb"}, "'name' must be a word"),
         ({"title": "\x1b[31mred"}, "'title' a line of text"),
         ({"vocab_size": [1, 300]}, "vocab_size must be at least 2"),
+        ({"per_layer_norms": 1}, "per_layer_norms must be true or false, not 1"),
+        ({"embedding_skip": "yes"}, "embedding_skip must be true or false, not 'yes'"),
+        ({"embedding_skip": None}, "embedding_skip must be true or false, not None"),
     ],
 )
 def test_a_file_that_is_no_space_is_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
@@ -134,6 +138,30 @@ def test_an_own_width_for_each_block_needs_numbers_for_the_embedding() -> None:
     blocks = [{"width": [64], "depth": [1], "ffn_ratio": [1]}]
     with pytest.raises(InvalidFileError, match="embedding_width must be numbers"):
         parse_space(document(width=None, block=blocks), "t")
+
+
+@pytest.mark.parametrize("said", [None, True, False])
+@pytest.mark.parametrize("wanted", [None, True, False])
+def test_an_embedding_skip_is_what_is_wanted_else_what_the_file_says_else_there(
+    said: bool | None, wanted: bool | None
+) -> None:
+    space = parse_space(document() if said is None else document(embedding_skip=said), "t")
+    assert space.decode(3).embedding_skip == bool(said)  # the file by itself
+    chosen = space.with_embedding_skip(wanted)
+    expected = wanted if wanted is not None else said is not False
+    assert {chosen.decode(i).embedding_skip for i in range(chosen.size)} == {expected}
+    assert all(chosen.index_of(chosen.decode(i)) == i for i in range(chosen.size))
+    assert replace(chosen.decode(3), embedding_skip=not expected) not in map(chosen.decode, range(chosen.size))
+    assert chosen.index_of(replace(chosen.decode(3), embedding_skip=not expected)) is None
+
+
+def test_an_embedding_skip_needs_one_width() -> None:
+    assert not WIDE.with_embedding_skip().decode(0).embedding_skip
+    with pytest.raises(UsageError, match="needs one for all"):
+        WIDE.with_embedding_skip(True)
+    own = [{"width": [64], "depth": [1], "ffn_ratio": [1]}]
+    with pytest.raises(InvalidFileError, match="embedding_skip needs one 'width'"):
+        parse_space(document(width=None, embedding_width=64, block=own, embedding_skip=True), "t")
 
 
 def test_an_unknown_space_offers_the_nearest_name() -> None:
