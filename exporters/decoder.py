@@ -10,7 +10,7 @@ copied nor held twice; given apart, it behaves as above.
 
 Each block is ONE `Scan` over its L layers: the body is the layer, its weights are read from the
 outer scope, so no runtime can copy them per layer. The Scan carries the residual stream and
-walks over the block's cache.
+walks over the block's cache, and over the gains that each layer has of its own.
 """
 
 from __future__ import annotations
@@ -51,8 +51,11 @@ class Decoder:
 
         x = self.matrices.embed(g, self.tensors["embedding.weight"], token_ids)  # (1, T, E)
         outputs: list[ir.Value] = []
+        skipped: ir.Value | None = None
         for i, cache in enumerate(caches):
-            x, *present = self._block(g, i, self.enter(g, i, x), cache, context)
+            x = self.enter(g, i, x)
+            skipped = self.skipped(g, x) if i == 0 else skipped
+            x, *present = self._block(g, i, x, skipped, cache, context)
             outputs += present
         wanted = g.op("Gather", g.op("Squeeze", x, g.constant([0], np.int64)), logits_index)  # (N, E)
         logits = annotate(self.write_head(g, wanted, "logits"), FLOAT, "logits", a.vocab_size)
@@ -65,7 +68,13 @@ class Decoder:
         return typed(f"past.{i}.key", self.layer.dtype, *shape), typed(f"past.{i}.value", self.layer.dtype, *shape)
 
     def _block(
-        self, g: GraphWriter, i: int, x: ir.Value, cache: tuple[ir.Value, ir.Value], context: Context
+        self,
+        g: GraphWriter,
+        i: int,
+        x: ir.Value,
+        skipped: ir.Value | None,
+        cache: tuple[ir.Value, ir.Value],
+        context: Context,
     ) -> tuple[ir.Value, ...]:
         """Write block i as one Scan; return x and the block's new cache."""
         a = self.architecture
@@ -82,7 +91,12 @@ class Decoder:
                 norms = [g.op("Gather", slices[-1], g.constant(n, np.int64)) for n in (0, 1)]
             else:
                 norms = self.gains(g, i, 0)
-            y, key, value = self.write_layer(g, i, state, norms, (slices[0], slices[1]), context)
+            added: ir.Value | None = None
+            if skipped is not None:
+                scanned.append(self.gain(g, f"blocks.{i}.skip_gains", self.tensors[f"blocks.{i}.skip_gains"]))
+                slices.append(typed(f"{name}.skip_gain", dtype, 1, block.width))
+                added = g.op("Mul", skipped, slices[-1])
+            y, key, value = self.write_layer(g, i, state, added, norms, (slices[0], slices[1]), context)
         annotate(y, dtype, 1, "tokens", block.width)
         for present in (key, value):
             annotate(present, dtype, 1, a.heads(i), "total", a.head_dim)
@@ -98,13 +112,21 @@ class Decoder:
         name = f"blocks.{i}.projection.weight"
         return self.matrices.linear(g, name, [self.tensors[name]], x) if name in self.tensors else x
 
+    def skipped(self, g: GraphWriter, x: ir.Value) -> ir.Value | None:
+        """Return what an embedding skip adds to the input of every layer, by its gains: x normed; None without one."""
+        if not self.architecture.embedding_skip:
+            return None
+        width = g.constant([self.architecture.blocks[0].width], np.int64)
+        ones = g.op("ConstantOfShape", width, value=ir.tensor(np.ones(1, self.layer.dtype.numpy())))
+        return self.layer.norm(g, x, ones)
+
     def gains(self, g: GraphWriter, i: int, layer: int) -> list[ir.Value]:
         """Return the two norm gains of one layer of block i: (E) each."""
         both = self.tensors[f"blocks.{i}.norms"][layer]  # (2, E)
         return [self.gain(g, f"blocks.{i}.norms.{layer}.{n}", both[n]) for n in (0, 1)]
 
     def gain(self, g: GraphWriter, name: str, values: npt.NDArray[np.float32]) -> ir.Value:
-        """Return norm gains in the layer's type."""
+        """Return gains in the layer's type."""
         return g.weight(name, values.astype(self.layer.dtype.numpy()))
 
     def write_layer(
@@ -112,14 +134,18 @@ class Decoder:
         g: GraphWriter,
         i: int,
         x: ir.Value,
+        added: ir.Value | None,
         norms: list[ir.Value],
         past: tuple[ir.Value, ir.Value],
         context: Context,
         names: tuple[str | None, ...] = (None, None, None),
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Write one layer of block i: (1, T, E) and its cache in, the same out."""
+        """Write one layer of block i: (1, T, E), what is added to it first, and its cache in, x and cache out."""
         heads, part = self.architecture.heads(i), f"blocks.{i}."
-        h = self.layer.norm(g, x, norms[0])
+        if added is None:
+            h = self.layer.norm(g, x, norms[0])
+        else:
+            x, h = self.layer.add_norm(g, x, added, norms[0])
         qkv = self._linear(g, part, PROJECTIONS, h)  # (1, T, 3 E)
         attended, key, value = self.layer.attend(g, qkv, past, heads, context, names)
         x, h = self.layer.add_norm(g, x, self._linear(g, part, ("output",), attended), norms[1])

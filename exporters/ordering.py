@@ -4,8 +4,8 @@ A block of 4-bit values shares one scale, which its largest value decides. In a 
 few columns are several times as large as the others (up to eight times after 300 M tokens), and where
 they are scattered, nearly every block has one. Nothing that a decoder computes depends on the order of
 its residual channels, so they are sorted by the size of the table's columns: large ones share blocks
-with one another. Rows of what writes to the stream, columns of what reads from it, and norm gains
-follow. The graph does not change.
+with one another. Rows of what writes to the stream, columns of what reads from it, and gains follow,
+those of an embedding skip too, which enters the stream normed. The graph does not change.
 
 Where blocks differ in width, only the streams that the table reads or writes are sorted.
 """
@@ -44,6 +44,7 @@ def _axes_of_the_table_s_stream(architecture: Architecture, tensors: Tensors) ->
             axes += [(f"blocks.{i}.{part}.weight", 1) for part in READS]
             axes += [(f"blocks.{i}.{part}.weight", 0) for part in WRITES]
             axes.append((f"blocks.{i}.norms", 2))
+            axes += [(f"blocks.{i}.skip_gains", 2)] if architecture.embedding_skip else []
     if starts:
         axes.append((f"blocks.{first}.projection.weight", 1))
         axes += [] if ends_elsewhere else [(f"blocks.{last}.projection.weight", 0)]

@@ -180,17 +180,21 @@ class TfliteDecoder:
         x = g.reshape(x, -1, a.embedding_width)  # (T, E)
         made: list[tuple[Tensor, Tensor]] = []
         layers: dict[int, Subgraph] = {}
+        skipped: Tensor | None = None
         for number, (i, layer) in enumerate(a.layers()):
             if layer == 0 and f"blocks.{i}.projection.weight" in self.tensors:
                 x = self._linear(g, [f"blocks.{i}.projection.weight"], x)
+            if number == 0 and a.embedding_skip:
+                skipped = self._unit(g, x)
+            skip = [] if skipped is None else [skipped, self._skip_gain(g, i, layer)]
             norms = self._norms(g, i, layer)
             if self.called and i not in layers:
                 layers[i] = self._layer_subgraph(model, i)
             if self.called:
-                arguments = [x, *shared.all(), *caches[number], *(norms if a.per_layer_norms else [])]
+                arguments = [x, *shared.all(), *caches[number], *(norms if a.per_layer_norms else []), *skip]
                 x, key, value = g.call(layers[i], arguments)
             else:
-                x, key, value = self._layer(g, i, x, shared, caches[number], norms)
+                x, key, value = self._layer(g, i, x, shared, caches[number], norms, skip)
             made.append((key, value))
         g.output("logits", self._head(g, g.gather(x, logits_index)))
         for number, (key, value) in enumerate(made):
@@ -215,7 +219,11 @@ class TfliteDecoder:
             norms = [g.input(f"norm{n}", Type.FLOAT32, width) for n in (0, 1)]
         else:
             norms = self._norms(g, i, 0)
-        for name, tensor in zip(("y", "new.key", "new.value"), self._layer(g, i, x, shared, cache, norms), strict=True):
+        skip = []
+        if a.embedding_skip:
+            skip = [g.input("skipped", Type.FLOAT32, -1, width), g.input("skip_gain", Type.FLOAT32, 1, width)]
+        results = self._layer(g, i, x, shared, cache, norms, skip)
+        for name, tensor in zip(("y", "new.key", "new.value"), results, strict=True):
             g.output(name, tensor)
         return g
 
@@ -224,6 +232,10 @@ class TfliteDecoder:
         layer = layer if self.architecture.per_layer_norms else 0
         gains = self.tensors[f"blocks.{i}.norms"][layer]  # (2, E)
         return [g.weight(f"blocks.{i}.norms.{layer}.{n}", [gain], Type.FLOAT32) for n, gain in enumerate(gains)]
+
+    def _skip_gain(self, g: Subgraph, i: int, layer: int) -> Tensor:
+        """Return the gains of the embedding skip into one layer of block i: (1, E)."""
+        return g.weight(f"blocks.{i}.skip_gains.{layer}", [self.tensors[f"blocks.{i}.skip_gains"][layer]], Type.FLOAT32)
 
     def _shared(self, g: Subgraph, positions: Tensor, cache_mask: Tensor) -> Shared:
         """Compute rotary tables and the causal mask from the positions (1, T)."""
@@ -249,10 +261,21 @@ class TfliteDecoder:
         return Shared(cos, sin, new_mask, cache_mask)
 
     def _layer(
-        self, g: Subgraph, i: int, x: Tensor, shared: Shared, cache: Sequence[Tensor], norms: Sequence[Tensor]
+        self,
+        g: Subgraph,
+        i: int,
+        x: Tensor,
+        shared: Shared,
+        cache: Sequence[Tensor],
+        norms: Sequence[Tensor],
+        skip: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Write one layer of block i: (T, E) in, (T, E) and new keys and values (1, H, T, D) out."""
+        """Write one layer of block i: (T, E) in, (T, E) and new keys and values (1, H, T, D) out.
+
+        `skip` is empty, or the normed embedding (T, E) and the gains (1, E) by which it is added to x.
+        """
         heads, dim, part = self.architecture.heads(i), self.architecture.head_dim, f"blocks.{i}."
+        x = g.add(x, g.mul(*skip)) if skip else x
         h = self._norm(g, x, norms[0])
         h = self._linear(g, [f"{part}{name}.weight" for name in ("query", "key", "value")], h)  # (T, 3 E)
         h = g.transpose(g.reshape(h, -1, 3, heads, dim), 1, 2, 0, 3)  # (3, H, T, D)
@@ -281,9 +304,13 @@ class TfliteDecoder:
 
     def _norm(self, g: Subgraph, x: Tensor, gain: Tensor) -> Tensor:
         """RMSNorm over the last axis."""
+        return g.mul(self._unit(g, x), gain)
+
+    def _unit(self, g: Subgraph, x: Tensor) -> Tensor:
+        """RMSNorm without a gain."""
         mean = g.reduce(Operator.MEAN, g.mul(x, x))
         inverse = g.unary(Operator.RSQRT, g.add(mean, g.constant(np.array([NORM_EPSILON]))))
-        return g.mul(g.mul(x, inverse), gain)
+        return g.mul(x, inverse)
 
     def _linear(self, g: Subgraph, names: Sequence[str], x: Tensor) -> Tensor:
         return self.matrices.linear(g, names, self.tensors, x)

@@ -37,8 +37,10 @@ class UnrolledDecoder(Decoder):
 
         x = self.matrices.embed(g, self.tensors["embedding.weight"], token_ids)  # (B, T, E)
         inputs, outputs = [token_ids, attention_mask], []
+        skipped: ir.Value | None = None
         for number, (i, layer) in enumerate(a.layers()):
             x = self.enter(g, i, x) if layer == 0 else x
+            skipped = self.skipped(g, x) if number == 0 else skipped
             heads, cached = a.heads(i), [f"{number}.key", f"{number}.value"]
             past = [
                 typed(f"past_key_values.{name}", dtype, "batch_size", heads, "past_sequence_length", a.head_dim)
@@ -46,7 +48,11 @@ class UnrolledDecoder(Decoder):
             ]
             gains = self.gains(g, i, layer if a.per_layer_norms else 0)
             names = (None, *(f"present.{name}" for name in cached))
-            x, *present = self.write_layer(g, i, x, gains, (past[0], past[1]), context, names)
+            added: ir.Value | None = None
+            if skipped is not None:
+                gain = self.gain(g, f"blocks.{i}.skip_gains.{layer}", self.tensors[f"blocks.{i}.skip_gains"][layer])
+                added = g.op("Mul", skipped, gain)
+            x, *present = self.write_layer(g, i, x, added, gains, (past[0], past[1]), context, names)
             inputs += past
             outputs += [
                 annotate(value, dtype, "batch_size", heads, "total_sequence_length", a.head_dim) for value in present
