@@ -34,8 +34,9 @@ def _print(document: dict[str, Any]) -> None:
         [str(i), str(b["width"]), f"{b['ffn_ratio']:g}", str(b["depth"])] for i, b in enumerate(architecture["blocks"])
     ]
     print_table(["block", "width", "FFN ratio", "layers"], rows, title=document["name"])
+    skip = ", normed and added before each layer" if architecture.get("embedding_skip") else ""
     pairs = [
-        ("embedding", f"{architecture['vocab_size']} x {architecture['embedding_width']}, tied with the head"),
+        ("embedding", f"{architecture['vocab_size']} x {architecture['embedding_width']}, tied with the head{skip}"),
         (
             "parameters",
             f"{format_count(document['unique_parameters'])} unique, "
