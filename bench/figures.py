@@ -326,9 +326,10 @@ def quantization(r: dict[str, Any]) -> list[Row]:
 def latency_local(r: dict[str, Any]) -> list[Row]:
     """Held-out models on this machine."""
     result = []
+    on = f" with {r['threads']} thread" if r.get("threads") else ""
     for recipe, tests in r["recipes"].items():
         for test, found in tests.items():
-            words = f"{found['held_out']} held-out models on this machine, {recipe}, {test}: "
+            words = f"{found['held_out']} held-out models on this machine{on}, {recipe}, {test}: "
             words += "error; within 10 %; Kendall tau"
             told = f"{100 * found['mape']:.1f} %; {100 * found['within_10pct']:.0f} %; {found['kendall']:.3f}"
             before = found.get("since_last_record")
@@ -460,6 +461,7 @@ SCRIPTS = {  # where the name is another
     "export_sizes_tflite": "export_sizes.py tflite",
     "shape_study": "shape_study.py --stats",
     "constraints_1_thread": "constraints.py --threads 1",
+    "latency_local_1_thread": "latency_local.py --threads 1",
 }
 TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "proxy_stats": lambda r: [*proxy_stats(r), *proxy_paired(r)],
@@ -473,6 +475,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "latency_hat": latency_hat,
     "placement": placement,
     "latency_local": latency_local,
+    "latency_local_1_thread": latency_local,
     "constraints": constraints,
     "constraints_1_thread": constraints,
     "export_sizes": export_sizes,

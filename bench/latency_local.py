@@ -1,13 +1,14 @@
 """How well does a profile of this machine predict models it has not measured?
 
-    .venv/bin/python bench/latency_local.py [--seconds 300] [--held-out 30] [--seed 1]
+    .venv/bin/python bench/latency_local.py [--seconds 300] [--held-out 30] [--seed 1] [--threads 1]
     .venv/bin/python bench/latency_local.py --against OLDER.json    # measures nothing
 
 Profiles this machine as `merino-edge profile` does, then measures random members of the poster's space
 that were not profiled, and compares. Held-out models are measured by the profile's rule: in passes far
 apart in time until two agree, of which the fastest counts. What the first pass alone would have said is
 recorded too. Where the host of a virtual machine moves its processors, each place has its own fit and its own
-measurements, as in a search. Everything lies in a folder of its own.
+measurements, as in a search. `--threads 1` is recorded in a file of its own: what one thread takes hardly depends on
+the place. Everything lies in a folder of its own.
 
 No model can be nearer to a machine than the machine is to itself: where the record before this one measured the
 same models, the mean difference of the two is recorded beside the error, and how well the formula predicts left-out
@@ -45,7 +46,11 @@ from merino_edge.search.space import load_space
 VOCAB = 8192
 RECIPES = ("dynamic_wi8_afp32", "fp32")
 SECONDS_A_MODEL = 10.0  # of the held-out ones
-RECORD = RESULTS / "latency_local.json"
+
+
+def record_name(threads: int | None) -> str:
+    """Return the name of the record."""
+    return "latency_local" if threads is None else f"latency_local_{threads}_thread"
 
 
 def main() -> None:
@@ -54,24 +59,28 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--held-out", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="all performance cores where it is left out")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--seconds-a-model", type=float, default=SECONDS_A_MODEL, help="of the held-out ones")
     parser.add_argument("--against", type=Path, metavar="OLDER", help="an older record of the same models")
     asked = parser.parse_args()
+    name = record_name(asked.threads)
+    path = RESULTS / f"{name}.json"
     if asked.against is not None:
-        record = json.loads(RECORD.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
         hold_against(json.loads(asked.against.read_text(encoding="utf-8")), record["result"])
-        write_json(RECORD, {key: value for key, value in record.items() if key != "schema_version"})
+        write_json(path, {key: value for key, value in record.items() if key != "schema_version"})
         return
-    before = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else None
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_DATA_HOME"] = folder
         result = {recipe: one_recipe(recipe, asked, Path(folder)) for recipe in asked.recipes}
-    arguments = {name: getattr(asked, name) for name in ("seconds", "seed", "seconds_a_model")} | {"vocab_size": VOCAB}
+    arguments = {name: getattr(asked, name) for name in ("seconds", "seed", "seconds_a_model", "threads")}
+    arguments["vocab_size"] = VOCAB
     made = {**arguments, "recipes": result}
     if before is not None:
         hold_against(before, made)
-    print(write_result("latency_local", made))
+    print(write_result(name, made))
 
 
 def hold_against(before: dict[str, Any], result: dict[str, Any]) -> None:
@@ -109,7 +118,7 @@ def fitted(result: dict[str, Any], recipe: str, test: str, ms: npt.NDArray[np.fl
 
 def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Profile one recipe, measure held-out models, return the errors of each test."""
-    conditions = Conditions(recipe=recipe, vocab_size=VOCAB)
+    conditions = Conditions(recipe=recipe, vocab_size=VOCAB, threads=asked.threads)
     made = profile("local", ProfileOptions(seconds=asked.seconds, conditions=conditions))
     fitted = read_profile("local")
     models = fitted.recipe(conditions) if fitted else None

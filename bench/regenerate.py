@@ -72,6 +72,7 @@ STEPS = (
     Step("ring", ("bench/ring.py",)),
     Step("placement", ("bench/placement.py",)),
     Step("latency_local", ("bench/latency_local.py",)),
+    Step("latency_local_1_thread", ("bench/latency_local.py", "--threads", "1")),
     Step("poster", ("bench/poster.py",)),
     Step("proxy_latency", ("bench/proxy_study.py", "--measure", "local")),
     Step("peers", ("bench/peers.py",), PEERS),
