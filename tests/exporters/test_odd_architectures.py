@@ -1,6 +1,7 @@
 """Architectures of every shape compute the model in every form, in the export's check and in the agent's session."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ PIECES = (5, 6, 7, 23, 40)
 
 @st.composite
 def architectures(draw: st.DrawFn, recipe: Recipe) -> Architecture:
-    """One to eight blocks of unequal widths; heads narrow, odd and wide; any vocabulary.
+    """One to eight blocks of unequal widths, or of one width with an embedding skip; heads of any size; any vocabulary.
 
     Rounding to small integers needs some width and some logits to average out: only floats go down to next to nothing.
     """
@@ -34,6 +35,9 @@ def architectures(draw: st.DrawFn, recipe: Recipe) -> Architecture:
     heads = st.integers(1 if floats else -(-96 // head_dim), 4)
     block = st.builds(Block, heads.map(lambda count: count * head_dim), ratio, st.integers(1, 3))
     blocks = draw(st.lists(block, min_size=1, max_size=8 if floats else 4))
+    skip = draw(st.booleans())
+    if skip:  # which blocks of one width can have
+        blocks = [replace(other, width=blocks[0].width) for other in blocks]
     return Architecture(
         tuple(blocks),
         embedding_width=recipe.table_block * draw(st.integers(1, 4))
@@ -42,6 +46,7 @@ def architectures(draw: st.DrawFn, recipe: Recipe) -> Architecture:
         vocab_size=draw(st.integers(2 if floats else 65, 700)),
         head_dim=head_dim,
         per_layer_norms=draw(st.booleans()),
+        embedding_skip=skip,
     )
 
 
@@ -51,6 +56,7 @@ def architectures(draw: st.DrawFn, recipe: Recipe) -> Architecture:
 def test_any_architecture_computes_the_model_in_any_form(recipe: Recipe, form: str, data: st.DataObject) -> None:
     architecture = data.draw(architectures(recipe))
     tensors = random_tensors(architecture, seed=1, scale=0.05)
+    tensors = {n: 20 * t if n.endswith("skip_gains") else t for n, t in tensors.items()}  # a skip that does much
     ids = np.random.default_rng(2).integers(0, architecture.vocab_size, PIECES[-1])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -14,6 +14,8 @@ ARCHITECTURES = {
     "there and back": Architecture((Block(64, 1, 1), Block(192, 1, 2), Block(64, 2, 2)), 64, 101, head_dim=32),
     "back from a wider table": Architecture((Block(64, 1, 1), Block(64, 2, 1), Block(128, 1, 1)), 128, 33, head_dim=32),
     "two widths": Architecture((Block(64, 1, 2), Block(128, 1, 1)), 64, 97, head_dim=32, per_layer_norms=True),
+    "embedding skip": Architecture((Block(64, 1, 3), Block(64, 2, 1)), 64, 97, head_dim=32, embedding_skip=True),
+    "narrow table, embedding skip": Architecture((Block(64, 1, 3),), 32, 97, head_dim=32, embedding_skip=True),
 }
 
 
@@ -22,7 +24,8 @@ def uneven(architecture: Architecture, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     tensors = dict(random_tensors(architecture, seed, scale=0.1))
     for name, tensor in tensors.items():
-        tensors[name] = (tensor * rng.lognormal(0, 0.7, tensor.shape[-1])).astype(np.float32)
+        size = 10 if name.endswith("skip_gains") else 1  # a skip that does much
+        tensors[name] = (tensor * size * rng.lognormal(0, 0.7, tensor.shape[-1])).astype(np.float32)
     return tensors
 
 

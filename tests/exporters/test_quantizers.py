@@ -18,6 +18,7 @@ from merino_edge.exporting import ExportOptions
 from merino_edge.reference import forward, gelu, random_tensors, rms_norm
 
 SHARED = Architecture((Block(64, 2, 3), Block(128, 1, 1)), 32, 97, head_dim=32)
+SKIP = Architecture((Block(64, 2, 3), Block(64, 1, 1)), 64, 97, head_dim=32, embedding_skip=True)
 INT4 = RECIPES["weight_only_wi4_b32_afp32"]
 HEAD8 = RECIPES["weight_only_wi4_b32_head8_afp32"]
 TEXT = np.random.default_rng(5).integers(0, 97, 260)
@@ -167,15 +168,18 @@ def test_a_rounded_matrix_is_written_with_the_integers_it_brings() -> None:
 
 @pytest.mark.parametrize("recipe", [INT4, HEAD8], ids=lambda recipe: recipe.name)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("architecture", [SHARED, SKIP], ids=["shared", "skip"])
 def test_every_quantizer_gives_a_file_that_computes_what_its_integers_say(
-    quantizer: str, recipe: object, tmp_path: Path
+    architecture: Architecture, quantizer: str, recipe: object, tmp_path: Path
 ) -> None:
     options = ExportOptions(quantizer=quantizer, calibration=TEXT)
-    result = export(SHARED, random_tensors(SHARED, 0, scale=0.05), tmp_path, recipe.name, options)  # type: ignore[attr-defined]
+    tensors = random_tensors(architecture, 0, scale=0.05)
+    tensors = {n: 20 * t if n.endswith("skip_gains") else t for n, t in tensors.items()}  # a skip that does much
+    result = export(architecture, tensors, tmp_path, recipe.name, options)  # type: ignore[attr-defined]
     assert result.quantizer == quantizer
     assert result.parity["exact"]["max_abs_diff"] <= 1e-4 * result.parity["logits_std"]
     stored = sum((tmp_path / name).stat().st_size for name in result.files)
-    assert result.unique_bytes <= stored <= 1.01 * result.unique_bytes + 4096 * len(SHARED.tensor_shapes)
+    assert result.unique_bytes <= stored <= 1.01 * result.unique_bytes + 4096 * len(architecture.tensor_shapes)
 
 
 def test_the_same_text_gives_the_same_file_twice(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ FOLDER = Path(__file__).resolve().parent.parent.parent / "build" / "runtimes"
 MODELS = {
     "unequal": Architecture((Block(64, 2, 2), Block(160, 1.5, 3), Block(96, 4, 1)), 48, 101, head_dim=32),
     "per-layer norms": Architecture((Block(64, 2, 3), Block(128, 1, 1)), 64, 97, head_dim=32, per_layer_norms=True),
+    "embedding skip": Architecture((Block(128, 2, 3), Block(128, 1, 1)), 64, 97, head_dim=32, embedding_skip=True),
 }
 CASES = [
     ("ai-edge-litert-1.4.0", "standard"),
@@ -70,6 +71,7 @@ def run_in(runtime: str, arguments: list[str], tmp_path: Path) -> subprocess.Com
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_the_references(name: str, runtime: str, form: str, recipe: str, tmp_path: Path) -> None:
     architecture, tensors = MODELS[name], random_tensors(MODELS[name], 0, 0.05)
+    tensors = {n: 20 * t if n.endswith("skip_gains") else t for n, t in tensors.items()}  # a skip that does much
     package = runtime.rpartition("-")[0]
     export(architecture, tensors, tmp_path, recipe, ExportOptions(form=form, parity=False))
     ids = np.random.default_rng(1).integers(0, architecture.vocab_size, 90)

@@ -5,6 +5,7 @@ import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,10 @@ ARCHITECTURES = {
     "three unequal blocks": Architecture((Block(64, 2, 2), Block(160, 1.5, 3), Block(96, 4, 1)), 48, 101, head_dim=32),
     "head_dim 64, odd vocabulary": Architecture((Block(128, 2, 2), Block(256, 1, 2)), 128, 333),
     "per-layer norms": Architecture((Block(64, 2, 3), Block(128, 1, 1)), 64, 97, head_dim=32, per_layer_norms=True),
+    "embedding skip": Architecture((Block(64, 2, 3), Block(64, 1, 1)), 64, 97, head_dim=32, embedding_skip=True),
+    "embedding skip, first projected": Architecture(
+        (Block(128, 2, 3), Block(128, 1, 1)), 64, 97, head_dim=32, per_layer_norms=True, embedding_skip=True
+    ),
     "odd ffn, five tokens": Architecture((Block(64, 1.3, 2),), 33, 5, head_dim=16),
 }
 TINY = ARCHITECTURES["three unequal blocks"]
@@ -40,12 +45,14 @@ IDS = [f"{recipe.name}-{form}" for recipe, form in EVERY]
 
 
 def weights(architecture: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random weights whose norm gains are not all one."""
+    """Random weights whose norm gains are not all one, and whose embedding skip, where there is one, does much."""
     tensors = random_tensors(architecture, seed, scale=0.05)
     rng = np.random.default_rng(seed)
     for name, tensor in tensors.items():
         if "norm" in name:
             tensors[name] = tensor + rng.normal(0, 0.3, tensor.shape).astype(np.float32)
+        elif name.endswith("skip_gains"):
+            tensors[name] = rng.normal(0, 1, tensor.shape).astype(np.float32)
     return tensors
 
 
@@ -71,9 +78,10 @@ def test_file_agrees_with_the_reference_within_the_bound(name: str, recipe: Reci
     assert 0 <= parity["max_abs_diff"] <= recipe.parity_bound * parity["logits_std"]
 
 
+@pytest.mark.parametrize("skip", [False, True], ids=["", "skip"])
 @pytest.mark.parametrize(("recipe", "form"), EVERY, ids=IDS)
-def test_file_is_no_larger_than_its_unique_tensors(recipe: Recipe, form: str, tmp_path: Path) -> None:
-    architecture = Architecture((Block(128, 2, 4), Block(256, 2, 4)), 128, 2001)
+def test_file_is_no_larger_than_its_unique_tensors(recipe: Recipe, form: str, skip: bool, tmp_path: Path) -> None:
+    architecture = Architecture((Block(128, 2, 4), Block(128 if skip else 256, 2, 4)), 128, 2001, embedding_skip=skip)
     result = write(architecture, tmp_path, recipe.name, form=form, parity=False)
     file_bytes = sum((tmp_path / name).stat().st_size for name in result.files)
     assert result.unique_bytes <= file_bytes <= 1.01 * result.unique_bytes + 4096 * len(architecture.tensor_shapes)
@@ -152,6 +160,29 @@ def test_check_catches_one_layer_too_few(tmp_path: Path) -> None:
     export(fewer, weights(TINY), tmp_path / "b", "dynamic_wi8_afp32", ExportOptions())
     logits = FileRunner(tmp_path / "b" / "model.onnx").feed(np.array(check.token_ids), np.array([7]))[0]
     assert max(abs(logits[token] - value) for token, value in check.top) > check.tolerance
+
+
+@pytest.mark.parametrize("form", ["standard", "fast", "legacy", "unrolled"])
+@pytest.mark.parametrize("name", ["embedding skip", "embedding skip, first projected"])
+def test_an_embedding_skip_left_out_or_of_another_layer_is_refused(name: str, form: str, tmp_path: Path) -> None:
+    architecture, tensors = ARCHITECTURES[name], weights(ARCHITECTURES[name])
+    gains = tensors["blocks.0.skip_gains"]
+    for number, wrong in enumerate((np.zeros_like(gains), gains[[1, 0, 2]])):
+        changed = {**tensors, "blocks.0.skip_gains": wrong}
+        export(architecture, changed, tmp_path / str(number), "fp32", ExportOptions(form=form))
+        with pytest.raises(ExportError, match="disagrees with the reference"):
+            compare(FileRunner(tmp_path / str(number) / "model.onnx"), architecture, tensors, RECIPES["fp32"], seed=0)
+
+
+def test_an_embedding_skip_costs_one_operator_a_layer(tmp_path: Path) -> None:
+    counts = []
+    for skip in (False, True):
+        architecture = replace(ARCHITECTURES["embedding skip"], embedding_skip=skip)
+        write(architecture, tmp_path / str(skip), form="fast")
+        graph = onnx.load(str(tmp_path / str(skip) / "model.onnx"), load_external_data=False).graph
+        bodies = [attribute.g for node in graph.node for attribute in node.attribute if attribute.name == "body"]
+        counts.append([len(body.node) for body in bodies])
+    assert counts[1] == [count + 1 for count in counts[0]]
 
 
 def test_all_zero_weights_export(tmp_path: Path) -> None:

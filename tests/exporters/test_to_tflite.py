@@ -27,6 +27,10 @@ ARCHITECTURES = {
     "three unequal blocks": Architecture((Block(64, 2, 2), Block(160, 1.5, 3), Block(96, 4, 1)), 48, 101, head_dim=32),
     "head_dim 64, odd vocabulary": Architecture((Block(128, 2, 2), Block(256, 1, 2)), 128, 333),
     "per-layer norms": Architecture((Block(64, 2, 3), Block(128, 1, 1)), 64, 97, head_dim=32, per_layer_norms=True),
+    "embedding skip": Architecture((Block(64, 2, 3), Block(64, 1, 1)), 64, 97, head_dim=32, embedding_skip=True),
+    "embedding skip, first projected": Architecture(
+        (Block(128, 2, 3), Block(128, 1, 1)), 64, 97, head_dim=32, per_layer_norms=True, embedding_skip=True
+    ),
     "odd ffn, five tokens": Architecture((Block(64, 1.3, 2),), 33, 5, head_dim=16),
     "head_dim 2": Architecture((Block(6, 2.5, 2),), 6, 7, head_dim=2),
     "one head of 80": Architecture((Block(80, 1, 2),), 80, 50, head_dim=80),
@@ -36,16 +40,19 @@ ARCHITECTURES = {
 }
 TINY = ARCHITECTURES["three unequal blocks"]
 BLOCKY = Architecture((Block(128, 1, 2), Block(256, 1.5, 3), Block(64, 4, 1)), 96, 333, head_dim=32)
+SKIPS = [architecture for architecture in ARCHITECTURES.values() if architecture.embedding_skip]
 PAIRS = [(recipe, form) for recipe in ("fp32", "dynamic_wi8_afp32") for form in FORMS]
 
 
 def weights(architecture: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random weights whose norm gains are not all one."""
+    """Random weights whose norm gains are not all one, and whose embedding skip, where there is one, does much."""
     tensors = random_tensors(architecture, seed, scale=0.05)
     rng = np.random.default_rng(seed)
     for name, tensor in tensors.items():
         if "norm" in name:
             tensors[name] = tensor + rng.normal(0, 0.3, tensor.shape).astype(np.float32)
+        elif name.endswith("skip_gains"):
+            tensors[name] = rng.normal(0, 1, tensor.shape).astype(np.float32)
     return tensors
 
 
@@ -73,12 +80,13 @@ def test_export_agrees_with_the_reference_however_tokens_are_fed(
     assert (result.form, result.files) == (form, ("model.tflite",))
 
 
-def test_int4_agrees_with_the_reference_however_tokens_are_fed(tmp_path: Path) -> None:
-    result = write(BLOCKY, tmp_path, "dynamic_wi4_b32_afp32")
+@pytest.mark.parametrize("architecture", [BLOCKY, *SKIPS], ids=Architecture.describe)
+def test_int4_agrees_with_the_reference_however_tokens_are_fed(architecture: Architecture, tmp_path: Path) -> None:
+    result = write(architecture, tmp_path, "dynamic_wi4_b32_afp32")
     assert 0 <= result.parity["max_abs_diff"] <= 0.1 * result.parity["logits_std"]
     assert (result.runtime, result.runtime_min_version) == ("ai-edge-litert", "2.1.6")
     size = (tmp_path / "model.tflite").stat().st_size
-    assert result.unique_bytes < size <= 1.01 * result.unique_bytes + 4096 * len(BLOCKY.tensor_shapes)
+    assert result.unique_bytes < size <= 1.01 * result.unique_bytes + 4096 * len(architecture.tensor_shapes)
     versions = {code.builtinCode: code.version for code in read_model(tmp_path).operatorCodes}
     assert versions[schema.BuiltinOperator.FULLY_CONNECTED] == 14  # which releases that compute blocks wrongly refuse
     assert versions[schema.BuiltinOperator.EMBEDDING_LOOKUP] == 4
@@ -109,17 +117,23 @@ def test_int4_is_rounded_to_nearest_and_says_so(tmp_path: Path) -> None:
         write(BLOCKY, tmp_path, "dynamic_wi4_b32_afp32", quantizer="gptq")
 
 
+@pytest.mark.parametrize("architecture", [TINY, *SKIPS], ids=Architecture.describe)
 @pytest.mark.parametrize(("recipe", "form"), PAIRS)
-def test_file_holds_unique_bytes_and_little_more(recipe: str, form: str, tmp_path: Path) -> None:
-    result = write(TINY, tmp_path, recipe, form=form, parity=False)
+def test_file_holds_unique_bytes_and_little_more(
+    recipe: str, form: str, architecture: Architecture, tmp_path: Path
+) -> None:
+    result = write(architecture, tmp_path, recipe, form=form, parity=False)
     size = (tmp_path / "model.tflite").stat().st_size
-    assert result.unique_bytes == RECIPES[recipe].unique_bytes(TINY)
-    assert result.unique_bytes < size <= 1.01 * result.unique_bytes + 4096 * len(TINY.tensor_shapes)
+    assert result.unique_bytes == RECIPES[recipe].unique_bytes(architecture)
+    assert result.unique_bytes < size <= 1.01 * result.unique_bytes + 4096 * len(architecture.tensor_shapes)
 
 
+@pytest.mark.parametrize("architecture", [BLOCKY, *SKIPS], ids=Architecture.describe)
 @pytest.mark.parametrize("recipe", ["fp32", "dynamic_wi8_afp32", "dynamic_wi4_b32_afp32"])
-def test_every_weight_lies_in_one_buffer_aligned_to_sixteen_bytes(recipe: str, tmp_path: Path) -> None:
-    write(BLOCKY, tmp_path, recipe, parity=False)
+def test_every_weight_lies_in_one_buffer_aligned_to_sixteen_bytes(
+    recipe: str, architecture: Architecture, tmp_path: Path
+) -> None:
+    write(architecture, tmp_path, recipe, parity=False)
     data = (tmp_path / "model.tflite").read_bytes()
     contents = [bytes(b.data) for b in read_model(tmp_path).buffers if b.data is not None and len(b.data) > 64]
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
@@ -238,6 +252,21 @@ def test_a_file_that_disagrees_is_refused_and_removed(tmp_path: Path, monkeypatc
     with pytest.raises(ExportError, match="disagrees with the reference"):
         write(TINY, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("architecture", SKIPS, ids=Architecture.describe)
+def test_an_embedding_skip_left_out_or_of_another_layer_is_refused(
+    architecture: Architecture, form: str, tmp_path: Path
+) -> None:
+    tensors = weights(architecture)
+    gains = tensors["blocks.0.skip_gains"]
+    for number, wrong in enumerate((np.zeros_like(gains), gains[[1, 0, 2]])):
+        changed = {**tensors, "blocks.0.skip_gains": wrong}
+        export(architecture, changed, tmp_path / str(number), "fp32", ExportOptions(form=form))
+        runner = TfliteRunner(tmp_path / str(number) / "model.tflite")
+        with pytest.raises(ExportError, match="disagrees with the reference"):
+            parity.compare(runner, architecture, tensors, RECIPES["fp32"], seed=0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
