@@ -27,7 +27,10 @@ OLDER = ("1.19.2", "1.23.2")  # the newest for Python 3.8 and 3.9, and for 3.10
 VERSIONS = (*OLDER, onnxruntime.__version__)
 PIECES = (9, 10, 60)
 RECIPES_HERE = [recipe for recipe in RECIPES.values() if recipe.block in (0, 32) and recipe.table_block <= 64]
-MODEL = Architecture((Block(64, 2, 2), Block(160, 1, 3), Block(96, 4, 1)), 64, 101, head_dim=32)
+MODELS = {
+    "unequal": Architecture((Block(64, 2, 2), Block(160, 1, 3), Block(96, 4, 1)), 64, 101, head_dim=32),
+    "embedding skip": Architecture((Block(96, 2, 3), Block(96, 1, 1)), 64, 101, head_dim=32, embedding_skip=True),
+}
 MEGABYTE = 1_000_000
 
 RUN = """
@@ -90,28 +93,36 @@ def child(program: str, argument: object) -> object:
     return json.loads(done.stdout)
 
 
+def weights(architecture: Architecture) -> dict[str, np.ndarray]:
+    """Random weights whose embedding skip, where there is one, does much."""
+    tensors = random_tensors(architecture, 0, scale=0.05)
+    return {name: 20 * tensor if name.endswith("skip_gains") else tensor for name, tensor in tensors.items()}
+
+
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """One file of every recipe and form."""
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[Path]]:
+    """One file of every recipe and form, for each model."""
     parent = tmp_path_factory.mktemp("bundles")
-    tensors = random_tensors(MODEL, 0, scale=0.05)
-    for recipe in RECIPES_HERE:
-        for form in recipe.forms:
-            export(MODEL, tensors, parent / f"{recipe.name}-{form}", recipe.name, ExportOptions(form=form))
-    return {folder.name: folder for folder in sorted(parent.iterdir())}
+    for model, architecture in MODELS.items():
+        for recipe in RECIPES_HERE:
+            for form in recipe.forms:
+                folder = parent / model / f"{recipe.name}-{form}"
+                export(architecture, weights(architecture), folder, recipe.name, ExportOptions(form=form))
+    return {model: sorted((parent / model).iterdir()) for model in MODELS}
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_runtime_computes_every_file_that_it_is_said_to_carry_and_opens_no_older_ones(
-    version: str, bundles: Mapping[str, Path]
+    version: str, model: str, bundles: Mapping[str, list[Path]]
 ) -> None:
-    ids = np.random.default_rng(5).integers(0, MODEL.vocab_size, PIECES[-1])
-    found = child(RUN, (folder_of(version), version, [str(b) for b in bundles.values()], ids.tolist(), PIECES))
+    architecture = MODELS[model]
+    ids = np.random.default_rng(5).integers(0, architecture.vocab_size, PIECES[-1])
+    found = child(RUN, (folder_of(version), version, [str(b) for b in bundles[model]], ids.tolist(), PIECES))
     assert isinstance(found, dict)
-    tensors = random_tensors(MODEL, 0, scale=0.05)
     for recipe in RECIPES_HERE:
-        quantized, _ = quantize_model(MODEL, tensors, recipe, ExportOptions())
-        expected = forward(MODEL, {name: recipe.rounded(tensor) for name, tensor in quantized.items()}, ids)
+        quantized, _ = quantize_model(architecture, weights(architecture), recipe, ExportOptions())
+        expected = forward(architecture, {name: recipe.rounded(tensor) for name, tensor in quantized.items()}, ids)
         expected = np.concatenate([expected, expected[PIECES[0] : PIECES[1]]])
         for form in recipe.forms:
             rows = found[f"{recipe.name}-{form}"]
