@@ -192,7 +192,7 @@ class Storage:
     def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
         """Four attention matrices, two of the FFN, two gains; those of an embedding skip for each layer."""
         uses = depth if self.executed else 1
-        gains = 2 * width * self.value * (depth if self.per_layer_norms or self.executed else 1)
+        gains: Array = 2 * width * self.value * (depth if self.per_layer_norms or self.executed else 1)
         gains = gains + self.embedding_skip * depth * width * self.value
         matrices: Array = 4 * self.matrix(width, width) + self.matrix(ffn_width, width) + self.matrix(width, ffn_width)
         return uses * matrices + gains

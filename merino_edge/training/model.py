@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -195,7 +195,9 @@ class MerinoBlock(nn.Module):
             first_layer: Executed layers before this block.
         """
         for layer in range(self.depth):
-            skip = None if self.skip_gains is None else (self.skip_gains[layer], skipped)  # (1, E) and (B, T, E)
+            skip: tuple[Tensor, Tensor] | None = None
+            if self.skip_gains is not None and skipped is not None:
+                skip = (self.skip_gains[layer], skipped)  # (1, E) and (B, T, E)
             gains = self.norms[layer if len(self.norms) > 1 else 0]  # (2, E)
             if self.gradient_checkpointing and self.training:
                 x = self._gradient_checkpointing_func(self.layer, x, gains, by, bias, None, 0, skip)
@@ -211,7 +213,7 @@ class MerinoBlock(nn.Module):
         bias: Tensor | None,
         cache: Cache | None,
         number: int,
-        skip: tuple[Tensor, Tensor | None] | None = None,
+        skip: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """One pre-norm layer: attention, then the feed-forward network; `(B, T, E)` to `(B, T, E)`."""
         if skip is not None:
@@ -332,7 +334,7 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         plain = attention_mask is None and past == 0
         bias = None if plain else causal_bias(tokens, past + tokens, attention_mask, x)
         skipped: Tensor | None = None
-        for block, first_layer in zip(self.blocks, self.first_layers, strict=True):
+        for block, first_layer in zip(cast("list[MerinoBlock]", self.blocks), self.first_layers, strict=True):
             x = block.enter(x)
             if skipped is None and block.skip_gains is not None:
                 skipped = F.rms_norm(x, x.shape[-1:], None, NORM_EPSILON)
