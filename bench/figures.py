@@ -16,6 +16,7 @@ from distil import figure_rows as distil_rows
 from peers.page import compared
 from poster.page import full_rows, small_rows, twenty_million_rows
 from poster.table import figure_rows
+from skip_time import figure_rows as skip_rows
 from space_study import figure_rows as space_rows
 from variants import figure_rows as variants_rows
 
@@ -490,6 +491,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "poster_train": lambda r: [*full_rows(r), *small_rows(r)],
     "poster_train_20m": twenty_million_rows,
     "space_study": space_rows,
+    "skip_time": skip_rows,
     "variants": variants_rows,
     "distil": distil_rows,
     "row_exports": row_exports,

@@ -109,7 +109,9 @@ def in_one_order(old: list[list[float]], new: list[list[float]]) -> bool:
 
 def fitted(result: dict[str, Any], recipe: str, test: str, ms: npt.NDArray[np.float64]) -> dict[str, Any]:
     """Return how well the formula predicts each of the held-out models from the others."""
-    architectures = load_space("poster", result["vocab_size"]).sample(len(ms), seed=result["seed"])
+    architectures = (
+        load_space("poster", result["vocab_size"]).with_embedding_skip().sample(len(ms), seed=result["seed"])
+    )
     samples = [LatencySample(a, float(value)) for a, value in zip(architectures, ms, strict=True)]
     depth = Conditions().depth if test == "tg" else 0
     cache = cpu_cache_bytes(Machine.here()) or 0
@@ -123,7 +125,7 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
     fitted = read_profile("local")
     models = fitted.recipe(conditions) if fitted else None
     assert models is not None
-    architectures = load_space("poster", VOCAB).sample(asked.held_out, seed=asked.seed)
+    architectures = load_space("poster", VOCAB).with_embedding_skip().sample(asked.held_out, seed=asked.seed)
     log = folder / f"held-out-{recipe}.jsonl"
     profiled = [r for r in read_measurements(device_folder("local") / MEASUREMENTS) if shared_key(r) == models.key]
     with opened(find_entry("local")) as device, SILENT.task("", 1.0) as task:

@@ -70,6 +70,7 @@ STEPS = (
     Step("upload", ("bench/upload.py",)),
     Step("quantization", ("bench/quantization.py",), DATA),
     Step("ring", ("bench/ring.py",)),
+    Step("skip_time", ("bench/skip_time.py",)),
     Step("placement", ("bench/placement.py",)),
     Step("latency_local", ("bench/latency_local.py",)),
     Step("latency_local_1_thread", ("bench/latency_local.py", "--threads", "1")),

@@ -33,7 +33,7 @@ from merino_edge.units import format_bytes, format_count, format_ms
 @click.option(
     "--embedding-skip/--no-embedding-skip",
     default=None,
-    help="Add the normed embedding before each layer: as fast, trains better (where all blocks have one width).",
+    help="Add the normed embedding before each layer, where all blocks have one width: trains better, 2 to 3 % slower.",
 )
 @click.option("--score", default=None, help="Score to maximise: balanced-parameters (default), entropy, ...")
 @click.option(

@@ -119,13 +119,18 @@ def gpu_note(name: str, jetson: dict[str, Any] | None, runtimes: list[dict[str, 
     )
 
 
+def searched_space(options: ProfileOptions) -> Space:
+    """Return the space as a search takes it by default."""
+    return load_space(options.space, options.conditions.vocab_size).with_embedding_skip()
+
+
 def _measure(
     device: Device, facts: dict[str, Any], name: str, options: ProfileOptions, progress: Progress
 ) -> list[Measurement]:
     """Measure a spread of architectures; what an interrupted profile had measured counts."""
     folder = device_folder(name)
     count = max(MIN_MODELS, min(MAX_MODELS, int(options.seconds / SECONDS_A_MODEL)))
-    space = load_space(options.space, options.conditions.vocab_size)
+    space = searched_space(options)
     architectures = choose_architectures(space, count, seed=0)
     wish = {
         "space": options.space,
@@ -258,7 +263,7 @@ def with_head(architecture: Architecture) -> float:
 
 def _reach(recipe: RecipeProfile, options: ProfileOptions) -> list[dict[str, Any]]:
     """Predict the smallest and the largest architecture of the space, to show what limits make sense."""
-    space = load_space(options.space, options.conditions.vocab_size)
+    space = searched_space(options)
     rows = []
     for label, architecture in zip(("smallest", "largest"), extremes(space), strict=True):
         rows.append(
