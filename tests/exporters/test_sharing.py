@@ -117,6 +117,21 @@ def test_sharing_survives_the_runtime(recipe: str, form: str, tmp_path: Path) ->
     assert peak <= 1.05 * max(deep, bound)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc (Linux)")
+@pytest.mark.parametrize("form", ["standard", "fast"])
+def test_sharing_survives_an_embedding_skip(form: str, tmp_path: Path) -> None:
+    for depth in (1, 8):
+        architecture = Architecture(tuple(Block(512, 4, depth) for _ in range(4)), 512, 8192, embedding_skip=True)
+        tensors = random_tensors(architecture, seed=0)
+        options = ExportOptions(form=form, parity=False)
+        export(architecture, tensors, tmp_path / str(depth), "dynamic_wi8_afp32", options)
+    shallow, deep = (anonymous_bytes(tmp_path / str(depth))[0] for depth in (1, 8))
+    gains = (8 - 1) * 4 * 512 * 4  # bytes: what further layers have of their own
+    shallow_file, deep_file = ((tmp_path / str(depth) / "model.data").stat().st_size for depth in (1, 8))
+    assert gains <= deep_file - shallow_file <= gains + 4 * 4096
+    assert deep - shallow <= 2 * MEGABYTE
+
+
 @pytest.mark.parametrize("recipe", ["fp32", "dynamic_wi8_afp32", "weight_only_wi4_b128_afp32"])
 def test_writing_60_million_parameters_takes_little_memory(recipe: str, tmp_path: Path) -> None:
     program = """
