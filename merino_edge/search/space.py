@@ -63,8 +63,7 @@ class Space:
         embedding_widths: Choices, or None where it equals the one width.
         blocks: Choices of each block, in the order of execution, of the members with the most blocks.
         per_layer_norms: Whether every executed layer has its own norm gains.
-        embedding_skip: Whether the normed embedding is added to what enters every executed layer; None where the file
-            does not say, which is without it unless somebody decides otherwise (`with_embedding_skip`).
+        embedding_skip: As in `Architecture`; None, the file does not say, is without (see `with_embedding_skip`).
         title: One line about it.
         fewer: The same of members with fewer blocks, where their number is a choice.
     """
@@ -176,10 +175,8 @@ class Space:
         if wanted is None:
             wanted = self.widths is not None if self.embedding_skip is None else self.embedding_skip
         if wanted and self.widths is None:
-            raise UsageError(
-                f"space {self.name} gives each block a width of its own, and an embedding skip needs one for all",
-                hint="leave --embedding-skip out",
-            )
+            problem = f"space {self.name} gives each block a width of its own, and an embedding skip needs one for all"
+            raise UsageError(problem, hint="leave --embedding-skip out")
         return replace(self, embedding_skip=wanted)
 
     @property

@@ -118,7 +118,6 @@ def test_a_width_that_one_head_dim_does_not_divide_is_left_out_there_only() -> N
         ({"vocab_size": [1, 300]}, "vocab_size must be at least 2"),
         ({"per_layer_norms": 1}, "per_layer_norms must be true or false, not 1"),
         ({"embedding_skip": "yes"}, "embedding_skip must be true or false, not 'yes'"),
-        ({"embedding_skip": None}, "embedding_skip must be true or false, not None"),
     ],
 )
 def test_a_file_that_is_no_space_is_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
