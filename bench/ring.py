@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from demo import AGAIN, RUN, read
+from demo import AGAIN, RUN, read, read_manifest
 from record import write_result
 
 
@@ -33,8 +33,7 @@ def main() -> int:
 def summary(first: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
     """Return the documents of the demo, raw samples and curves left out."""
     profile, train, bench = (read(f"{name}.json") for name in ("profile", "train", "bench"))
-    recipes = ("fp32", "dynamic_wi8_afp32")
-    exports = [read("runs", RUN, "export", f"onnx-{recipe}", "manifest.json") for recipe in recipes]
+    exports = [read_manifest(recipe) for recipe in ("fp32", "dynamic_wi8_afp32")]
     keep = (
         "architecture",
         "parameters",
