@@ -76,7 +76,10 @@ def adapt(model: Any, rank: int) -> Any:
             adapted.append(Adapted(getattr(block, name), block.depth))
             setattr(block, name, adapted[-1])
 
-        def forward(x: Any, by: Any, bias: Any, cache: Any, first: int, of: Any = block, parts: Any = adapted) -> Any:
+        def forward(
+            x: Any, skipped: Any, by: Any, bias: Any, cache: Any, first: int, of: Any = block, parts: Any = adapted
+        ) -> Any:
+            assert skipped is None  # the student has no embedding skip
             for call in range(of.depth):
                 for part in parts:
                     part.call = call
