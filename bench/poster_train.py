@@ -271,6 +271,26 @@ def worker(
             print(f"{jobs[number]['id']}: {type(error).__name__}: {error}"[:600], flush=True)
 
 
+def in_flight(
+    options: argparse.Namespace,
+    jobs: list[dict[str, Any]],
+    run: Callable[..., None],
+    places: list[tuple[int, ...]],
+    apart: float = 1.0,
+) -> None:
+    """Work through jobs in order, a process for each place (its GPU first), begun so many seconds apart."""
+    import torch.multiprocessing as mp
+
+    context = mp.get_context("spawn")
+    taken = context.Value("i", 0)
+    workers = [context.Process(target=worker, args=(options, jobs, taken, run, *place)) for place in places]
+    for process in workers:
+        process.start()
+        time.sleep(apart)  # the first job first
+    for process in workers:
+        process.join()
+
+
 def wanted_rows(folder: Path, names: str, done: set[str]) -> list[dict[str, Any]]:
     """Return the rows of the plan that were named, in that order, less those that are done."""
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -282,25 +302,13 @@ def wanted_rows(folder: Path, names: str, done: set[str]) -> list[dict[str, Any]
 
 def train(options: argparse.Namespace) -> None:
     """Train what is not done, several rows in flight."""
-    import torch.multiprocessing as mp
-
     options.until = time.time() + options.seconds
     done = set()
     if options.out.exists():
         records = [json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()]
         done = {record["id"] for record in records if "judged" in record}
     rows = wanted_rows(options.train, options.rows, done)
-    context = mp.get_context("spawn")
-    taken = context.Value("i", 0)
-    workers = [
-        context.Process(target=worker, args=(options, rows, taken, run_row, number % options.gpus))
-        for number in range(options.workers * options.gpus)
-    ]
-    for process in workers:
-        process.start()
-        time.sleep(1.0)  # the first row first
-    for process in workers:
-        process.join()
+    in_flight(options, rows, run_row, [(gpu,) for _ in range(options.workers) for gpu in range(options.gpus)])
 
 
 def ask_tasks(options: argparse.Namespace) -> None:

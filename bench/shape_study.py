@@ -99,20 +99,12 @@ def train_job(job: dict[str, Any], options: argparse.Namespace, gpu: int, turn: 
 
 def train(options: argparse.Namespace) -> None:
     """Train the plan, several shapes in flight on each GPU."""
-    import torch.multiprocessing as mp
-    from poster_train import worker
+    from poster_train import in_flight
 
     options.until = time.time() + options.seconds
     jobs = [json.loads(line) for line in (options.train / "shapes.jsonl").read_text(encoding="utf-8").splitlines()]
-    context = mp.get_context("spawn")
-    taken = context.Value("i", 0)
     places = [(number % options.gpus, number // options.gpus % TURNS) for number in range(options.workers)]
-    workers = [context.Process(target=worker, args=(options, jobs, taken, train_job, *place)) for place in places]
-    for process in workers:
-        process.start()
-        time.sleep(0.5)
-    for process in workers:
-        process.join()
+    in_flight(options, jobs, train_job, places, apart=0.5)
 
 
 def tables(rows: list[dict[str, Any]]) -> dict[str, list[tuple[Any, float]]]:

@@ -122,7 +122,6 @@ def make(row: dict[str, Any]) -> Any:
             super().__init__(config)
             a = config.merino
             widths = [block.width for block in a.blocks for _ in range(block.depth)]
-            self.number = 0
             if "untied" in parts:
                 self.head = nn.Parameter(torch.randn(a.vocab_size, a.embedding_width) * a.embedding_width**-0.5)
                 nn.init.normal_(self.embedding.weight, std=float(parts["untied"]))
@@ -132,10 +131,8 @@ def make(row: dict[str, Any]) -> Any:
                     nn.init.normal_(block.gate.weight, std=block.ffn_in.in_features**-0.5)
             rank = parts.get("value-table")
             if rank is not None:
-                some = parts.get("layers", range(len(widths)))
-                self.some = list(some)
-                self.tables = nn.ModuleList(nn.Embedding(a.vocab_size, rank or widths[i]) for i in self.some)
-                ups = [nn.Linear(rank, widths[i], bias=False) if rank else nn.Identity() for i in self.some]
+                self.tables = nn.ModuleList(nn.Embedding(a.vocab_size, rank or width) for width in widths)
+                ups = [nn.Linear(rank, width, bias=False) if rank else nn.Identity() for width in widths]
                 self.ups = nn.ModuleList(ups)
                 for table in self.tables:
                     nn.init.normal_(table.weight, std=0.02) if rank else nn.init.zeros_(table.weight)
@@ -177,10 +174,7 @@ def make(row: dict[str, Any]) -> Any:
                 for _ in range(block.depth):
                     names = [n for n in ("skip", "mine", "first") if f"{i}{n}" in self.vectors]
                     own = {name: self.vectors[f"{i}{name}"] for name in names}
-                    row_of = None
-                    if "value-table" in parts and i in self.some:
-                        at = self.some.index(i)
-                        row_of = self.ups[at](self.tables[at](input_ids))
+                    row_of = self.ups[i](self.tables[i](input_ids)) if "value-table" in parts else None
                     x, v = self.run(block, x, block.norms[0], by, own, skip, row_of, first)
                     if "value-first" in parts and first is None:
                         first = v
@@ -193,6 +187,11 @@ def make(row: dict[str, Any]) -> Any:
 
     config = MerinoConfig(architecture=row["model"]["architecture"], max_position_embeddings=CONTEXT)
     return Tried(config)
+
+
+def read_jobs(text: str) -> list[dict[str, Any]]:
+    """Read jobs between semicolons, however they are broken into lines."""
+    return [read_job(" ".join(one.split())) for one in text.split(";")]
 
 
 def read_job(text: str) -> dict[str, Any]:
@@ -246,27 +245,15 @@ def run_job(job: dict[str, Any], options: argparse.Namespace, gpu: int) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train what is not done, several models in flight."""
-    import torch.multiprocessing as mp
-    from poster_train import worker
+    from poster_train import in_flight
 
     options.until = time.time() + options.seconds
     done = set()
     if options.out.exists():
         done = {json.loads(line)["id"] for line in options.out.read_text(encoding="utf-8").splitlines()}
-    jobs = [read_job(" ".join(text.split())) for text in options.jobs.split(";") if text.strip()]
-    jobs = [job for job in jobs if job["id"] not in done]
+    jobs = [job for job in read_jobs(options.jobs) if job["id"] not in done]
     gpus = [int(gpu) for gpu in options.gpus.split(",")]
-    context = mp.get_context("spawn")
-    taken = context.Value("i", 0)
-    workers = [
-        context.Process(target=worker, args=(options, jobs, taken, run_job, gpus[number % len(gpus)]))
-        for number in range(options.workers * len(gpus))
-    ]
-    for process in workers:
-        process.start()
-        time.sleep(1.0)
-    for process in workers:
-        process.join()
+    in_flight(options, jobs, run_job, [(gpu,) for _ in range(options.workers) for gpu in gpus])
 
 
 def collect(paths: list[Path], device: str) -> None:
@@ -286,7 +273,7 @@ def collect(paths: list[Path], device: str) -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             rows.setdefault(row["id"], {**row, "flops_with_head": flops[row["shape"]]})
-    jobs = [read_job(" ".join(text.split()))["id"] for text in JOBS.split(";")]
+    jobs = [job["id"] for job in read_jobs(JOBS)]
     found = [rows[name] for name in jobs if name in rows]
     missing = [name for name in jobs if name not in rows]
     print(write_result("space_study", {"device": device, "rows": found, "missing": missing}))
