@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import write_result
+from record import with_threads, write_result
 
 from merino_edge.agent.core_distance import is_same_place
 from merino_edge.architecture import Architecture
@@ -59,7 +59,7 @@ def main() -> None:
         os.environ["XDG_DATA_HOME"] = folder
         os.chdir(folder)
         result = run(asked, Path(folder))
-    print(write_result("constraints" if asked.threads is None else f"constraints_{asked.threads}_thread", result))
+    print(write_result(with_threads("constraints", asked.threads), result))
 
 
 def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -324,10 +324,15 @@ def quantization(r: dict[str, Any]) -> list[Row]:
     return result
 
 
+def on_threads(r: dict[str, Any]) -> str:
+    """Return how many threads, where they were asked for."""
+    return f" with {r['threads']} thread" if r.get("threads") else ""
+
+
 def latency_local(r: dict[str, Any]) -> list[Row]:
     """Held-out models on this machine."""
     result = []
-    on = f" with {r['threads']} thread" if r.get("threads") else ""
+    on = on_threads(r)
     for recipe, tests in r["recipes"].items():
         for test, found in tests.items():
             words = f"{found['held_out']} held-out models on this machine{on}, {recipe}, {test}: "
@@ -425,7 +430,7 @@ def constraints(r: dict[str, Any]) -> list[Row]:
     """What a user sees who measures a winner again."""
     worst = max(row["nearest_binding"] for row in r["rows"] if row["valid"])
     what, figure = "within their limits", f"{r['kept']} of {r['counted']}"
-    on = f" with {r['threads']} thread" if r.get("threads") else ""
+    on = on_threads(r)
     if "kept_by_median" in r:
         what, figure = f"{what}; by the median of three processes", f"{figure}; {r['kept_by_median']}"
     if "kept_as_it_came" in r:

@@ -26,31 +26,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from record import RESULTS, write_result
+from record import RESULTS, with_threads, write_result
 
 from merino_edge.agent.facts import Machine, cpu_cache_bytes
+from merino_edge.architecture import Architecture
 from merino_edge.device.registry import device_folder
 from merino_edge.files import write_json
 from merino_edge.flows.conditions import TESTS, Conditions
 from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import MEASUREMENTS, gather, measure_in_passes, shared_key
 from merino_edge.flows.placement import away, usual_distance_ns
-from merino_edge.flows.profile import MIN_MODELS, ProfileOptions, fit_known, profile
+from merino_edge.flows.profile import MIN_MODELS, ProfileOptions, fit_known, profile, searched_space
 from merino_edge.flows.profile_file import RecipeProfile, read_profile
 from merino_edge.measurement import Measurement, read_measurements
 from merino_edge.progress import SILENT
 from merino_edge.search.fitting import judge
 from merino_edge.search.latency import LatencySample, fit_latency
-from merino_edge.search.space import load_space
 
 VOCAB = 8192
 RECIPES = ("dynamic_wi8_afp32", "fp32")
 SECONDS_A_MODEL = 10.0  # of the held-out ones
-
-
-def record_name(threads: int | None) -> str:
-    """Return the name of the record."""
-    return "latency_local" if threads is None else f"latency_local_{threads}_thread"
 
 
 def main() -> None:
@@ -64,7 +59,7 @@ def main() -> None:
     parser.add_argument("--seconds-a-model", type=float, default=SECONDS_A_MODEL, help="of the held-out ones")
     parser.add_argument("--against", type=Path, metavar="OLDER", help="an older record of the same models")
     asked = parser.parse_args()
-    name = record_name(asked.threads)
+    name = with_threads("latency_local", asked.threads)
     path = RESULTS / f"{name}.json"
     if asked.against is not None:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -109,13 +104,16 @@ def in_one_order(old: list[list[float]], new: list[list[float]]) -> bool:
 
 def fitted(result: dict[str, Any], recipe: str, test: str, ms: npt.NDArray[np.float64]) -> dict[str, Any]:
     """Return how well the formula predicts each of the held-out models from the others."""
-    architectures = (
-        load_space("poster", result["vocab_size"]).with_embedding_skip().sample(len(ms), seed=result["seed"])
-    )
+    architectures = held_out(len(ms), result["seed"])
     samples = [LatencySample(a, float(value)) for a, value in zip(architectures, ms, strict=True)]
     depth = Conditions().depth if test == "tg" else 0
     cache = cpu_cache_bytes(Machine.here()) or 0
     return fit_latency(samples, test=test, depth=depth, recipe=recipe, cache_bytes=cache).accuracy
+
+
+def held_out(count: int, seed: int) -> list[Architecture]:
+    """Return random members of the space as `profile` takes it."""
+    return searched_space(ProfileOptions(conditions=Conditions(vocab_size=VOCAB))).sample(count, seed=seed)
 
 
 def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -125,7 +123,7 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
     fitted = read_profile("local")
     models = fitted.recipe(conditions) if fitted else None
     assert models is not None
-    architectures = load_space("poster", VOCAB).with_embedding_skip().sample(asked.held_out, seed=asked.seed)
+    architectures = held_out(asked.held_out, asked.seed)
     log = folder / f"held-out-{recipe}.jsonl"
     profiled = [r for r in read_measurements(device_folder("local") / MEASUREMENTS) if shared_key(r) == models.key]
     with opened(find_entry("local")) as device, SILENT.task("", 1.0) as task:

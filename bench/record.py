@@ -24,6 +24,11 @@ def write_result(name: str, result: Mapping[str, Any]) -> Path:
     return path
 
 
+def with_threads(name: str, threads: int | None) -> str:
+    """Return the name of a record: one of its own where threads were asked for."""
+    return name if threads is None else f"{name}_{threads}_thread"
+
+
 def commit() -> str:
     """Return the commit of this tree; with `+` where files differ from it."""
     here = Path(__file__).parent.parent
