@@ -16,6 +16,9 @@ Recipe, text and 80 M tokens are those of its rows named `board`. A job is a sha
     relu2            squared ReLU instead of GELU (So et al. 2021)
     qk-norm          queries and keys are normed by head
     head-dim=D       heads of another width
+
+Plain decoders of several widths over depths, all with the embedding skip, at several learning rates say which shape to
+look for: the default score's two numbers are fitted to them, each at its best rate, and are recorded under `fit`.
 """
 
 from __future__ import annotations
@@ -34,6 +37,15 @@ RESULTS = Path(__file__).resolve().parent / "results"
 VOCAB_SIZE = 8_192
 TOKENS = 80_000_000
 RATE = 0.0012  # what the sweeps of the rows named `board` chose
+ASPECTS = {  # width and number of layers of plain decoders, by GFLOPs with the head
+    "27 to 33": ((256, 10), (320, 7), (384, 5), (384, 4), (448, 3)),
+    "60 to 64": ((384, 11), (448, 8), (512, 6), (576, 5), (640, 4)),
+    "118 to 126": ((512, 13), (576, 11), (640, 9), (704, 7), (768, 6)),
+}
+ASPECTS_GPT2 = {  # the same with GPT-2's vocabulary
+    "130 to 133": ((512, 9), (576, 7)),
+    "185 to 197": ((576, 13), (768, 6)),
+}
 Shape = tuple[tuple[int, float, int], ...]  # width, FFN ratio, depth of each block
 SHAPES: dict[str, Shape] = {
     "576x5": ((576, 4, 1),) * 5,
@@ -46,10 +58,12 @@ SHAPES: dict[str, Shape] = {
     "640x3 r6": ((640, 6, 1),) * 3,
     "576 rising": ((576, 2, 1), (576, 4, 1), (576, 4, 1), (576, 4, 1), (576, 6, 1)),
     "576 middle": ((576, 2, 1), (576, 5, 1), (576, 5, 1), (576, 5, 1), (576, 3, 1)),
+    **{f"{width}x{layers}": ((width, 4, 1),) * layers for of in ASPECTS.values() for width, layers in of},
 }
 LARGE: dict[str, Shape] = {
     "merino-52m": ((768, 1, 1), (768, 1, 1), (768, 1, 1), (768, 1, 2)),
     "768x3": ((768, 4, 1),) * 3,
+    **{f"gpt2 {width}x{layers}": ((width, 4, 1),) * layers for of in ASPECTS_GPT2.values() for width, layers in of},
 }
 JOBS = """
 576x5; 576x5: rate=0.0024; 576x5: seed=1 rate=0.0024; 640x4: rate=0.0024; 512x6: rate=0.0024;
@@ -65,7 +79,20 @@ merino-52m: embedding-skip; 768x3: embedding-skip;
 576x5: value-table; 576x5: value-table rate=0.0024; 576x5: value-table=64; shared: value-table;
 576x5: value-first; 576x5: embedding-skip value-first; 576x5: untied=1; 576x5: untied=0.0417;
 576x5 gated: gated; 576x5: relu2; 576x5: qk-norm; 576x5: head-dim=96;
-576x4 r5.5; 512x5 r5.2; 640x3 r6; 576 rising; 576 middle
+576x4 r5.5; 512x5 r5.2; 640x3 r6; 576 rising; 576 middle;
+512x6: embedding-skip rate=0.0021; 512x6: embedding-skip rate=0.0036; 512x6: embedding-skip rate=0.0048;
+576x5: embedding-skip rate=0.0019; 576x5: embedding-skip rate=0.0036;
+640x4: embedding-skip rate=0.0017; 640x4: embedding-skip rate=0.0036;
+448x8: embedding-skip rate=0.0024; 448x8: embedding-skip rate=0.0036; 384x11: embedding-skip rate=0.0028;
+512x6: rate=0.0036; 576x5: rate=0.0036; 640x4: rate=0.0036; 448x8: rate=0.0024;
+384x4: embedding-skip rate=0.0024; 448x3: embedding-skip rate=0.0024; 384x5: embedding-skip rate=0.0024;
+384x5: embedding-skip rate=0.0028; 320x7: embedding-skip rate=0.0024; 320x7: embedding-skip rate=0.0034;
+256x10: embedding-skip rate=0.0042;
+768x6: embedding-skip rate=0.0014; 768x6: embedding-skip rate=0.0024; 704x7: embedding-skip rate=0.0015;
+704x7: embedding-skip rate=0.0024; 640x9: embedding-skip rate=0.0017; 640x9: embedding-skip rate=0.0024;
+576x11: embedding-skip rate=0.0019; 576x11: embedding-skip rate=0.0024; 512x13: embedding-skip rate=0.0021;
+gpt2 512x9: embedding-skip rate=0.0021; gpt2 576x7: embedding-skip rate=0.0019;
+gpt2 768x6: rate=0.0014; gpt2 768x6: embedding-skip rate=0.0014; gpt2 576x13: embedding-skip rate=0.0019
 """
 
 
@@ -276,7 +303,100 @@ def collect(paths: list[Path], device: str) -> None:
     jobs = [job["id"] for job in read_jobs(JOBS)]
     found = [rows[name] for name in jobs if name in rows]
     missing = [name for name in jobs if name not in rows]
-    print(write_result("space_study", {"device": device, "rows": found, "missing": missing}))
+    result = {"device": device, "rows": found, "missing": missing}
+    print(write_result("space_study", {**result, "fit": fit(result)}))
+
+
+def best_rates(result: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return by group of FLOPs the plain decoders with the skip: least loss (first seed) and its learning rate."""
+    rows = [r for r in result["rows"] if list(r["parts"]) == ["embedding-skip"] and r["seed"] == 0]
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for before, groups in (("", ASPECTS), ("gpt2 ", ASPECTS_GPT2)):
+        for flops, shapes in groups.items():
+            for name in (f"{before}{width}x{layers}" for width, layers in shapes):
+                tries = [(row["validation_loss"], row["rate"]) for row in rows if row["shape"] == name]
+                if tries:
+                    found.setdefault(f"{before}{flops}", {})[name] = min(tries)
+    return found
+
+
+def fit(result: dict[str, Any]) -> dict[str, Any]:
+    """Return how well each aspect and weight of the default score tells these decoders, and each other score.
+
+    `error` is the root mean square in nats of a loss linear in the log of the score, with a constant for each group of
+    FLOPs; `spearman` the mean over the groups with the small vocabulary. `left_out` is the order of a group by the
+    pair with the least error on the others.
+    """
+    import numpy as np
+    from proxy.ordering import spearman
+    from shape_study import SCORES
+
+    from merino_edge.architecture import Architecture
+    from merino_edge.search import scores
+    from merino_edge.search.regime import STUDY_BETA
+    from merino_edge.search.scores import ScoreOptions, score_architecture
+
+    groups = best_rates(result)
+    sizes = {name: 50_257 if name in LARGE else VOCAB_SIZE for shapes in groups.values() for name in shapes}
+    every = {**SHAPES, **LARGE}
+    models = {n: Architecture.from_json(plan(every[n], size)["architecture"]) for n, size in sizes.items()}
+    losses = {name: loss for shapes in groups.values() for name, (loss, _) in shapes.items()}
+
+    def values(score: str, group: str) -> Any:
+        options = ScoreOptions(score, beta=STUDY_BETA) if score == "entropy" else ScoreOptions(score)
+        return np.array([score_architecture(models[name], options) for name in groups[group]])
+
+    def order(score: str, group: str) -> float:
+        return spearman(values(score, group), -np.array([losses[name] for name in groups[group]]))
+
+    def error(names: list[str]) -> float:
+        logs = [np.log(values("balanced-parameters", group)) for group in names]
+        seen = [np.array([losses[name] for name in groups[group]]) for group in names]
+        x, y = (np.concatenate([part - part.mean() for part in parts]) for parts in (logs, seen))
+        return float(np.sqrt(np.mean((y - x * (x @ y) / (x @ x)) ** 2)))
+
+    kept = scores.ASPECT, scores.BALANCE
+    tried, left_out = [], {}
+    pairs = [(float(a), b) for a in (24, 32, 40, 48, 56, 64, 80, 96, 128, 160) for b in (0.05, 0.125, 0.25, 0.5)]
+    try:
+        for scores.ASPECT, scores.BALANCE in pairs:
+            mean_order = mean(order("balanced-parameters", group) for group in ASPECTS)
+            one = {"aspect": scores.ASPECT, "balance": scores.BALANCE, "error": error(list(groups))}
+            without = {group: error([other for other in groups if other != group]) for group in ASPECTS}
+            tried.append({**one, "spearman": mean_order, "error_without": without})
+        for group in ASPECTS:
+            best = min(tried, key=lambda one: one["error_without"][group])
+            scores.ASPECT, scores.BALANCE = best["aspect"], best["balance"]
+            found = {"aspect": best["aspect"], "balance": best["balance"]}
+            left_out[group] = {**found, "spearman": order("balanced-parameters", group)}
+    finally:
+        scores.ASPECT, scores.BALANCE = kept
+    others = {score: {group: order(score, group) for group in ASPECTS} for score in SCORES}
+    return {"tried": tried, "left_out": left_out, "spearman": others, "best_rates": groups}
+
+
+def aspect_table(result: dict[str, Any]) -> str:
+    """Return decoders by width over depth in Markdown, with the loss at each learning rate."""
+    groups = grouped(result)
+    lines = [
+        "| GFLOPs with head | decoder | width over depth | parameters, M "
+        "| loss by learning rate, with the embedding skip | without |",
+        "| ---: | --- | ---: | ---: | --- | --- |",
+    ]
+
+    def told(name: str, parts: str) -> tuple[str, list[dict[str, Any]]]:
+        tries = sorted((rate, rows) for (shape, p, rate), rows in groups.items() if (shape, p) == (name, parts))
+        return "; ".join(f"{rate:g}: {told_loss(rows)}" for rate, rows in tries), [r for _, rows in tries for r in rows]
+
+    for before, of in (("", ASPECTS), ("gpt2 ", ASPECTS_GPT2)):
+        for width, layers in (pair for shapes in of.values() for pair in shapes):
+            name = f"{before}{width}x{layers}"
+            losses, rows = told(name, "embedding-skip")
+            sizes = f"{width / layers:.0f} | {rows[0]['parameters'] / 1e6:.1f}"
+            lines.append(
+                f"| {rows[0]['flops_with_head'] / 1e9:.1f} | {name} | {sizes} | {losses} | {told(name, '')[0]} |"
+            )
+    return "\n".join(lines)
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, float]:
@@ -318,8 +438,11 @@ def page_table(result: dict[str, Any]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     order = [*SHAPES, *LARGE]
-    for shape, parts in sorted(dict.fromkeys(key[:2] for key in groups), key=lambda k: (order.index(k[0]), k[1])):
-        rates = [groups.get((shape, parts, rate), []) for rate in (0.0012, 0.0024)]
+    shown = {(shape, parts) for shape, parts, rate in groups if rate == RATE}
+    named = {shape for shape, _ in shown}
+    shown |= {(shape, parts) for shape, parts, rate in groups if rate == 2 * RATE and shape in named}
+    for shape, parts in sorted(shown, key=lambda k: (order.index(k[0]), k[1])):
+        rates = [groups.get((shape, parts, rate), []) for rate in (RATE, 2 * RATE)]
         one = next(rows[0] for rows in rates if rows)
         sizes = f"{one['parameters'] / 1e6:.1f} | {one['flops_with_head'] / 1e9:.1f}"
         losses = " | ".join(told_loss(rows) if rows else "" for rows in rates)
@@ -337,7 +460,27 @@ def figure_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
             told.append(f"{shape} at {rate:g}")
             gains.append(f"{told_loss(plain)} -> {told_loss(rows)}")
     what = "held-out loss after 80 M tokens without and with the embedding skip (seeds: several in a mean or listed): "
-    return [(what + "; ".join(told), "; ".join(gains))]
+    found = [(what + "; ".join(told), "; ".join(gains))]
+    fitted = result["fit"]
+    for flops, shapes in fitted["best_rates"].items():
+        kind = "GPT-2's vocabulary" if flops.startswith("gpt2") else "vocabulary 8,192"
+        what = (
+            f"held-out loss after 80 M tokens at {flops.removeprefix('gpt2 ')} GFLOPs with the head, {kind}, embedding "
+        )
+        what += "skip, each at the best of its learning rates: "
+        told = [f"{name.removeprefix('gpt2 ')} ({rate:g})" for name, (_, rate) in shapes.items()]
+        found.append((what + "; ".join(told), "; ".join(f"{loss:.3f}" for loss, _ in shapes.values())))
+    orders = {score: mean(by.values()) for score, by in fitted["spearman"].items() if score != "balanced-parameters"}
+    second = max(orders, key=lambda score: orders[score])
+    ours = fitted["spearman"]["balanced-parameters"]
+    what = (
+        f"mean Spearman within the three of them with vocabulary 8,192 ({' / '.join(ASPECTS)} GFLOPs, five decoders "
+        "each): `balanced-parameters`, fitted to them; fitted without the group that it orders; the next, "
+        f"`{second}` (the groups are not of quite equal FLOPs); the paper's `entropy-poster`; `parameters`"
+    )
+    left_out = mean(one["spearman"] for one in fitted["left_out"].values())
+    values = (mean(ours.values()), left_out, orders[second], orders["entropy-poster"], orders["parameters"])
+    return [*found, (what, "; ".join(f"{value:.2f}" for value in values))]
 
 
 def main() -> None:

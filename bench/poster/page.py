@@ -232,8 +232,9 @@ def write_page() -> None:
 
     shapes = shape_study.page_table(result("shape_study")["rows"])
     space = space_study.page_table(result("space_study"))
+    aspects = space_study.aspect_table(result("space_study"))
     text = PAGE.read_text(encoding="utf-8")
-    for mark, made in (("rows", table()), ("shapes", shapes), ("space", space)):
+    for mark, made in (("rows", table()), ("shapes", shapes), ("space", space), ("aspects", aspects)):
         before, _, rest = text.partition(f"<!-- {mark} -->")
         _, _, after = rest.partition(f"<!-- /{mark} -->")
         text = f"{before}<!-- {mark} -->\n\n{made}\n\n<!-- /{mark} -->{after}"

@@ -15,6 +15,7 @@ from typing import Any
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.files import read_json
+from merino_edge.search import scores
 from merino_edge.search.cost import count_flops
 from merino_edge.search.engine import SearchRequest, search
 from merino_edge.search.scores import ScoreOptions, score_architecture
@@ -44,6 +45,7 @@ SEEDS = (0, 1, 2)
 ASKED = ("opt-350m", "pythia-162m")  # the one learned nothing; the other was asked the tasks when trained first
 OTHER_RATES = {"vocabulary 32768 at merino-61m": 0.0012}  # the sweep chose 0.0024, which it did not bear for long
 TE_NAS_CANDIDATES = 20
+ASPECT = 128.0  # width over depth that `balanced-parameters` looked for when it chose these rows
 
 NO_DROPOUT = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "opt": {"dropout": 0.0}}
 
@@ -110,9 +112,13 @@ def choose_with_head(vocab_size: int, low: float, high: float, score: str) -> Ar
 
 
 def choose_free(
-    vocab_size: int, flops_with_head: float, score: str, embedding_width: int | None = None
+    vocab_size: int, flops_with_head: float, score: str, embedding_width: int | None = None, aspect: float = ASPECT
 ) -> Architecture:
-    """Return what a score chooses among decoders without sharing, the head's FLOPs counted."""
+    """Return what a score chooses among decoders without sharing, the head's FLOPs counted.
+
+    The default score chooses as it did when these rows were trained, so that the plan stays theirs; `aspect` is that
+    of another.
+    """
     found = [
         Architecture(tuple(Block(width, ratio, 1) for ratio in ratios), embedding_width or width, vocab_size)
         for width in FREE_WIDTHS
@@ -121,7 +127,11 @@ def choose_free(
     ]
     least, most = 0.96 * flops_with_head, 1.003 * flops_with_head
     found = [a for a in found if least <= count_flops(a, head=True) <= most]
-    return max(found, key=lambda a: (score_architecture(a, ScoreOptions(name=score)), -a.unique_parameters))
+    present, scores.ASPECT = scores.ASPECT, aspect
+    try:
+        return max(found, key=lambda a: (score_architecture(a, ScoreOptions(name=score)), -a.unique_parameters))
+    finally:
+        scores.ASPECT = present
 
 
 def free_rows(others: list[Row]) -> list[Row]:
