@@ -119,18 +119,18 @@ def proxy_paired(r: dict[str, Any]) -> list[Row]:
 
 
 def shape_study(r: dict[str, Any]) -> list[Row]:
-    """The default on every table of trained models, those it was fitted to named."""
+    """The default on tables of trained models that it was not fitted to."""
     judged = r["judged"]
     ours = judged["spearman"][judged["default"]]
     tables = "; ".join(f"{name} ({judged['n'][name]})" for name in ours)
     result = [
         (
-            f"Spearman of `{judged['default']}`, its two numbers fitted to the shapes (plain decoders of equal FLOPs), "
-            f"on {tables}",
+            f"Spearman of `{judged['default']}`, its two numbers fitted to none of these, on {tables}; the shapes are "
+            "plain decoders of equal FLOPs, of all widths at the same two learning rates",
             "; ".join(f"{value:.2f}" for value in ours.values()),
         )
     ]
-    for group, what in (("all", "all five tables"), ("not fitted on", "the three tables it was not fitted to")):
+    for group, what in (("all", "these five tables"), ("without the shapes", "the three without the shapes")):
         means, pairs = judged["mean"][group], judged["default_less_other_95"][group]
         beaten, open_ = ([n for n, (low, _) in pairs.items() if (low > 0) == sure] for sure in (True, False))
         second = max((n for n in pairs), key=lambda n: means[n])

@@ -9,8 +9,9 @@ The folder holds `bpe8192/`, the corpus as `bench/poster_train.py --tokens .shap
 makes it. Every shape is trained on `SHORT` tokens with each of `RATES`, then, where the plan says so, on
 `LONG` with the better one; the recipe is that of `bench/poster/trainer.py`.
 
-The recorded result judges every score on these shapes and on three tables of models that had no part in
-fitting it: the poster's rows, and the study of block-shared decoders at its longest and its main budget.
+The recorded result judges every score on these shapes and on three further tables: the poster's rows, and the study of
+block-shared decoders at its longest and its main budget. The default score is fitted to none of them but to decoders
+trained later, each at a rate fit for its width (`bench/space_study.py`); `fit` says what these shapes alone choose.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return float(np.mean([spearman(scores[score][n][draw[n]], quality[n][draw[n]]) for n in names]))
 
     all_of = {name: np.arange(len(models)) for name, models in found.items()}
-    groups = {"all": list(found), "not fitted on": [name for name in found if not name.startswith("shapes")]}
+    groups = {"all": list(found), "without the shapes": [name for name in found if not name.startswith("shapes")]}
     rng = np.random.default_rng(0)
     draws = [{n: rng.integers(0, len(m), len(m)) for n, m in found.items()} for _ in range(RESAMPLES)]
     against: dict[str, Any] = {}

@@ -91,7 +91,7 @@ class _Vocabulary(BlocksOnly):
         return np.full(np.shape(last_width), np.asarray(vocab_size, np.float64))
 
 
-ASPECT = 128.0  # width over depth; between 100 and 170 the trained shapes do not tell
+ASPECT = 48.0  # width over depth; between 40 and 56 the trained decoders hardly tell
 BALANCE = 0.25
 USUAL_VOCABULARY = 16_384  # whose factor is 1
 
@@ -100,9 +100,10 @@ def _balanced(parameters: Array, widths: Array, layers: Array, vocabulary: Array
     """Unique parameters of the blocks, less where width over depth is far from what trains best, by vocabulary.
 
     A decoder twice as wide for its depth as `ASPECT`, or half as wide, counts for 11 % less, one of four
-    times for 38 % less. Both numbers are fitted to plain decoders trained at equal FLOPs
-    (`bench/shape_study.py`) and judged on others. Where vocabularies compete, the blocks of one four times as
-    large may be half as large for the same bits a byte (`bench/poster_train.py`: nine decoders, three budgets).
+    times for 38 % less. Both numbers are fitted to decoders that share nothing, each trained at a learning rate
+    fit for its width (`bench/space_study.py`), and judged on others. Where vocabularies compete, the blocks of one
+    four times as large may be half as large for the same bits a byte (`bench/poster_train.py`: nine decoders,
+    three budgets).
     """
     shape = np.exp(-BALANCE * np.log(widths / layers**2 / ASPECT) ** 2)
     return np.asarray(parameters * shape * np.sqrt(vocabulary / USUAL_VOCABULARY), np.float64)

@@ -1,0 +1,56 @@
+"""What the recorded trainings of shapes say, and that the default score is what was fitted to them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from merino_edge.architecture import Architecture
+from merino_edge.search import scores
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+import space_study
+
+RESULT = Path(space_study.__file__).parent / "results" / "space_study.json"
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))["result"]
+    return result
+
+
+def test_the_recorded_fit_follows_from_the_recorded_trainings(recorded: dict[str, Any]) -> None:
+    again = space_study.fit(recorded)
+    assert json.loads(json.dumps(again)) == recorded["fit"]
+    assert (scores.ASPECT, scores.BALANCE) == (48.0, 0.25), "left as it was"
+
+
+def test_the_default_score_is_near_the_best_fit(recorded: dict[str, Any]) -> None:
+    errors = {(one["aspect"], one["balance"]): one["error"] for one in recorded["fit"]["tried"]}
+    assert errors[scores.ASPECT, scores.BALANCE] < 1.25 * min(errors.values())
+    assert errors[128.0, 0.25] > 3 * min(errors.values())
+
+
+def test_a_fit_finds_the_aspect_that_losses_were_made_with(recorded: dict[str, Any]) -> None:
+    made = json.loads(json.dumps({"rows": recorded["rows"]}))
+    kept = scores.ASPECT
+    scores.ASPECT = 96.0
+    try:
+        every = {**space_study.SHAPES, **space_study.LARGE}
+        for row in made["rows"]:
+            size = 50_257 if row["shape"] in space_study.LARGE else space_study.VOCAB_SIZE
+            shape = space_study.plan(every[row["shape"]], size)["architecture"]
+            score = scores.score_architecture(Architecture.from_json(shape), scores.ScoreOptions("balanced-parameters"))
+            row["validation_loss"] = 10 - 0.1 * float(np.log(score))
+    finally:
+        scores.ASPECT = kept
+    best = min(space_study.fit(made)["tried"], key=lambda one: one["error"])
+    assert (best["aspect"], best["balance"]) == (96.0, 0.25)
+    assert best["error"] < 1e-9
