@@ -27,7 +27,7 @@ from merino_edge.units import format_count
 @click.option("--context", "context_length", type=click.IntRange(2), default=256, show_default=True)
 @click.option("--batch-tokens", type=COUNT, help="Tokens of one optimizer step.")
 @click.option("--micro-batch", type=click.IntRange(1), help="Sequences of one forward pass.")
-@click.option("--learning-rate", type=float, help="At its highest (default: by width).")
+@click.option("--learning-rate", type=float, help="At its highest (default: by width and batch).")
 @click.option("--schedule", type=click.Choice(["cosine", "wsd", "constant"]), default="cosine", show_default=True)
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order and held-out text."

@@ -26,6 +26,7 @@ from merino_edge.files import read_json, write_json
 from merino_edge.training import loop
 from merino_edge.training.evaluate import evaluate_checkpoint
 from merino_edge.training.loop import PackedTokens, Plan
+from merino_edge.training.request import with_defaults
 from merino_edge.training.train import TrainRequest, train
 
 
@@ -379,6 +380,16 @@ def test_warms_up_for_a_twentieth_and_forty_steps_where_there_are_enough(
 ) -> None:
     plan = Plan(steps=steps, seconds=None, warmup=given, schedule="cosine")
     assert next(step for step in range(3000) if plan.factor(step) == 1.0) == expected
+
+
+@pytest.mark.parametrize(("width", "batch", "rate"), [
+    (256, 1 << 15, 0.0043), (512, 1 << 15, 0.00215), (768, 1 << 17, 0.00143), (128, 1 << 15, 0.0043),
+    (512, 1 << 14, 0.0015), (64, 1 << 10, 0.003),
+])  # fmt: skip
+def test_the_rate_goes_by_the_widest_block_and_is_lower_for_small_steps(width: int, batch: int, rate: float) -> None:
+    blocks = (Block(64, 4, 1), Block(width, 4, 2), Block(64, 4, 1))
+    asked = TrainRequest(Architecture(blocks, 64, 8192), Path("out"), tokens_per_batch=batch, context_length=1024)
+    assert with_defaults(asked, epoch_tokens=1 << 20, cuda=False).learning_rate == pytest.approx(rate, rel=2e-3)
 
 
 def test_environment_is_left_as_it_was(request_for: Any) -> None:
