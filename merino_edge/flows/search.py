@@ -336,7 +336,12 @@ def limit_lines(document: Mapping[str, Any]) -> list[str]:
         return ["no limit was given: this is the best of the whole space"]
     lines = [f"{c['name']} binds: {c['value']:g} of {c['limit']:g}" for c in given if c["binding"]]
     lines += [f"{c['name']} binds: {c['value']:g} of at least {c['lower']:g}" for c in given if c.get("lower_binding")]
-    return lines or ["no limit binds: a larger model would score no better"]
+    if not lines:
+        more = "; --space free has more layers" if document["space"] == "poster" else ""
+        found = f"nothing in space {document['space']} scores better"
+        alone = "" if len(given) == 1 else " with one of them raised"
+        lines = [f"no limit binds: {found}{alone}{more}"]
+    return lines
 
 
 def repeatability_lines(document: Mapping[str, Any]) -> list[str]:

@@ -47,6 +47,16 @@ def test_each_limit_alone_binds_and_is_kept(search: Search, name: str) -> None:
     assert 0.8 * constraint["limit"] < constraint["value"] <= constraint["limit"]
 
 
+def test_where_no_limit_binds_the_larger_space_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    told = {}
+    for space in ("poster", "free"):
+        with pytest.raises(SystemExit):
+            main(["search", "--device", "pi4", "--no-verify", "--vocab", "8192", "--latency", "9s", "--space", space])
+        told[space] = capsys.readouterr().out
+    assert "no limit binds: nothing in space poster scores better; --space free has more layers" in told["poster"]
+    assert "no limit binds: nothing in space free scores better\n" in told["free"]
+
+
 def test_the_embedding_skip_is_there_unless_it_is_left_out_and_changes_nothing_else(search: Search) -> None:
     found = {flag: search("--latency", "10ms", *([flag] if flag else []))[1] for flag in ("", "--no-embedding-skip")}
     ours, plain = found[""], found["--no-embedding-skip"]
