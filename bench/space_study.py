@@ -469,7 +469,17 @@ def figure_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         )
         what += "skip, each at the best of its learning rates: "
         told = [f"{name.removeprefix('gpt2 ')} ({rate:g})" for name, (_, rate) in shapes.items()]
-        found.append((what + "; ".join(told), "; ".join(f"{loss:.3f}" for loss, _ in shapes.values())))
+        losses = [loss for loss, _ in shapes.values()]
+        plain = [
+            (mean(row["validation_loss"] for row in rows), name, rate)
+            for (name, parts, rate), rows in groups.items()
+            if not parts and (name in shapes or (name == "768x3" and "gpt2 512x9" in shapes))
+        ]
+        if plain:
+            loss, name, rate = min(plain)
+            told.append(f"without the skip {name.removeprefix('gpt2 ')} ({rate:g})")
+            losses.append(loss)
+        found.append((what + "; ".join(told), "; ".join(f"{loss:.3f}" for loss in losses)))
     orders = {score: mean(by.values()) for score, by in fitted["spearman"].items() if score != "balanced-parameters"}
     second = max(orders, key=lambda score: orders[score])
     ours = fitted["spearman"]["balanced-parameters"]

@@ -19,7 +19,7 @@ KINDS = {
     "itself": "{}",
     "the same layers unshared": "unshared {}",
     "a plain decoder of equal FLOPs": "uniform of {}",
-    "what the default chooses where depth is free, FLOPs with the head equal": "free balanced-parameters at {}",
+    "what the former default chose where depth is free, FLOPs with the head equal": "free balanced-parameters at {}",
     "what parameter count (and `parameters-per-depth`) chooses in the poster's space": "parameters at {}",
     "what `parameters-per-depth` chooses where depth is free": "free parameters-per-depth at {}",
     "what TE-NAS's scores choose there": "te-nas at {}",
@@ -37,7 +37,7 @@ SMALL = {
     "plain 384x10": "10 of 384",
 }
 BOARD = {
-    "balanced-parameters": "what the default chooses, a plain decoder of 4 layers of width 640",
+    "balanced-parameters": "what the former default chose, a plain decoder of 4 layers of width 640",
     "parameters": "what parameter count chooses, 2 of 896",
     "plain 512x6": "plain decoders of 6 of 512",
     "plain 576x5": "5 of 576",
@@ -313,11 +313,11 @@ def _vocabularies(rows: list[dict[str, Any]]) -> list[Figure]:
             f"{int(row['id'].split()[1]):,}{row['id'].partition(',')[1]}{row['id'].partition(',')[2]}"
             for row in several
         ]
-        ours = "; what the default chooses" if default else ", which the default chooses too"
+        ours = "; what the former default chose" if default else ", which the former default chose too"
         what = (
             f"held-out bits per byte at equal FLOPs of the same text, head included, the budget of {name}: GPT-2's "
             f"vocabulary of 50,257 (plain decoder{ours}); "
-            f"what the default chooses with one made from the text, of {'; '.join(sizes)}"
+            f"what the former default chose with one made from the text, of {'; '.join(sizes)}"
         )
         bits = (f"{one['judged']['validation']['bits_per_byte']:.3f}" for one in (plain, *default, *several))
         figures.append((what, "; ".join(bits)))
