@@ -20,6 +20,7 @@ import argparse
 import json
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -187,16 +188,14 @@ def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def fit(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Return how well each aspect and weight orders the shapes: the mean over both numbers of tokens."""
     import numpy as np
-    from proxy.ordering import spearman
+    from proxy.ordering import balanced_by, spearman
 
-    from merino_edge.search import scores
     from merino_edge.search.scores import ScoreOptions, score_architecture
 
     shapes = {name: models for name, models in tables(rows).items() if name.startswith("shapes")}
-    kept = scores.ASPECT, scores.BALANCE
     tried = []
-    for scores.ASPECT in (64.0, 96.0, 128.0, 160.0, 192.0, 256.0):
-        for scores.BALANCE in (0.0, 0.125, 0.25, 0.5, 1.0):
+    for aspect, balance in product((64.0, 96.0, 128.0, 160.0, 192.0, 256.0), (0.0, 0.125, 0.25, 0.5, 1.0)):
+        with balanced_by(aspect, balance):
             orders = [
                 spearman(
                     np.array([score_architecture(shape, ScoreOptions("balanced-parameters")) for shape, _ in models]),
@@ -204,8 +203,7 @@ def fit(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
                 )
                 for models in shapes.values()
             ]
-            tried.append({"aspect": scores.ASPECT, "balance": scores.BALANCE, "spearman": float(np.mean(orders))})
-    scores.ASPECT, scores.BALANCE = kept
+        tried.append({"aspect": aspect, "balance": balance, "spearman": float(np.mean(orders))})
     return tried
 
 

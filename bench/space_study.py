@@ -2,6 +2,7 @@
 
     bench/space_study.py --train .poster --out space.jsonl --gpus 0,1    on a machine with GPUs
     bench/space_study.py --collect space.jsonl --device "NVIDIA H100"    into bench/results/space_study.json
+    bench/space_study.py --stats                             what follows from the recorded trainings, again
 
 The folder is that of `bench/poster_train.py`, with `all8192/`, for the two rows of GPT-2's vocabulary `gpt2/` too.
 Recipe, text and 80 M tokens are those of its rows named `board`. A job is a shape and what is changed:
@@ -27,6 +28,7 @@ import argparse
 import json
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -37,16 +39,29 @@ RESULTS = Path(__file__).resolve().parent / "results"
 VOCAB_SIZE = 8_192
 TOKENS = 80_000_000
 RATE = 0.0012  # what the sweeps of the rows named `board` chose
-ASPECTS = {  # width and number of layers of plain decoders, by GFLOPs with the head
-    "27 to 33": ((256, 10), (320, 7), (384, 5), (384, 4), (448, 3)),
-    "60 to 64": ((384, 11), (448, 8), (512, 6), (576, 5), (640, 4)),
-    "118 to 126": ((512, 13), (576, 11), (640, 9), (704, 7), (768, 6)),
+ASPECTS = {  # plain decoders, width x layers, by GFLOPs with the head
+    "27 to 33": ("256x10", "320x7", "384x5", "384x4", "448x3"),
+    "60 to 64": ("384x11", "448x8", "512x6", "576x5", "640x4"),
+    "118 to 126": ("512x13", "576x11", "640x9", "704x7", "768x6"),
 }
-ASPECTS_GPT2 = {  # the same with GPT-2's vocabulary
-    "130 to 133": ((512, 9), (576, 7)),
-    "185 to 197": ((576, 13), (768, 6)),
-}
+ASPECTS_GPT2 = {"gpt2 130 to 133": ("gpt2 512x9", "gpt2 576x7"), "gpt2 185 to 197": ("gpt2 576x13", "gpt2 768x6")}
+TRIED_ASPECTS = (24.0, 32.0, 40.0, 48.0, 56.0, 64.0, 80.0, 96.0, 128.0, 160.0)  # of the default score
+TRIED_BALANCES = (0.05, 0.125, 0.25, 0.5)
+BESIDE = {"gpt2 130 to 133": ("768x3",)}  # of a group, but without the skip alone
 Shape = tuple[tuple[int, float, int], ...]  # width, FFN ratio, depth of each block
+
+
+def _sides(name: str) -> tuple[int, int]:
+    """Return width and number of layers of `gpt2 512x9`."""
+    width, _, layers = name.split()[-1].partition("x")
+    return int(width), int(layers)
+
+
+def _plain(groups: dict[str, tuple[str, ...]]) -> dict[str, Shape]:
+    sides = {name: _sides(name) for names in groups.values() for name in names}
+    return {name: ((width, 4, 1),) * layers for name, (width, layers) in sides.items()}
+
+
 SHAPES: dict[str, Shape] = {
     "576x5": ((576, 4, 1),) * 5,
     "640x4": ((640, 4, 1),) * 4,
@@ -58,12 +73,12 @@ SHAPES: dict[str, Shape] = {
     "640x3 r6": ((640, 6, 1),) * 3,
     "576 rising": ((576, 2, 1), (576, 4, 1), (576, 4, 1), (576, 4, 1), (576, 6, 1)),
     "576 middle": ((576, 2, 1), (576, 5, 1), (576, 5, 1), (576, 5, 1), (576, 3, 1)),
-    **{f"{width}x{layers}": ((width, 4, 1),) * layers for of in ASPECTS.values() for width, layers in of},
+    **_plain(ASPECTS),
 }
 LARGE: dict[str, Shape] = {
     "merino-52m": ((768, 1, 1), (768, 1, 1), (768, 1, 1), (768, 1, 2)),
     "768x3": ((768, 4, 1),) * 3,
-    **{f"gpt2 {width}x{layers}": ((width, 4, 1),) * layers for of in ASPECTS_GPT2.values() for width, layers in of},
+    **_plain(ASPECTS_GPT2),
 }
 JOBS = """
 576x5; 576x5: rate=0.0024; 576x5: seed=1 rate=0.0024; 640x4: rate=0.0024; 512x6: rate=0.0024;
@@ -96,12 +111,13 @@ gpt2 768x6: rate=0.0014; gpt2 768x6: embedding-skip rate=0.0014; gpt2 576x13: em
 """
 
 
-def plan(shape: Shape, vocab_size: int = VOCAB_SIZE, head_dim: int = 64) -> dict[str, Any]:
-    """Return a model as the trainer takes it."""
+def architecture(name: str, head_dim: int = 64) -> Any:
+    """Return the decoder of a name, without what a job changes; those in `LARGE` have GPT-2's vocabulary."""
     from merino_edge.architecture import Architecture, Block
 
-    found = Architecture(tuple(Block(*block) for block in shape), shape[0][0], vocab_size, head_dim).to_json()
-    return {"model": {"architecture": found}, "architecture": found}
+    shape = {**SHAPES, **LARGE}[name]
+    vocab_size = 50_257 if name in LARGE else VOCAB_SIZE
+    return Architecture(tuple(Block(*block) for block in shape), shape[0][0], vocab_size, head_dim)
 
 
 def make(row: dict[str, Any]) -> Any:
@@ -249,13 +265,9 @@ def run_job(job: dict[str, Any], options: argparse.Namespace, gpu: int) -> None:
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.recompile_limit = 64
     cuda = torch.cuda.is_available()
-    large = job["shape"] in LARGE
-    shape = LARGE[job["shape"]] if large else SHAPES[job["shape"]]
-    row = {
-        **plan(shape, 50_257 if large else VOCAB_SIZE, job["parts"].get("head-dim", 64)),
-        "parts": job["parts"],
-    }
-    trainer = Trainer(row, load_texts(options.train, "gpt2" if large else "all8192"), "cuda" if cuda else "cpu", cuda)
+    model = {"architecture": architecture(job["shape"], job["parts"].get("head-dim", 64)).to_json()}
+    texts = load_texts(options.train, "gpt2" if job["shape"] in LARGE else "all8192")
+    trainer = Trainer({"model": model, "parts": job["parts"]}, texts, "cuda" if cuda else "cpu", cuda)
     trainer.warm_up()
     if cuda:
         torch.cuda.empty_cache()
@@ -287,12 +299,9 @@ def collect(paths: list[Path], device: str) -> None:
     """Write what was brought back."""
     from record import write_result
 
-    from merino_edge.architecture import Architecture
     from merino_edge.search.cost import count_flops
 
-    every = {**SHAPES, **LARGE}
-    sizes = {name: plan(shape, 50_257 if name in LARGE else VOCAB_SIZE) for name, shape in every.items()}
-    flops = {n: count_flops(Architecture.from_json(p["architecture"]), head=True) for n, p in sizes.items()}
+    flops = {name: count_flops(architecture(name), head=True) for name in (*SHAPES, *LARGE)}
     width, ffn, _ = SHAPES["576x5 gated"][0]
     flops["576x5 gated"] += 2 * 1024 * 5 * width * int(width * ffn)  # the third matrix
     rows: dict[str, dict[str, Any]] = {}
@@ -311,12 +320,11 @@ def best_rates(result: dict[str, Any]) -> dict[str, dict[str, tuple[float, float
     """Return by group of FLOPs the plain decoders with the skip: least loss (first seed) and its learning rate."""
     rows = [r for r in result["rows"] if list(r["parts"]) == ["embedding-skip"] and r["seed"] == 0]
     found: dict[str, dict[str, tuple[float, float]]] = {}
-    for before, groups in (("", ASPECTS), ("gpt2 ", ASPECTS_GPT2)):
-        for flops, shapes in groups.items():
-            for name in (f"{before}{width}x{layers}" for width, layers in shapes):
-                tries = [(row["validation_loss"], row["rate"]) for row in rows if row["shape"] == name]
-                if tries:
-                    found.setdefault(f"{before}{flops}", {})[name] = min(tries)
+    for flops, names in {**ASPECTS, **ASPECTS_GPT2}.items():
+        for name in names:
+            tries = [(row["validation_loss"], row["rate"]) for row in rows if row["shape"] == name]
+            if tries:
+                found.setdefault(flops, {})[name] = min(tries)
     return found
 
 
@@ -328,19 +336,15 @@ def fit(result: dict[str, Any]) -> dict[str, Any]:
     pair with the least error on the others.
     """
     import numpy as np
-    from proxy.ordering import spearman
+    from proxy.ordering import balanced_by, spearman
     from shape_study import SCORES
 
-    from merino_edge.architecture import Architecture
-    from merino_edge.search import scores
     from merino_edge.search.regime import STUDY_BETA
     from merino_edge.search.scores import ScoreOptions, score_architecture
 
     groups = best_rates(result)
-    sizes = {name: 50_257 if name in LARGE else VOCAB_SIZE for shapes in groups.values() for name in shapes}
-    every = {**SHAPES, **LARGE}
-    models = {n: Architecture.from_json(plan(every[n], size)["architecture"]) for n, size in sizes.items()}
     losses = {name: loss for shapes in groups.values() for name, (loss, _) in shapes.items()}
+    models = {name: architecture(name) for name in losses}
 
     def values(score: str, group: str) -> Any:
         options = ScoreOptions(score, beta=STUDY_BETA) if score == "entropy" else ScoreOptions(score)
@@ -355,22 +359,18 @@ def fit(result: dict[str, Any]) -> dict[str, Any]:
         x, y = (np.concatenate([part - part.mean() for part in parts]) for parts in (logs, seen))
         return float(np.sqrt(np.mean((y - x * (x @ y) / (x @ x)) ** 2)))
 
-    kept = scores.ASPECT, scores.BALANCE
     tried, left_out = [], {}
-    pairs = [(float(a), b) for a in (24, 32, 40, 48, 56, 64, 80, 96, 128, 160) for b in (0.05, 0.125, 0.25, 0.5)]
-    try:
-        for scores.ASPECT, scores.BALANCE in pairs:
+    for aspect, balance in product(TRIED_ASPECTS, TRIED_BALANCES):
+        with balanced_by(aspect, balance):
+            one = {"aspect": aspect, "balance": balance, "error": error(list(groups))}
             mean_order = mean(order("balanced-parameters", group) for group in ASPECTS)
-            one = {"aspect": scores.ASPECT, "balance": scores.BALANCE, "error": error(list(groups))}
             without = {group: error([other for other in groups if other != group]) for group in ASPECTS}
-            tried.append({**one, "spearman": mean_order, "error_without": without})
-        for group in ASPECTS:
-            best = min(tried, key=lambda one: one["error_without"][group])
-            scores.ASPECT, scores.BALANCE = best["aspect"], best["balance"]
-            found = {"aspect": best["aspect"], "balance": best["balance"]}
+        tried.append({**one, "spearman": mean_order, "error_without": without})
+    for group in ASPECTS:
+        best = min(tried, key=lambda one: one["error_without"][group])
+        found = {"aspect": best["aspect"], "balance": best["balance"]}
+        with balanced_by(**found):
             left_out[group] = {**found, "spearman": order("balanced-parameters", group)}
-    finally:
-        scores.ASPECT, scores.BALANCE = kept
     others = {score: {group: order(score, group) for group in ASPECTS} for score in SCORES}
     return {"tried": tried, "left_out": left_out, "spearman": others, "best_rates": groups}
 
@@ -388,14 +388,11 @@ def aspect_table(result: dict[str, Any]) -> str:
         tries = sorted((rate, rows) for (shape, p, rate), rows in groups.items() if (shape, p) == (name, parts))
         return "; ".join(f"{rate:g}: {told_loss(rows)}" for rate, rows in tries), [r for _, rows in tries for r in rows]
 
-    for before, of in (("", ASPECTS), ("gpt2 ", ASPECTS_GPT2)):
-        for width, layers in (pair for shapes in of.values() for pair in shapes):
-            name = f"{before}{width}x{layers}"
-            losses, rows = told(name, "embedding-skip")
-            sizes = f"{width / layers:.0f} | {rows[0]['parameters'] / 1e6:.1f}"
-            lines.append(
-                f"| {rows[0]['flops_with_head'] / 1e9:.1f} | {name} | {sizes} | {losses} | {told(name, '')[0]} |"
-            )
+    for name in (name for names in {**ASPECTS, **ASPECTS_GPT2}.values() for name in names):
+        losses, rows = told(name, "embedding-skip")
+        width, layers = _sides(name)
+        sizes = f"{width / layers:.0f} | {rows[0]['parameters'] / 1e6:.1f}"
+        lines.append(f"| {rows[0]['flops_with_head'] / 1e9:.1f} | {name} | {sizes} | {losses} | {told(name, '')[0]} |")
     return "\n".join(lines)
 
 
@@ -473,7 +470,7 @@ def figure_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         plain = [
             (mean(row["validation_loss"] for row in rows), name, rate)
             for (name, parts, rate), rows in groups.items()
-            if not parts and (name in shapes or (name == "768x3" and "gpt2 512x9" in shapes))
+            if not parts and name in (*shapes, *BESIDE.get(flops, ()))
         ]
         if plain:
             loss, name, rate = min(plain)
@@ -505,13 +502,19 @@ def main() -> None:
     parser.add_argument("--reserve", type=float, default=90, help="seconds that one may take")
     parser.add_argument("--collect", type=Path, nargs="+", metavar="RESULTS.jsonl")
     parser.add_argument("--device", default="")
+    parser.add_argument("--stats", action="store_true")
     options = parser.parse_args()
     if options.collect:
         collect(options.collect, options.device)
+    elif options.stats:
+        from record import write_result
+
+        recorded = json.loads((RESULTS / "space_study.json").read_text(encoding="utf-8"))["result"]
+        print(write_result("space_study", {**recorded, "fit": fit(recorded)}))
     elif options.train:
         train(options)
     else:
-        parser.error("give --train or --collect")
+        parser.error("give one of --train, --collect, --stats")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
+from proxy.ordering import balanced_by
+
 from merino_edge.architecture import Architecture, Block
 from merino_edge.files import read_json
-from merino_edge.search import scores
 from merino_edge.search.cost import count_flops
 from merino_edge.search.engine import SearchRequest, search
 from merino_edge.search.scores import ScoreOptions, score_architecture
@@ -112,12 +113,11 @@ def choose_with_head(vocab_size: int, low: float, high: float, score: str) -> Ar
 
 
 def choose_free(
-    vocab_size: int, flops_with_head: float, score: str, embedding_width: int | None = None, aspect: float = ASPECT
+    vocab_size: int, flops_with_head: float, score: str, embedding_width: int | None = None
 ) -> Architecture:
     """Return what a score chooses among decoders without sharing, the head's FLOPs counted.
 
-    The default score chooses as it did when these rows were trained, so that the plan stays theirs; `aspect` is that
-    of another.
+    The default score chooses as it did when these rows were trained, so that the plan stays theirs.
     """
     found = [
         Architecture(tuple(Block(width, ratio, 1) for ratio in ratios), embedding_width or width, vocab_size)
@@ -127,11 +127,8 @@ def choose_free(
     ]
     least, most = 0.96 * flops_with_head, 1.003 * flops_with_head
     found = [a for a in found if least <= count_flops(a, head=True) <= most]
-    present, scores.ASPECT = scores.ASPECT, aspect
-    try:
+    with balanced_by(ASPECT):
         return max(found, key=lambda a: (score_architecture(a, ScoreOptions(name=score)), -a.unique_parameters))
-    finally:
-        scores.ASPECT = present
 
 
 def free_rows(others: list[Row]) -> list[Row]:

@@ -6,14 +6,28 @@ Resampling draws architectures, not trainings or pairs: two seeds of one model a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
+from merino_edge.search import scores
+
 Array = npt.NDArray[np.float64]
 BAND = 1.10  # two parameter counts lie within 10 % when the larger is at most 1.1 times the smaller
 RESAMPLES = 2000
+
+
+@contextmanager
+def balanced_by(aspect: float, balance: float = scores.BALANCE) -> Iterator[None]:
+    """Let `balanced-parameters` look for this width over depth, with this weight."""
+    kept = scores.ASPECT, scores.BALANCE
+    scores.ASPECT, scores.BALANCE = aspect, balance
+    try:
+        yield
+    finally:
+        scores.ASPECT, scores.BALANCE = kept
 
 
 def ranks(values: Array) -> Array:

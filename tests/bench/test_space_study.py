@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merino_edge.architecture import Architecture
 from merino_edge.search import scores
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 import space_study
+from proxy.ordering import balanced_by
 
 RESULT = Path(space_study.__file__).parent / "results" / "space_study.json"
 
@@ -40,17 +40,11 @@ def test_the_default_score_is_near_the_best_fit(recorded: dict[str, Any]) -> Non
 
 def test_a_fit_finds_the_aspect_that_losses_were_made_with(recorded: dict[str, Any]) -> None:
     made = json.loads(json.dumps({"rows": recorded["rows"]}))
-    kept = scores.ASPECT
-    scores.ASPECT = 96.0
-    try:
-        every = {**space_study.SHAPES, **space_study.LARGE}
+    with balanced_by(96.0):
         for row in made["rows"]:
-            size = 50_257 if row["shape"] in space_study.LARGE else space_study.VOCAB_SIZE
-            shape = space_study.plan(every[row["shape"]], size)["architecture"]
-            score = scores.score_architecture(Architecture.from_json(shape), scores.ScoreOptions("balanced-parameters"))
+            shape = space_study.architecture(row["shape"])
+            score = scores.score_architecture(shape, scores.ScoreOptions("balanced-parameters"))
             row["validation_loss"] = 10 - 0.1 * float(np.log(score))
-    finally:
-        scores.ASPECT = kept
     best = min(space_study.fit(made)["tried"], key=lambda one: one["error"])
     assert (best["aspect"], best["balance"]) == (96.0, 0.25)
     assert best["error"] < 1e-9
