@@ -26,9 +26,17 @@ def recorded() -> dict[str, Any]:
     return result
 
 
+def leaves(tree: Any, path: str = "") -> dict[str, float]:
+    """Return the numbers of a document by their paths."""
+    if isinstance(tree, dict | list):
+        parts = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {name: leaf for key, part in parts for name, leaf in leaves(part, f"{path}/{key}").items()}
+    return {path: tree}
+
+
 def test_the_recorded_fit_follows_from_the_recorded_trainings(recorded: dict[str, Any]) -> None:
-    again = space_study.fit(recorded)
-    assert json.loads(json.dumps(again)) == recorded["fit"]
+    again = json.loads(json.dumps(space_study.fit(recorded)))
+    assert leaves(again) == pytest.approx(leaves(recorded["fit"]), rel=1e-9)  # processors add in different orders
     assert (scores.ASPECT, scores.BALANCE) == (48.0, 0.25), "left as it was"
 
 
