@@ -62,7 +62,7 @@ RESERVE = 8.0  # seconds to judge a row
 def write_plan(folder: Path) -> None:
     """Write the rows, the tokenizer and the tests' tokens, all that the machine with the GPU lacks."""
     from poster.page import RESULTS
-    from poster.rows import VOCAB_SIZE, board_rows, free_rows, further_rows, poster_rows, small_rows
+    from poster.rows import VOCAB_SIZE, board_rows, default_rows, free_rows, further_rows, poster_rows, small_rows
 
     from merino_edge.training.data import load_tokenizer
 
@@ -71,7 +71,7 @@ def write_plan(folder: Path) -> None:
     folder.mkdir(exist_ok=True, parents=True)
     rows = poster_rows()
     rows += free_rows(rows)
-    rows += [*further_rows(rows, recorded), *board_rows(), *small_rows()]
+    rows += [*further_rows(rows, recorded), *board_rows(), *default_rows(), *small_rows()]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tokenizer = load_tokenizer("gpt2", VOCAB_SIZE)
     tokenizer.save(str(folder / "gpt2.json"))
@@ -211,12 +211,14 @@ def run_row(row: dict[str, Any], options: argparse.Namespace, gpu: int) -> None:
         torch.cuda.empty_cache()
     per_token = 3 * row["flops_with_head"] / 1024
     with gpu_turn(options.train / f"turn-{gpu}"):
-        sweeps = 0 if "sweep" in row else len(RATES)
+        known = "sweep" in row or "learning_rate" in row
+        sweeps = 0 if known else len(RATES)
         needed = per_token * (len(row["seeds"]) * tokens + sweeps * SWEEP_TOKENS) / EXPECTED + RESERVE
         if time.time() + needed > deadline(options):
             return append(options.out, {"id": row["id"], "skipped": f"needs {needed:.0f} s of a GPU more"})
-        tries = row.get("sweep") or trainer.sweep()
-        best = min(tries, key=lambda t: t["validation_loss"])
+        tries = row.get("sweep") or ([] if known else trainer.sweep())
+        given = {"learning_rate": row.get("learning_rate"), "tokens_per_s": EXPECTED / per_token}
+        best = min(tries, key=lambda t: t["validation_loss"], default=given)
         results = []
         for seed in row["seeds"]:
             needed = 1.03 * tokens / best["tokens_per_s"] + RESERVE

@@ -8,6 +8,7 @@ baseline the decoder of its widths, depth, FFN and vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from proxy.ordering import balanced_by
 
 from merino_edge.architecture import Architecture, Block
+from merino_edge.errors import InfeasibleError
 from merino_edge.files import read_json
 from merino_edge.search.cost import count_flops
 from merino_edge.search.engine import SearchRequest, search
@@ -47,6 +49,7 @@ ASKED = ("opt-350m", "pythia-162m")  # the one learned nothing; the other was as
 OTHER_RATES = {"vocabulary 32768 at merino-61m": 0.0012}  # the sweep chose 0.0024, which it did not bear for long
 TE_NAS_CANDIDATES = 20
 ASPECT = 128.0  # width over depth that `balanced-parameters` looked for when it chose these rows
+RATE_TIMES_WIDTH = 1.1  # the best learning rate of a plain decoder (`bench/space_study.py`)
 
 NO_DROPOUT = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "opt": {"dropout": 0.0}}
 
@@ -255,6 +258,51 @@ def board_rows() -> list[Row]:
             more = {"also": [], "data": kind, "seeds": list(SEEDS)}
             rows[architecture.digest] = _row(f"board {name}", "board", architecture, **more)
     return list(rows.values())
+
+
+def default_rows() -> list[Row]:
+    """Return what the default search chooses now, and plain decoders at learning rates that are as fit for them.
+
+    The search is `merino-edge search` with its defaults, limited to the FLOPs of a plain decoder, the head counted.
+    """
+    rows: dict[str, Row] = {}
+
+    def add(name: str, found: Architecture, more: Row, long: bool = False) -> None:
+        rate = float(f"{RATE_TIMES_WIDTH / found.blocks[0].width:.2g}")
+        rows[name] = _row(name, more.pop("group"), found, learning_rate=rate, **more)
+        if long:
+            rows[f"{name}, 300 M tokens"] = {
+                **rows[name], "id": f"{name}, 300 M tokens", "row": name, "tokens": LONG_TOKENS, "seeds": [0]
+            }  # fmt: skip
+
+    board: Row = {"data": VOCABULARIES[8_192], "seeds": list(SEEDS)}
+    found = choose_by_default(8_192, SMALL_WITH_HEAD[1])
+    add("board default", found, {"group": "board", **board}, long=True)
+    add("board default without the skip", replace(found, embedding_skip=False), {"group": "board", **board})
+    for width, depth in BOARD_PLAIN:
+        name = f"board plain {width}x{depth} at {RATE_TIMES_WIDTH} / width"
+        add(name, plain(width, depth, 8_192), {"group": "board", **board}, long=(width, depth) == BOARD_PLAIN[0])
+    for preset in PRESETS:
+        budget = count_flops(plain(768, UNIFORM_DEPTHS[preset], VOCAB_SIZE), head=True)
+        found = choose_by_default(VOCAB_SIZE, budget)
+        name = f"default at {preset}"
+        add(name, found, {"group": "default"}, long=True)
+        rows[f"{name}, seed 1"] = {**rows[name], "id": f"{name}, seed 1", "row": name, "seeds": [1]}
+        bare = replace(found, embedding_skip=False)
+        add(f"default at {preset} without the skip", bare, {"group": "default"}, long=preset == PRESETS[0])
+    return list(rows.values())
+
+
+def choose_by_default(vocab_size: int, flops_with_head: float) -> Architecture:
+    """Return what `merino-edge search` chooses within FLOPs that count the head."""
+    space, score = load_space("free", vocab_size).with_embedding_skip(), ScoreOptions(name="balanced-parameters")
+    found = []
+    for width in space.widths or ():
+        limit = Limit(1.003 * flops_with_head - 2 * 1024 * width * vocab_size)  # a search's limit does not count the head
+        with suppress(InfeasibleError):
+            request = SearchRequest(replace(space, widths=(width,)), score=score, limits={"flops": limit})
+            found.append(search(request).winner)
+    return max(found, key=lambda one: one.score).architecture
 
 
 def small_rows() -> list[Row]:
