@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,7 +20,9 @@ KINDS = {
     "itself": "{}",
     "the same layers unshared": "unshared {}",
     "a plain decoder of equal FLOPs": "uniform of {}",
-    "what the former default chose where depth is free, FLOPs with the head equal": "free balanced-parameters at {}",
+    "what the default search chooses, FLOPs with the head equal": "default at {}",
+    "the same without the embedding skip": "default at {} without the skip",
+    "what the former default chose where depth is free": "free balanced-parameters at {}",
     "what parameter count (and `parameters-per-depth`) chooses in the poster's space": "parameters at {}",
     "what `parameters-per-depth` chooses where depth is free": "free parameters-per-depth at {}",
     "what TE-NAS's scores choose there": "te-nas at {}",
@@ -37,7 +40,11 @@ SMALL = {
     "plain 384x10": "10 of 384",
 }
 BOARD = {
-    "balanced-parameters": "what the former default chose, a plain decoder of 4 layers of width 640",
+    "default": "what the default search chooses, 8 layers of width 448 with the embedding skip",
+    "default without the skip": "the same without the skip",
+    "plain 512x6 at 1.1 / width": "plain decoders of 6 of 512 at a learning rate of 1.1 / width",
+    "plain 576x5 at 1.1 / width": "5 of 576 so",
+    "balanced-parameters": "at the rates of the sweep what the former default chose, 4 of 640",
     "parameters": "what parameter count chooses, 2 of 896",
     "plain 512x6": "plain decoders of 6 of 512",
     "plain 576x5": "5 of 576",
@@ -54,12 +61,15 @@ SMALL_HEAD = (
 
 
 def _shape(row: dict[str, Any]) -> str:
-    """Return the shape in words, equal layers counted."""
-    blocks, comma, embedding = row["describe"].partition(", V ")[0].partition(", embedding")
+    """Return the shape in words, equal layers counted where none is shared."""
+    shape, _, after = row["describe"].partition(", V ")
+    blocks, comma, embedding = shape.partition(", embedding")
     parts = blocks.split(" | ")
-    if len(set(parts)) == 1 and parts[0].count("x1 "):
-        return f"{len(parts)} layers {parts[0].replace('x1 ', ' ')}{comma}{embedding}"
-    return " / ".join(parts) + comma + embedding
+    more = comma + embedding + (", embedding skip" if "embedding skip" in after else "")
+    if all("x1 " in part for part in parts):
+        counted = [(len(list(same)), part.replace("x1 ", " ")) for part, same in groupby(parts)]
+        return " / ".join(f"{count} layer{'s' * (count > 1)} {part}" for count, part in counted) + more
+    return " / ".join(parts) + more
 
 
 def _full(row: dict[str, Any]) -> str:
@@ -113,7 +123,7 @@ def _seeded(rows: list[dict[str, Any]], group: str) -> list[str]:
     """Return the table of a group whose rows have three seeds, the best first."""
     named: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        if row["group"] == group:
+        if row["group"] == group and row["tokens"] < 2 * TOKENS:
             named.setdefault(row["id"], []).append(row)
     if not named:
         return []
@@ -266,7 +276,7 @@ def full_rows(r: dict[str, Any]) -> list[Figure]:
 
 def _longer(rows: list[dict[str, Any]]) -> list[Figure]:
     """Return what was trained on more tokens: losses, and where it was asked the zero-shot tasks its accuracy."""
-    long = [row for row in rows if row["tokens"] > 2 * TOKENS]
+    long = [row for row in rows if row["tokens"] > 2 * TOKENS and row["group"] not in THREE_SEEDS]
     if not long:
         return []
     names = "; ".join(row["id"] for row in long)
@@ -333,7 +343,7 @@ def small_rows(r: dict[str, Any]) -> list[Figure]:
 
 
 def _three_seeds(r: dict[str, Any], group: str, names: dict[str, str], equal: str) -> list[Figure]:
-    rows = [row for row in r["rows"] if row["group"] == group]
+    rows = [row for row in r["rows"] if row["group"] == group and row["tokens"] < 2 * TOKENS]
     if not rows:
         return []
     losses: dict[str, list[float]] = {}
