@@ -3,7 +3,7 @@
     .venv/bin/python bench/constraints.py [--budgets 20] [--seconds 300] [--seed 1] [--threads 1]
 
 Profiles this machine, draws random budgets (a limit on `tg` or on `pp128`, every second one with a limit
-on memory too), searches each as `merino-edge search` does, and measures every winner again after all
+on memory too), searches each as `merino-edge search --space poster` does, and measures every winner again after all
 searches, in three fresh processes with the other winners between them. A winner keeps its limits where the
 first of them does: what a user would see who checks once. Whether the median of the three does is recorded
 beside it. These wait until a virtual machine's processors stand where they stood when the winner was searched; one
@@ -39,6 +39,7 @@ from merino_edge.flows.search import search
 from merino_edge.flows.verify import SearchOptions
 from merino_edge.units import Limit
 
+SPACE = "poster"
 VOCAB = 8192
 RECHECK_SECONDS = 4.0
 PASSES = 3  # over all winners, and one more that waits for nothing
@@ -65,7 +66,7 @@ def main() -> None:
 def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the record of all budgets."""
     conditions = Conditions(vocab_size=VOCAB, threads=asked.threads)
-    made = profile("local", ProfileOptions(seconds=asked.seconds, conditions=conditions))
+    made = profile("local", ProfileOptions(seconds=asked.seconds, space=SPACE, conditions=conditions))
     random = np.random.default_rng(asked.seed)
     rows = [one_search(random, made["reach"], number, conditions) for number in range(asked.budgets)]
     with opened(find_entry("local")) as device:
@@ -108,7 +109,7 @@ def one_search(
             limits["memory_bytes"] = Limit(float(memory))
         conditions = base.with_(latency_of=latency_of)
         try:
-            found = search(SearchOptions(limits=limits, conditions=conditions, run=f"budget{number}"))
+            found = search(SearchOptions(limits=limits, conditions=conditions, space=SPACE, run=f"budget{number}"))
         except InfeasibleError:
             continue
         return {

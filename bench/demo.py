@@ -28,7 +28,7 @@ BUDGET_S = 560.0  # the ten minutes less a margin
 PROFILE_S = 75
 AFTER_TRAINING_S = 130.0  # export, deploy, generate, bench and the second search need so much
 TRAINING_S = (45.0, 180.0)  # at least, at most
-LIMIT_FACTORS = (1.4, 2.0, 4.0)  # times the least that the profile predicts; the next if nothing fits
+LIMIT_FACTORS = (2.0, 2.8, 4.0)  # times the least that the profile predicts; the next if nothing fits
 NOTHING_FITS, NOT_VALID = 3, 5  # exit codes
 RUN, AGAIN, VOCAB = "demo", "demo-again", 8192
 

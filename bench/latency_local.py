@@ -3,7 +3,7 @@
     .venv/bin/python bench/latency_local.py [--seconds 300] [--held-out 30] [--seed 1] [--threads 1]
     .venv/bin/python bench/latency_local.py --against OLDER.json    # measures nothing
 
-Profiles this machine as `merino-edge profile` does, then measures random members of the poster's space
+Profiles this machine as `merino-edge profile --space poster` does, then measures random members of the poster's space
 that were not profiled, and compares. Held-out models are measured by the profile's rule: in passes far
 apart in time until two agree, of which the fastest counts. What the first pass alone would have said is
 recorded too. Where the host of a virtual machine moves its processors, each place has its own fit and its own
@@ -43,6 +43,7 @@ from merino_edge.progress import SILENT
 from merino_edge.search.fitting import judge
 from merino_edge.search.latency import LatencySample, fit_latency
 
+SPACE = "poster"
 VOCAB = 8192
 RECIPES = ("dynamic_wi8_afp32", "fp32")
 SECONDS_A_MODEL = 10.0  # of the held-out ones
@@ -112,14 +113,14 @@ def fitted(result: dict[str, Any], recipe: str, test: str, ms: npt.NDArray[np.fl
 
 
 def held_out(count: int, seed: int) -> list[Architecture]:
-    """Return random members of the space as `profile` takes it."""
-    return searched_space(ProfileOptions(conditions=Conditions(vocab_size=VOCAB))).sample(count, seed=seed)
+    """Return random members of the poster's space as `profile` takes it."""
+    return searched_space(ProfileOptions(space=SPACE, conditions=Conditions(vocab_size=VOCAB))).sample(count, seed=seed)
 
 
 def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Profile one recipe, measure held-out models, return the errors of each test."""
     conditions = Conditions(recipe=recipe, vocab_size=VOCAB, threads=asked.threads)
-    made = profile("local", ProfileOptions(seconds=asked.seconds, conditions=conditions))
+    made = profile("local", ProfileOptions(seconds=asked.seconds, space=SPACE, conditions=conditions))
     fitted = read_profile("local")
     models = fitted.recipe(conditions) if fitted else None
     assert models is not None

@@ -50,7 +50,7 @@ def profile_device(
     host: str | None = None,
     estimate: bool = False,
     time: str = "5m",
-    space: str | Path = "poster",
+    space: str | Path = "free",
     recipe: str | None = None,
     vocab: int | None = None,
     context: int | None = None,
@@ -101,7 +101,7 @@ LIMITS: Mapping[str, tuple[str, Callable[[str], float]]] = {
 def search_architecture(
     device: str | None = None,
     *,
-    space: str | Path = "poster",
+    space: str | Path = "free",
     vocab: int | None = None,
     embedding_skip: bool | None = None,
     conditions: Mapping[str, Any] | None = None,

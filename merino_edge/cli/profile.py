@@ -19,7 +19,7 @@ from merino_edge.units import format_bytes, format_ms
 @click.option("--time", "seconds", type=SECONDS, help="Time it may take, for example 90s.")
 @click.option("--format", "format_name", default=None, help="Export format to profile (default onnx).")
 @click.option("--recipe", default=None, help="Recipe to profile (default dynamic_wi8_afp32).")
-@click.option("--space", default="poster", show_default=True, help="Space whose architectures are measured.")
+@click.option("--space", default="free", show_default=True, help="Space whose architectures are measured.")
 @click.option("--vocab", type=click.IntRange(2), default=None, help="Vocabulary of the measured models.")
 @click.option("--context", type=click.IntRange(2), default=None, help="Tokens the cache is filled to for memory.")
 @click.option("--depth", type=click.IntRange(1), default=None, help="Tokens in the cache before generation.")

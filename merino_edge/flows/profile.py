@@ -12,7 +12,7 @@ from merino_edge.device.client import Device
 from merino_edge.device.registry import device_folder
 from merino_edge.errors import MeasurementError, UsageError
 from merino_edge.files import read_json, write_json
-from merino_edge.flows.conditions import DEFAULT_CONDITIONS, TESTS, Conditions
+from merino_edge.flows.conditions import DEFAULT_CONDITIONS, DEFAULT_SPACE, TESTS, Conditions
 from merino_edge.flows.devices import (
     Ask,
     board_of,
@@ -54,7 +54,7 @@ class ProfileOptions:
     """
 
     seconds: float = DEFAULT_SECONDS
-    space: str = "poster"
+    space: str = DEFAULT_SPACE
     conditions: Conditions = DEFAULT_CONDITIONS
     host: str | None = None
     estimate: bool = False

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from merino_edge.bundle import Manifest
-from merino_edge.flows.conditions import DEFAULT_CONDITIONS, Conditions
+from merino_edge.flows.conditions import DEFAULT_CONDITIONS, DEFAULT_SPACE, Conditions
 from merino_edge.flows.report_reading import Record
 from merino_edge.flows.verify import DEFAULT_SCORE
 from merino_edge.search.scores import ScoreOptions
@@ -44,7 +44,7 @@ def search_command(run: str, device: str, searched: Record, limits: Mapping[str,
     words += ["--vocab", str(means.vocab_size)]
     if means.context_length != DEFAULT_CONDITIONS.context_length:
         words += ["--context", str(means.context_length)]
-    if searched.text("space") != "poster":
+    if searched.text("space") != DEFAULT_SPACE:
         words += ["--space", searched.text("space")]
     found = searched.inside("architecture")
     alone = len({block.count("width") for block in found.each("blocks")}) == 1

@@ -20,7 +20,7 @@ from typing import Any
 from merino_edge.architecture import Architecture
 from merino_edge.device.client import Device
 from merino_edge.errors import InfeasibleError, MeasurementError
-from merino_edge.flows.conditions import DEFAULT_CONDITIONS, Conditions
+from merino_edge.flows.conditions import DEFAULT_CONDITIONS, DEFAULT_SPACE, Conditions
 from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import (
     PASSES,
@@ -86,7 +86,7 @@ class SearchOptions:
     device: str | None = None
     limits: Mapping[str, Limit] = field(default_factory=dict)
     conditions: Conditions = DEFAULT_CONDITIONS
-    space: str = "poster"
+    space: str = DEFAULT_SPACE
     vocab_size: int | None = None
     embedding_skip: bool | None = None
     score: ScoreOptions = field(default_factory=lambda: ScoreOptions(DEFAULT_SCORE))
