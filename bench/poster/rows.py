@@ -298,7 +298,8 @@ def choose_by_default(vocab_size: int, flops_with_head: float) -> Architecture:
     space, score = load_space("free", vocab_size).with_embedding_skip(), ScoreOptions(name="balanced-parameters")
     found = []
     for width in space.widths or ():
-        limit = Limit(1.003 * flops_with_head - 2 * 1024 * width * vocab_size)  # a search's limit does not count the head
+        head = 2 * 1024 * width * vocab_size  # a search's limit does not count it
+        limit = Limit(1.003 * flops_with_head - head)
         with suppress(InfeasibleError):
             request = SearchRequest(replace(space, widths=(width,)), score=score, limits={"flops": limit})
             found.append(search(request).winner)

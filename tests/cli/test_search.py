@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,13 @@ from typing import Any
 
 import pytest
 
+from merino_edge import profile_device, search_architecture
 from merino_edge.cli.main import main
+from merino_edge.cli.profile import command as profile_command
+from merino_edge.cli.search import command as search_command
+from merino_edge.flows.conditions import DEFAULT_SPACE
+from merino_edge.flows.profile import ProfileOptions
+from merino_edge.flows.verify import SearchOptions
 from merino_edge.search.cost import RECIPES
 
 Search = Callable[..., tuple[int, dict[str, Any]]]
@@ -48,13 +55,31 @@ def test_each_limit_alone_binds_and_is_kept(search: Search, name: str) -> None:
 
 
 def test_where_no_limit_binds_the_larger_space_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    told = {}
-    for space in ("poster", "free"):
+    told = []
+    for space in (("--space", "poster"), ()):
         with pytest.raises(SystemExit):
-            main(["search", "--device", "pi4", "--no-verify", "--vocab", "8192", "--latency", "9s", "--space", space])
-        told[space] = capsys.readouterr().out
-    assert "no limit binds: nothing in space poster scores better; --space free has more layers" in told["poster"]
-    assert "no limit binds: nothing in space free scores better\n" in told["free"]
+            main(["search", "--device", "pi4", "--no-verify", "--vocab", "8192", "--latency", "9s", *space])
+        told.append(capsys.readouterr().out)
+    assert "no limit binds: nothing in space poster scores better; --space free has more layers" in told[0]
+    assert "has more layers" not in told[1]
+
+
+def test_every_door_takes_the_same_space_where_none_is_named(search: Search) -> None:
+    found = search("--parameters", "15M")[1]
+    assert (found["space"], found["space_size"]) == (DEFAULT_SPACE, 74_446_099_728)
+    named = [SearchOptions().space, ProfileOptions().space]
+    for function in (search_architecture, profile_device):
+        named.append(inspect.signature(function).parameters["space"].default)
+    for command in (search_command, profile_command):
+        named += [option.default for option in command.params if option.name == "space"]
+    assert named == 6 * [DEFAULT_SPACE]
+
+
+def test_the_decoder_that_the_default_finds_is_beyond_the_space_of_the_poster(search: Search) -> None:
+    limit = ("--flops", "45G", "--vocab", "8192")
+    ours, poster = search(*limit)[1], search(*limit, "--space", "poster")[1]
+    assert len(ours["architecture"]["blocks"]) > 4
+    assert ours["score"] > poster["score"]
 
 
 def test_the_embedding_skip_is_there_unless_it_is_left_out_and_changes_nothing_else(search: Search) -> None:
@@ -126,7 +151,10 @@ def test_the_size_of_a_file_is_limited_under_every_recipe(search: Search, recipe
 
 def test_a_recipe_of_blocks_leaves_out_what_blocks_do_not_divide(search: Search) -> None:
     document = search("--recipe", "weight_only_wi4_b128_afp32")[1]
+    widths = [256, 384, 512, 640, 768, 896, 1024]
+    assert document["space_size"] == len(widths) * sum(4**count for count in range(2, 17))
     widths = [256, 384, 512, 640, 768]
+    document = search("--recipe", "weight_only_wi4_b128_afp32", "--space", "poster")[1]
     assert document["space_size"] == len(widths) * 12**4
 
 
@@ -205,11 +233,12 @@ def test_a_score_that_needs_a_network_is_searched_by_evolution_and_counted(searc
 
 
 def test_the_training_budget_sets_beta_and_is_stored(search: Search) -> None:
-    document = search("--score", "entropy")[1]
-    assert document["score_options"]["beta"] == 0.44
-    assert document["conditions"]["train_tokens"] == 300_000_000
-    assert document["expected_loss"] is None
-    assert document["outside_domain"] == 0
+    for space, beta in ((("--space", "poster"), 0.44), ((), 0.17)):  # lower, to keep the deepest within the domain
+        document = search("--score", "entropy", *space)[1]
+        assert document["score_options"]["beta"] == beta
+        assert document["conditions"]["train_tokens"] == 300_000_000
+        assert document["expected_loss"] is None
+        assert document["outside_domain"] == 0
     assert search("--score", "entropy", "--beta", "0.1")[1]["score_options"]["beta"] == 0.1
 
 

@@ -11,6 +11,7 @@ import click
 import pytest
 from stages import Ring, page_of  # type: ignore[import-not-found]
 
+from merino_edge.flows.conditions import DEFAULT_SPACE
 from merino_edge.flows.report_commands import LIMIT_FLAGS, typed
 from merino_edge.units import parse_bytes, parse_count, parse_energy_mj, parse_limit, parse_ms
 
@@ -62,6 +63,16 @@ def test_every_command_of_a_page_can_be_typed(ring: Ring, tmp_path: Path) -> Non
     assert (train["steps"], train["context_length"], train["learning_rate"]) == (40, 64, 1e-3)
     manifests = [json.loads(path.read_text()) for path in sorted(folder.glob("export/*/manifest.json"))]
     assert [e["recipe"] for e in exports] == [m["recipe"] for m in manifests]
+
+
+@pytest.mark.parametrize(("space", "told"), [(DEFAULT_SPACE, ""), ("poster", "--space poster")])
+def test_the_space_is_named_where_it_is_not_the_default(space: str, told: str, ring: Ring, tmp_path: Path) -> None:
+    folder = ring.stage("searched", tmp_path)
+    record = json.loads((folder / "search.json").read_text())
+    (folder / "search.json").write_text(json.dumps({**record, "space": space}))
+    command = page_of(folder).data["commands"][0]
+    assert ("--space" in command, told in command) == (bool(told), True)
+    assert parsed(command)["space"] == space
 
 
 @pytest.mark.parametrize(
