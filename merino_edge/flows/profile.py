@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from merino_edge.agent.worker import SPARE_MEMORY_BYTES
 from merino_edge.architecture import Architecture, Block
 from merino_edge.bundle import bundle_label
 from merino_edge.device.client import Device
@@ -28,16 +29,19 @@ from merino_edge.flows.profile_file import Profile, RecipeProfile, estimated_pro
 from merino_edge.flows.repeatability import how_repeatable
 from merino_edge.measurement import Measurement, read_measurements
 from merino_edge.progress import SILENT, Progress
-from merino_edge.search.cost import count_flops
+from merino_edge.search.cost import count_flops, unique_bytes
 from merino_edge.search.latency import LatencySample, MemorySample, choose_architectures, fit_latency, fit_memory
 from merino_edge.search.memory import cache_copies
 from merino_edge.search.space import Space, load_space
+from merino_edge.units import format_bytes
 
 MIN_MODELS = 6
 MAX_MODELS = 25
 SECONDS_A_MODEL = 6.0
 DEFAULT_SECONDS = 300.0
 QUICK_SECONDS = 60.0
+MEMORY_SHARE = 0.9  # of the free memory that a measured model may need: what is free changes meanwhile
+MANY = 500  # members to choose from where some do not fit
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,10 @@ def _measure(
     folder = device_folder(name)
     count = max(MIN_MODELS, min(MAX_MODELS, int(options.seconds / SECONDS_A_MODEL)))
     space = searched_space(options)
-    architectures = choose_architectures(space, count, seed=0)
+    architectures, left_out = models_that_fit(space, count, facts["memory"]["available"], options.conditions)
+    if left_out:
+        free = format_bytes(facts["memory"]["available"])
+        progress.note(f"{name} has {free} of memory free: models of space {space.name} that need more are not measured")
     wish = {
         "space": options.space,
         "count": count,
@@ -147,6 +154,30 @@ def _measure(
         progress.note(f"going on with an interrupted profile: {before} models are measured already")
     with progress.task(f"measuring {len(architectures)} models on {name}", options.seconds) as task:
         return measure_in_passes(device, facts, architectures, options.conditions, options.seconds, log, records, task)
+
+
+def models_that_fit(
+    space: Space, count: int, free_bytes: int | None, conditions: Conditions
+) -> tuple[list[Architecture], bool]:
+    """Choose members spread over what the device has memory for, smallest first; say whether any were left out."""
+    chosen = choose_architectures(space, count, seed=0)
+    if free_bytes is None:
+        return chosen, False
+    fitting = [a for a in chosen if needed_bytes(a, conditions) <= MEMORY_SHARE * free_bytes]
+    if len(fitting) == len(chosen):
+        return chosen, False
+    many = choose_architectures(space, MANY, seed=0)
+    fitting = [a for a in many if needed_bytes(a, conditions) <= MEMORY_SHARE * free_bytes]
+    least = fitting or many[:1]  # the device itself says then that not even this one fits
+    places = {round(i * (len(least) - 1) / max(1, count - 1)) for i in range(count)}
+    return [least[place] for place in sorted(places)], True
+
+
+def needed_bytes(architecture: Architecture, conditions: Conditions) -> int:
+    """Return what the agent asks to be free before it loads the model."""
+    kept = sum(2 * 4 * block.depth * block.width for block in architecture.blocks) * conditions.context_length
+    copies = 1 if conditions.form == "fast" else 2
+    return unique_bytes(architecture, conditions.recipe) + copies * kept + SPARE_MEMORY_BYTES
 
 
 def _identity(facts: dict[str, Any]) -> dict[str, Any]:
