@@ -1,9 +1,9 @@
 """Do winners keep their limits when somebody measures them again?
 
-    .venv/bin/python bench/constraints.py [--budgets 20] [--seconds 300] [--seed 1] [--threads 1]
+    .venv/bin/python bench/constraints.py [--budgets 20] [--seconds 300] [--seed 1] [--threads 1] [--space poster]
 
 Profiles this machine, draws random budgets (a limit on `tg` or on `pp128`, every second one with a limit
-on memory too), searches each as `merino-edge search --space poster` does, and measures every winner again after all
+on memory too), searches each as `merino-edge search` does, and measures every winner again after all
 searches, in three fresh processes with the other winners between them. A winner keeps its limits where the
 first of them does: what a user would see who checks once. Whether the median of the three does is recorded
 beside it. These wait until a virtual machine's processors stand where they stood when the winner was searched; one
@@ -30,7 +30,7 @@ from merino_edge.agent.core_distance import is_same_place
 from merino_edge.architecture import Architecture
 from merino_edge.device.client import Device
 from merino_edge.errors import InfeasibleError
-from merino_edge.flows.conditions import Conditions
+from merino_edge.flows.conditions import DEFAULT_SPACE, Conditions
 from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import measure_architecture
 from merino_edge.flows.placement import distances_ns
@@ -39,7 +39,6 @@ from merino_edge.flows.search import search
 from merino_edge.flows.verify import SearchOptions
 from merino_edge.units import Limit
 
-SPACE = "poster"
 VOCAB = 8192
 RECHECK_SECONDS = 4.0
 PASSES = 3  # over all winners, and one more that waits for nothing
@@ -55,6 +54,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, help="all performance cores where it is left out")
+    parser.add_argument("--space", default=DEFAULT_SPACE)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_DATA_HOME"] = folder
@@ -66,9 +66,9 @@ def main() -> None:
 def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the record of all budgets."""
     conditions = Conditions(vocab_size=VOCAB, threads=asked.threads)
-    made = profile("local", ProfileOptions(seconds=asked.seconds, space=SPACE, conditions=conditions))
+    made = profile("local", ProfileOptions(seconds=asked.seconds, space=asked.space, conditions=conditions))
     random = np.random.default_rng(asked.seed)
-    rows = [one_search(random, made["reach"], number, conditions) for number in range(asked.budgets)]
+    rows = [one_search(random, made["reach"], number, conditions, asked.space) for number in range(asked.budgets)]
     with opened(find_entry("local")) as device:
         for number in range(PASSES):
             measure_again(device, rows, conditions, folder / f"again{number}.jsonl")
@@ -86,6 +86,7 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "kept_by_median": sum(row["kept_by_median"] for row in counted),
         "kept_as_it_came": sum(row["kept_as_it_came"] for row in rows),
         "threads": asked.threads,
+        "space": asked.space,
         "verified": sum(row["verified"] for row in rows),
         "within_10pct_below": sum(0.9 <= row["nearest_binding"] <= 1.0 for row in counted),
         "profile": made["latency_models"],
@@ -96,7 +97,7 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def one_search(
-    random: np.random.Generator, reach: list[dict[str, Any]], number: int, base: Conditions
+    random: np.random.Generator, reach: list[dict[str, Any]], number: int, base: Conditions, space: str
 ) -> dict[str, Any]:
     """Draw limits between the smallest and the largest model until something meets them, and search."""
     latency_of = "pp128" if number % 3 == 2 else "tg"
@@ -109,7 +110,7 @@ def one_search(
             limits["memory_bytes"] = Limit(float(memory))
         conditions = base.with_(latency_of=latency_of)
         try:
-            found = search(SearchOptions(limits=limits, conditions=conditions, space=SPACE, run=f"budget{number}"))
+            found = search(SearchOptions(limits=limits, conditions=conditions, space=space, run=f"budget{number}"))
         except InfeasibleError:
             continue
         return {

@@ -335,7 +335,7 @@ def latency_local(r: dict[str, Any]) -> list[Row]:
     on = on_threads(r)
     for recipe, tests in r["recipes"].items():
         for test, found in tests.items():
-            words = f"{found['held_out']} held-out models of the poster's space on this machine{on}, {recipe}, {test}: "
+            words = f"{found['held_out']} held-out models of space {r['space']} on this machine{on}, {recipe}, {test}: "
             words += "error; within 10 %; Kendall tau"
             told = f"{100 * found['mape']:.1f} %; {100 * found['within_10pct']:.0f} %; {found['kendall']:.3f}"
             before = found.get("since_last_record")
@@ -438,7 +438,7 @@ def constraints(r: dict[str, Any]) -> list[Row]:
         figure += f"; {r['kept_as_it_came']} of {r['budgets']}"
     return [
         (
-            f"winners of {r['budgets']} random budgets in the poster's space on this machine{on}, measured once more "
+            f"winners of {r['budgets']} random budgets in space {r['space']} on this machine{on}, measured once more "
             f"by one fresh process: {what}; the worst over its limit in the first",
             f"{figure}; {100 * (worst - 1):+.1f} %",
         )

@@ -1,9 +1,9 @@
 """How well does a profile of this machine predict models it has not measured?
 
-    .venv/bin/python bench/latency_local.py [--seconds 300] [--held-out 30] [--seed 1] [--threads 1]
+    .venv/bin/python bench/latency_local.py [--seconds 300] [--held-out 30] [--seed 1] [--threads 1] [--space poster]
     .venv/bin/python bench/latency_local.py --against OLDER.json    # measures nothing
 
-Profiles this machine as `merino-edge profile --space poster` does, then measures random members of the poster's space
+Profiles this machine as `merino-edge profile` does, then measures random members of the same space
 that were not profiled, and compares. Held-out models are measured by the profile's rule: in passes far
 apart in time until two agree, of which the fastest counts. What the first pass alone would have said is
 recorded too. Where the host of a virtual machine moves its processors, each place has its own fit and its own
@@ -32,7 +32,7 @@ from merino_edge.agent.facts import Machine, cpu_cache_bytes
 from merino_edge.architecture import Architecture
 from merino_edge.device.registry import device_folder
 from merino_edge.files import write_json
-from merino_edge.flows.conditions import TESTS, Conditions
+from merino_edge.flows.conditions import DEFAULT_SPACE, TESTS, Conditions
 from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import MEASUREMENTS, gather, measure_in_passes, shared_key
 from merino_edge.flows.placement import away, usual_distance_ns
@@ -41,9 +41,8 @@ from merino_edge.flows.profile_file import RecipeProfile, read_profile
 from merino_edge.measurement import Measurement, read_measurements
 from merino_edge.progress import SILENT
 from merino_edge.search.fitting import judge
-from merino_edge.search.latency import LatencySample, fit_latency
+from merino_edge.search.latency import LatencySample, fit_latency, sample_lengths
 
-SPACE = "poster"
 VOCAB = 8192
 RECIPES = ("dynamic_wi8_afp32", "fp32")
 SECONDS_A_MODEL = 10.0  # of the held-out ones
@@ -56,6 +55,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, help="all performance cores where it is left out")
+    parser.add_argument("--space", default=DEFAULT_SPACE)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--seconds-a-model", type=float, default=SECONDS_A_MODEL, help="of the held-out ones")
     parser.add_argument("--against", type=Path, metavar="OLDER", help="an older record of the same models")
@@ -71,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_DATA_HOME"] = folder
         result = {recipe: one_recipe(recipe, asked, Path(folder)) for recipe in asked.recipes}
-    arguments = {name: getattr(asked, name) for name in ("seconds", "seed", "seconds_a_model", "threads")}
+    arguments = {name: getattr(asked, name) for name in ("seconds", "seed", "seconds_a_model", "threads", "space")}
     arguments |= {"vocab_size": VOCAB, "embedding_skip": True}
     made = {**arguments, "recipes": result}
     if before is not None:
@@ -81,7 +81,8 @@ def main() -> None:
 
 def hold_against(before: dict[str, Any], result: dict[str, Any]) -> None:
     """Add to each test how far the same models' times lie from those of an older record."""
-    same = all(before["result"].get(key) == result.get(key) for key in ("seed", "vocab_size", "embedding_skip"))
+    alike = ("seed", "vocab_size", "embedding_skip", "space")
+    same = all(before["result"].get(key) == result.get(key) for key in alike)
     for recipe, tests in result["recipes"].items():
         for test, found in tests.items():
             old = before["result"]["recipes"].get(recipe, {}).get(test, {}).get("pairs_ms", [])
@@ -105,26 +106,27 @@ def in_one_order(old: list[list[float]], new: list[list[float]]) -> bool:
 
 def fitted(result: dict[str, Any], recipe: str, test: str, ms: npt.NDArray[np.float64]) -> dict[str, Any]:
     """Return how well the formula predicts each of the held-out models from the others."""
-    architectures = held_out(len(ms), result["seed"])
+    architectures = held_out(len(ms), result["seed"], result["space"])
     samples = [LatencySample(a, float(value)) for a, value in zip(architectures, ms, strict=True)]
     depth = Conditions().depth if test == "tg" else 0
     cache = cpu_cache_bytes(Machine.here()) or 0
     return fit_latency(samples, test=test, depth=depth, recipe=recipe, cache_bytes=cache).accuracy
 
 
-def held_out(count: int, seed: int) -> list[Architecture]:
-    """Return random members of the poster's space as `profile` takes it."""
-    return searched_space(ProfileOptions(space=SPACE, conditions=Conditions(vocab_size=VOCAB))).sample(count, seed=seed)
+def held_out(count: int, seed: int, space: str) -> list[Architecture]:
+    """Return random members of a space as `profile` takes it; any number of blocks is as likely as another."""
+    searched = searched_space(ProfileOptions(space=space, conditions=Conditions(vocab_size=VOCAB)))
+    return sample_lengths(searched, count, seed)
 
 
 def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Profile one recipe, measure held-out models, return the errors of each test."""
     conditions = Conditions(recipe=recipe, vocab_size=VOCAB, threads=asked.threads)
-    made = profile("local", ProfileOptions(seconds=asked.seconds, space=SPACE, conditions=conditions))
+    made = profile("local", ProfileOptions(seconds=asked.seconds, space=asked.space, conditions=conditions))
     fitted = read_profile("local")
     models = fitted.recipe(conditions) if fitted else None
     assert models is not None
-    architectures = held_out(asked.held_out, asked.seed)
+    architectures = held_out(asked.held_out, asked.seed, asked.space)
     log = folder / f"held-out-{recipe}.jsonl"
     profiled = [r for r in read_measurements(device_folder("local") / MEASUREMENTS) if shared_key(r) == models.key]
     with opened(find_entry("local")) as device, SILENT.task("", 1.0) as task:

@@ -9,6 +9,7 @@ estimate. A limit applies to the raised value. Kept as JSON.
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -340,7 +341,7 @@ def choose_architectures(space: Space, count: int, seed: int) -> list[Architectu
         sizes = [[_size(block) for block in options] for options in group.options]
         smallest, largest = ([pick(s) for s in sizes] for pick in (_argmin, _argmax))
         corners += [space.build(group, smallest), space.build(group, largest)]
-    pool = list(dict.fromkeys([*corners, *space.sample(min(2000, space.size), seed)]))
+    pool = list(dict.fromkeys([*corners, *sample_lengths(space, min(2000, space.size), seed)]))
     costs = Features(parse_test("pp128", 0), "dynamic_wi8_afp32", 0)
     features = np.stack([costs.of(architecture) for architecture in pool])
     points = np.log(features[:, [0, 1, 3, 7, 8]])  # attention, FFN, bytes once, layers, head
@@ -354,6 +355,20 @@ def choose_architectures(space: Space, count: int, seed: int) -> list[Architectu
         distance = np.minimum(distance, ((points - points[chosen[-1]]) ** 2).sum(1))
     chosen = list(dict.fromkeys(chosen))
     return [pool[i] for i in sorted(chosen, key=lambda i: (volume[i], i))]
+
+
+def sample_lengths(space: Space, count: int, seed: int) -> list[Architecture]:
+    """Draw different members, any number of blocks as likely as another: drawn evenly nearly all have the most."""
+    if not space.fewer or count >= space.size:
+        return space.sample(count, seed)
+    rng = random.Random(seed)  # noqa: S311 (no secret)
+    drawn: dict[int, None] = {}
+    while len(drawn) < count:  # ends: count < size, and any member may be drawn
+        group = rng.choice(space.groups)
+        index = group.offset + rng.randrange(group.size)
+        if space.numbers == space.size or not space.is_repeated(index):
+            drawn[index] = None
+    return [space.decode(index) for index in drawn]
 
 
 def _size(block: Block) -> tuple[int, int, int]:
