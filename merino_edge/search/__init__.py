@@ -14,9 +14,11 @@ numpy and scipy only. Read in the order of the data:
     regime.py     what the training budget says: beta, expected loss
     candidate.py  one architecture as a search lists it
     classes.py    architectures that differ only in the order of their blocks
+    multisets.py  those of one width as rows, and how many members each has
     pareto.py     the exact non-dominated front
     survey.py     what a search remembers: the best, the front, what each limit costs
     exact.py      the constrained optimum of an enumerable space
+    class_sweep.py  the same by classes, for larger spaces of one width
     dynamic.py    dynamic programming over blocks, for spaces beyond that and scores that are sums
     evolution.py  the paper's evolutionary search, for spaces beyond that
     engine.py     SearchRequest -> SearchOutcome: what the command calls

@@ -1,9 +1,10 @@
 """A search from request to outcome: what the command, the measuring loop and a notebook call.
 
-Up to 10^8 architectures every one is looked at and the answer is exact. Beyond, dynamic programming over
-blocks takes the plain scores, where it found better architectures in the same time (`bench/dynamic.py`), and
-spaces that leave open how many blocks there are; the evolutionary search takes all others. Either way: the
-winner, the runners-up, the Pareto front, what each limit costs, and, where nothing is feasible, why.
+Up to 10^8 architectures every one is looked at and the answer is exact. So it is for any number of them where the
+model has one width and the classes of blocks in another order are few: then each class is looked at once. Beyond,
+dynamic programming over blocks takes the plain scores, where it found better architectures in the same time
+(`bench/dynamic.py`), and spaces that leave open how many blocks there are; the evolutionary search takes all others.
+Either way: the winner, the runners-up, the Pareto front, what each limit costs, and, where nothing is feasible, why.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from merino_edge.errors import UsageError
 from merino_edge.search.candidate import Candidate, make_candidates
-from merino_edge.search.class_sweep import class_shortfall, has_few_classes
+from merino_edge.search.class_sweep import class_shortfall, sweep_classes
 from merino_edge.search.dynamic import search_blocks
 from merino_edge.search.entropy import ENTROPIES
 from merino_edge.search.evolution import Evolution
@@ -43,7 +44,7 @@ class SearchOutcome:
         mode: `exact`, `dp` or `evolution`.
         space: Its name.
         space_size: Its architectures, each counted once.
-        evaluated: Members looked at.
+        evaluated: Members looked at, by themselves or in their class.
         feasible: Of those, how many keep every limit.
         seconds: `score` (filling columns), `search` (limits, winner, sensitivity), `front`, and `total`.
         winner: The best.
@@ -80,13 +81,14 @@ def search(request: SearchRequest) -> SearchOutcome:
     started = time.perf_counter()
     problem = make_problem(request)
     mode = _mode(problem)
-    listed_at_once = mode == "exact" and problem.space.size <= AT_ONCE
-    beyond = _impossible(problem, mode) if problem.limits and not listed_at_once else None
+    by_classes = mode == "exact" and problem.space.numbers > AT_ONCE and problem.classes.are_few
+    at_once = by_classes or (mode == "exact" and problem.space.numbers <= AT_ONCE)
+    beyond = _impossible(problem, mode) if problem.limits and not at_once else None
     if isinstance(beyond, Shortfall):
         looked = (problem.space.size, "exact") if beyond.seen is None else (beyond.seen, "halves")
         raise infeasible(problem, beyond, int, *looked)
     if mode == "exact":
-        survey, clock, shortfall = survey_space(problem)
+        survey, clock, shortfall = survey_space(problem, sweep_classes(problem) if by_classes else None)
         index: Callable[[int], int] = int
     else:
         survey, clock, index, shortfall = (_evolve if mode == "evolution" else _by_blocks)(problem)
@@ -120,9 +122,9 @@ def search(request: SearchRequest) -> SearchOutcome:
 
 def _impossible(problem: Problem, mode: str) -> Shortfall | int | None:
     """Say why nothing in a space keeps the limits, or who does, where that is known without looking at all."""
-    if problem.space.size <= AT_ONCE and problem.additive is not None:
+    if problem.space.numbers <= AT_ONCE and problem.additive is not None:
         return listed_shortfall(problem)
-    if has_few_classes(problem):
+    if problem.classes.are_few:
         return class_shortfall(problem)
     found = clash(problem)
     if not isinstance(found, Shortfall) or mode != "exact":
@@ -152,7 +154,7 @@ def _mode(problem: Problem) -> str:
             hint="give one 'count', or leave out --mode and --score",
         )
     if asked == "auto":
-        if additive and problem.space.numbers <= MAX_SIZE:
+        if additive and (problem.space.numbers <= MAX_SIZE or problem.classes.are_few):
             return "exact"
         return "dp" if problem.request.score.name in PLAIN or problem.space.fewer else "evolution"
     return asked

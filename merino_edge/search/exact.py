@@ -1,7 +1,8 @@
 """The exact search: every member of an enumerable space, scored and held against the limits.
 
 No sampling and no seed: the same request gives the same answer, bit for bit. Members come in chunks by
-outer sums (`tables.py`), so memory does not grow with the space.
+outer sums (`tables.py`), so memory does not grow with the space. Where classes are few they come in the place of
+their members (`class_sweep.py`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from merino_edge.errors import UsageError
 from merino_edge.search.cost import Array
 from merino_edge.search.problem import Problem
 from merino_edge.search.runs import RunTables, runs_of
-from merino_edge.search.shortfall import Diagnosis, Shortfall, numbered
+from merino_edge.search.shortfall import Diagnosis, Shortfall
 from merino_edge.search.survey import Survey
 from merino_edge.search.tables import CHUNK_ROWS, GroupTables
 
@@ -35,17 +37,29 @@ class Members:
         score: `(n,)`.
         columns: `(n,)` each.
         representative: `(n,)`: which stand for their class.
+        weights: `(n,)`: how many architectures each row stands for; None: one.
     """
 
     numbers: Array
     score: Array
     columns: dict[str, Array]
     representative: Array
+    weights: Array | None = field(default=None, kw_only=True)
 
-    def take(self, kept: Array) -> Members:
+    def first(self, rows: Array) -> int:
+        """Return the lowest index among some rows."""
+        return int(self.numbers[rows[0]])
+
+    def take(self, kept: Array) -> Self:
         """Return some of them."""
-        columns = {name: column[kept] for name, column in self.columns.items()}
-        return Members(self.numbers[kept], self.score[kept], columns, self.representative[kept])
+        return replace(
+            self,
+            numbers=self.numbers[kept],
+            score=self.score[kept],
+            columns={name: column[kept] for name, column in self.columns.items()},
+            representative=self.representative[kept],
+            weights=None if self.weights is None else self.weights[kept],
+        )
 
 
 @dataclass
@@ -72,7 +86,8 @@ def sweep(problem: Problem) -> Iterator[Members]:
     space = problem.space
     if space.numbers > MAX_SIZE:
         raise UsageError(
-            f"space {space.name} has {space.numbers:,} members; exact search takes up to {MAX_SIZE:,}",
+            f"space {space.name} has {space.numbers:,} members; exact search takes up to {MAX_SIZE:,}, "
+            "and more only where the whole model has one width and classes of its blocks are few",
             hint=f"use --mode {'dp' if space.fewer else 'evolution'}",
         )
     _check_memory(problem)
@@ -131,15 +146,20 @@ def _memory_bytes() -> int:
         return 4 * 2**30
 
 
-def survey_space(problem: Problem) -> tuple[Survey, Clock, Shortfall | None]:
-    """Show every member to a survey; return it with the time spent, and why nothing is feasible where nothing is."""
+def survey_space(problem: Problem, chunks: Iterable[Members] | None = None) -> tuple[Survey, Clock, Shortfall | None]:
+    """Show every member to a survey; return it with the time spent, and why nothing is feasible where nothing is.
+
+    Args:
+        problem: What is asked for.
+        chunks: All members; None is every one by itself (`sweep`).
+    """
     survey, clock, diagnosis = Survey(problem.limits), Clock(), Diagnosis(problem.limits)
     size, progress, told = problem.space.size, problem.request.progress, 0.0
-    for members in sweep(problem):
+    for members in sweep(problem) if chunks is None else chunks:
         clock.lap("score")
-        survey.show(members.numbers, members.score, members.columns, members.representative)
+        survey.show(members.numbers, members.score, members.columns, members.representative, members.weights)
         if not survey.feasible:  # until the first member that is, which mostly comes early
-            diagnosis.show(members.columns, numbered(members.numbers))
+            diagnosis.show(members.columns, members.first)
         clock.lap("search")
         if progress is not None and clock.score + clock.search - told > PROGRESS_SECONDS:
             told = clock.score + clock.search
@@ -148,11 +168,11 @@ def survey_space(problem: Problem) -> tuple[Survey, Clock, Shortfall | None]:
     return survey, clock, None if survey.feasible else diagnosis.shortfall()
 
 
-def listed_shortfall(problem: Problem) -> Shortfall | None:
-    """Return why no member keeps the limits, None as soon as one does."""
+def listed_shortfall(problem: Problem, chunks: Iterable[Members] | None = None) -> Shortfall | None:
+    """Return why no member keeps the limits, None as soon as one does; `chunks` as for `survey_space`."""
     diagnosis = Diagnosis(problem.limits)
-    for members in sweep(problem):
-        diagnosis.show(members.columns, numbered(members.numbers))
+    for members in sweep(problem) if chunks is None else chunks:
+        diagnosis.show(members.columns, members.first)
         if diagnosis.feasible:
             return None
     return diagnosis.shortfall()

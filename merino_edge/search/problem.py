@@ -21,6 +21,7 @@ from merino_edge.search.classes import class_members, representative
 from merino_edge.search.cost import Array, Flops, Sum, file_sum, parameters_sum, total
 from merino_edge.search.latency import LatencyModel
 from merino_edge.search.memory import MemoryModel
+from merino_edge.search.multisets import Classes
 from merino_edge.search.scores import PlainScore, ScoreOptions, SumScore, make_score
 from merino_edge.search.space import Space
 from merino_edge.units import Limit
@@ -62,7 +63,8 @@ class SearchRequest:
         energy: Model of a generated token's energy, its unit mJ instead of ms.
         recipe: How weights are stored.
         context_length: Positions the cache must hold.
-        mode: `exact`, `dp`, `evolution`, or `auto`: exact up to 10^8 architectures, then dp or evolution by the score.
+        mode: `exact`, `dp`, `evolution`, or `auto`: exact up to 10^8 architectures and wherever classes are few, then
+            dp or evolution by the score.
         seed: Of the evolutionary search.
         measured: What is known from the device, by architecture digest.
         progress: Called with the share done.
@@ -120,6 +122,11 @@ class Problem:
     def additive(self) -> SumScore | None:
         """The score, where it is a sum over parts."""
         return self.score if isinstance(self.score, SumScore) else None
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The classes of the space, where it has one width."""
+        return Classes(self.space)
 
     @cached_property
     def known(self) -> Array:

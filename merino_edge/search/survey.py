@@ -1,7 +1,7 @@
 """What a search remembers while members pass by in chunks: the best, the front, what each limit costs.
 
-Both searches feed it: the exact one every member of the space, the evolutionary one every member that
-it looked at. Ties go to fewer parameters, then fewer FLOPs, then the lower number.
+All searches feed it: the exact one every member of the space, or every class with the number of its members, the
+others every member that they looked at. Ties go to fewer parameters, then fewer FLOPs, then the lower number.
 """
 
 from __future__ import annotations
@@ -76,7 +76,14 @@ class Survey:
     _buffered: int = 0
     _screen: Screen | None = None
 
-    def show(self, numbers: Array, score: Array, columns: Mapping[str, Array], representative: Array) -> None:
+    def show(
+        self,
+        numbers: Array,
+        score: Array,
+        columns: Mapping[str, Array],
+        representative: Array,
+        weights: Array | None = None,
+    ) -> None:
         """Take in members.
 
         Args:
@@ -84,12 +91,13 @@ class Survey:
             score: `(n,)`.
             columns: What they cost, `(n,)` each.
             representative: `(n,)`: which stand for their class; only these are listed.
+            weights: `(n,)`: how many members each stands for, whole numbers of any size; None: one.
         """
-        self.seen += len(score)
-        self.zero += len(score) - int(np.count_nonzero(score))
+        self.seen += _count(np.ones(len(score), bool), weights)
+        self.zero += _count(score == 0, weights)
         fits = {name: admitted(limit, columns[name]) for name, limit in self.limits.items()}
         every = _all(list(fits.values()), len(score))
-        self.feasible += int(np.count_nonzero(every))
+        self.feasible += _count(every, weights)
         self._show_relaxed(fits, score, columns)
         listed = np.flatnonzero(every & representative)
         if len(listed):
@@ -170,6 +178,11 @@ class Survey:
             return []
         order = np.lexsort((self._front_numbers, *self._front.T[::-1]))
         return [int(number) for number in self._front_numbers[order]]
+
+
+def _count(mask: Array, weights: Array | None) -> int:
+    """Count members, by whole numbers: what floats hold exactly ends at 2^53."""
+    return int(np.count_nonzero(mask)) if weights is None else int(weights[mask].sum())
 
 
 def _all(masks: list[Array], rows: int) -> Array:

@@ -57,7 +57,7 @@ def test_count_may_be_a_choice_of_every_kind_of_block() -> None:
     assert sorted(set(shapes)) == [(1, 1, 1, 2), (1, 1, 1, 2, 2), (1, 2), (1, 2, 2)]
     assert len({space.decode(index) for index in range(space.size)}) == space.size
     assert [space.index_of(space.decode(index)) for index in range(space.size)] == list(range(space.size))
-    assert FREE.size == 13 * sum(4**count for count in range(2, 11))
+    assert FREE.size == 13 * sum(4**count for count in range(2, 17))
 
 
 @pytest.mark.parametrize("space", [POSTER, WIDE, FREE], ids=lambda s: s.name)
