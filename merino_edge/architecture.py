@@ -16,6 +16,7 @@ executed layer, times a gain for each channel. It has no matrix, little time, an
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -232,8 +233,11 @@ class Architecture:
         return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
 
     def describe(self) -> str:
-        """One line a person can read: ``512x3 r4 | 512x2 r1, V 8192, embedding skip``."""
-        blocks = " | ".join(f"{b.width}x{b.depth} r{b.ffn_ratio:g}" for b in self.blocks)
+        """One line a person can read: ``512x3 r4 | 2 of 512x1 r1, V 8192, embedding skip``, two blocks alike last."""
+        runs = [(len(list(alike)), b) for b, alike in itertools.groupby(self.blocks)]
+        blocks = " | ".join(
+            (f"{count} of " if count > 1 else "") + f"{b.width}x{b.depth} r{b.ffn_ratio:g}" for count, b in runs
+        )
         table = "" if self.embedding_width == self.blocks[0].width else f", embedding {self.embedding_width}"
         return f"{blocks}{table}, V {self.vocab_size}{', embedding skip' if self.embedding_skip else ''}"
 

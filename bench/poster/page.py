@@ -65,7 +65,10 @@ def _shape(row: dict[str, Any]) -> str:
     """Return the shape in words, equal layers counted where none is shared."""
     shape, _, after = row["describe"].partition(", V ")
     blocks, comma, embedding = shape.partition(", embedding")
-    parts = blocks.split(" | ")
+    parts = []
+    for run in blocks.split(" | "):
+        count, of, part = run.rpartition(" of ")
+        parts += [part] * (int(count) if of else 1)
     more = comma + embedding + (", embedding skip" if "embedding skip" in after else "")
     if all("x1 " in part for part in parts):
         counted = [(len(list(same)), part.replace("x1 ", " ")) for part, same in groupby(parts)]

@@ -197,3 +197,5 @@ def test_tensors_that_do_not_belong_are_named() -> None:
 
 def test_the_description_fits_one_line() -> None:
     assert TWO_BLOCKS.describe() == "8x3 r2 | 16x2 r1.5, V 10"
+    alike = Architecture((Block(8, 2, 1), Block(8, 2, 1), Block(8, 2, 2), Block(8, 2, 1)), 8, 10, head_dim=4)
+    assert alike.describe() == "2 of 8x1 r2 | 8x2 r2 | 8x1 r2, V 10"
