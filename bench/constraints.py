@@ -1,16 +1,16 @@
 """Do winners keep their limits when somebody measures them again?
 
-    .venv/bin/python bench/constraints.py [--budgets 20] [--seconds 300] [--seed 1] [--threads 1] [--space poster]
+    .venv/bin/python bench/constraints.py [--budgets 20] [--seconds 300] [--seed 1] [--threads 1] [--space free]
 
 Profiles this machine, draws random budgets (a limit on `tg` or on `pp128`, every second one with a limit
-on memory too), searches each as `merino-edge search` does, and measures every winner again after all
+on memory too), searches each as `merino-edge search --space poster` does, and measures every winner again after all
 searches, in three fresh processes with the other winners between them. A winner keeps its limits where the
 first of them does: what a user would see who checks once. Whether the median of the three does is recorded
 beside it. These wait until a virtual machine's processors stand where they stood when the winner was searched; one
 more pass takes the machine as it is, and is recorded apart (`kept_as_it_came`). Also recorded: how far below the
 limit the binding quantity lies, how many candidates the search measured, and what it knew of this machine's
-repeatability. Everything lies in a folder of its own. `--threads 1` is recorded in a file of its own: what one
-thread does takes nearly the same time wherever the processors stand.
+repeatability. Everything lies in a folder of its own. `--threads 1` and `--space free` are recorded in files of
+their own: what one thread does takes nearly the same time wherever the processors stand.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import with_threads, write_result
+from record import of_case, write_result
 
 from merino_edge.agent.core_distance import is_same_place
 from merino_edge.architecture import Architecture
 from merino_edge.device.client import Device
 from merino_edge.errors import InfeasibleError
-from merino_edge.flows.conditions import DEFAULT_SPACE, Conditions
+from merino_edge.flows.conditions import Conditions
 from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import measure_architecture
 from merino_edge.flows.placement import distances_ns
@@ -54,13 +54,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, help="all performance cores where it is left out")
-    parser.add_argument("--space", default=DEFAULT_SPACE)
+    parser.add_argument("--space", default="poster")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_DATA_HOME"] = folder
         os.chdir(folder)
         result = run(asked, Path(folder))
-    print(write_result(with_threads("constraints", asked.threads), result))
+    print(write_result(of_case("constraints", asked.threads, asked.space), result))
 
 
 def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """How well does a profile of this machine predict models it has not measured?
 
-    .venv/bin/python bench/latency_local.py [--seconds 300] [--held-out 30] [--seed 1] [--threads 1] [--space poster]
+    .venv/bin/python bench/latency_local.py [--seconds 300] [--held-out 30] [--seed 1] [--threads 1] [--space free]
     .venv/bin/python bench/latency_local.py --against OLDER.json    # measures nothing
 
-Profiles this machine as `merino-edge profile` does, then measures random members of the same space
-that were not profiled, and compares. Held-out models are measured by the profile's rule: in passes far
+Profiles this machine as `merino-edge profile --space poster` does, then measures random members of
+that space that were not profiled, and compares. Held-out models are measured by the profile's rule: in passes far
 apart in time until two agree, of which the fastest counts. What the first pass alone would have said is
 recorded too. Where the host of a virtual machine moves its processors, each place has its own fit and its own
-measurements, as in a search. `--threads 1` is recorded in a file of its own: what one thread takes hardly depends on
-the place. Everything lies in a folder of its own.
+measurements, as in a search. `--threads 1` and `--space free` are recorded in files of their own: what one thread
+takes hardly depends on the place. Everything lies in a folder of its own.
 
 No model can be nearer to a machine than the machine is to itself: where the record before this one measured the
 same models, the mean difference of the two is recorded beside the error, and how well the formula predicts left-out
@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from record import RESULTS, with_threads, write_result
+from record import RESULTS, of_case, write_result
 
 from merino_edge.agent.facts import Machine, cpu_cache_bytes
 from merino_edge.architecture import Architecture
 from merino_edge.device.registry import device_folder
 from merino_edge.files import write_json
-from merino_edge.flows.conditions import DEFAULT_SPACE, TESTS, Conditions
+from merino_edge.flows.conditions import TESTS, Conditions
 from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import MEASUREMENTS, gather, measure_in_passes, shared_key
 from merino_edge.flows.placement import away, usual_distance_ns
@@ -55,12 +55,12 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, help="all performance cores where it is left out")
-    parser.add_argument("--space", default=DEFAULT_SPACE)
+    parser.add_argument("--space", default="poster")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--seconds-a-model", type=float, default=SECONDS_A_MODEL, help="of the held-out ones")
     parser.add_argument("--against", type=Path, metavar="OLDER", help="an older record of the same models")
     asked = parser.parse_args()
-    name = with_threads("latency_local", asked.threads)
+    name = of_case("latency_local", asked.threads, asked.space)
     path = RESULTS / f"{name}.json"
     if asked.against is not None:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -1,5 +1,7 @@
 """The poster's nine rows on this machine, in turn: int8 decode and prefill, fp32 `full1024`, as ratio to OPT-350M.
 
+With them go what the default search chooses at the presets' FLOPs and the plain decoders of equal FLOPs.
+
     .venv/bin/python bench/poster.py             # records bench/results/poster.json; keep the machine quiet
     .venv/bin/python bench/poster.py --join      # refreshes what the trainings recorded; measures nothing
     .venv/bin/python bench/poster.py --rounds 2 --models merino-52m,opt-350m --out build/poster.json
@@ -19,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from poster.rows import BASELINES
+from poster.rows import BASELINES, defaults_at_presets, uniforms_of_presets
 from poster.table import RESULTS, facts, join, markdown
 from record import write_result
 
@@ -111,7 +113,7 @@ def measure_twins(
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure everything that is asked for."""
-    every = suite_models("poster")
+    every = {**suite_models("poster"), **defaults_at_presets(), **uniforms_of_presets()}
     names = options.models.split(",") if options.models else list(every)
     models = {name: every[name] for name in names}
     began = time.monotonic()
@@ -139,7 +141,7 @@ def main() -> None:
     """Measure or join, print the table, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, help="of both halves (default: 10 and 5)")
-    parser.add_argument("--models", help="some of the nine, OPT-350M among them (default: all)")
+    parser.add_argument("--models", help="some of the rows, OPT-350M among them (default: all)")
     parser.add_argument("--threads", type=int, help="of every runtime (default: all performance cores)")
     parser.add_argument("--join", action="store_true", help="measure nothing, refresh what others recorded")
     parser.add_argument("--out", type=Path, help="write there instead of recording, disturbed or not")

@@ -24,9 +24,9 @@ def write_result(name: str, result: Mapping[str, Any]) -> Path:
     return path
 
 
-def with_threads(name: str, threads: int | None) -> str:
-    """Return the name of a record: one of its own where threads were asked for."""
-    return name if threads is None else f"{name}_{threads}_thread"
+def of_case(name: str, threads: int | None, space: str) -> str:
+    """Return the name of a record: one of its own where threads were asked for, and for a space but the poster's."""
+    return name + ("" if threads is None else f"_{threads}_thread") + ("" if space == "poster" else f"_{space}")
 
 
 def commit() -> str:

@@ -201,7 +201,7 @@ def poster_rows() -> list[Row]:
     files = {name: read_json(PRESET_FILES / f"{name}.json") for name in PRESETS}
     found = {name: Architecture.from_json(file["architecture"]) for name, file in files.items()}
     rows = [_row(name, "preset", a) for name, a in found.items()]
-    rows += [_row(f"uniform of {name}", "uniform", plain(768, UNIFORM_DEPTHS[name], VOCAB_SIZE)) for name in PRESETS]
+    rows += [_row(name, "uniform", a) for name, a in uniforms_of_presets().items()]
     rows += [_row(f"unshared {name}", "twin", unshared(a)) for name, a in found.items()]
     seen: dict[str, Row] = {}
     for name in PRESETS:
@@ -282,15 +282,23 @@ def default_rows() -> list[Row]:
     for width, depth in BOARD_PLAIN:
         name = f"board plain {width}x{depth} at {RATE_TIMES_WIDTH} / width"
         add(name, plain(width, depth, 8_192), {"group": "board", **board}, long=(width, depth) == BOARD_PLAIN[0])
-    for preset in PRESETS:
-        budget = count_flops(plain(768, UNIFORM_DEPTHS[preset], VOCAB_SIZE), head=True)
-        found = choose_by_default(VOCAB_SIZE, budget)
-        name = f"default at {preset}"
+    for name, found in defaults_at_presets().items():
         add(name, found, {"group": "default"}, long=True)
         rows[f"{name}, seed 1"] = {**rows[name], "id": f"{name}, seed 1", "row": name, "seeds": [1]}
         bare = replace(found, embedding_skip=False)
-        add(f"default at {preset} without the skip", bare, {"group": "default"}, long=preset == PRESETS[0])
+        add(f"{name} without the skip", bare, {"group": "default"}, long=name.endswith(PRESETS[0]))
     return list(rows.values())
+
+
+def uniforms_of_presets() -> dict[str, Architecture]:
+    """Return the plain decoder of each preset's FLOPs by the name of its row."""
+    return {f"uniform of {name}": plain(768, depth, VOCAB_SIZE) for name, depth in UNIFORM_DEPTHS.items()}
+
+
+def defaults_at_presets() -> dict[str, Architecture]:
+    """Return what the default search chooses at the FLOPs of those, the head counted, by the name of its row."""
+    budgets = {name: count_flops(plain(768, depth, VOCAB_SIZE), head=True) for name, depth in UNIFORM_DEPTHS.items()}
+    return {f"default at {name}": choose_by_default(VOCAB_SIZE, budget) for name, budget in budgets.items()}
 
 
 def choose_by_default(vocab_size: int, flops_with_head: float) -> Architecture:

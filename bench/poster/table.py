@@ -42,8 +42,10 @@ def facts(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def poster(name: str) -> dict[str, float]:
-    """Return what the poster says of a model, and its ratio to OPT-350M there."""
+def poster(name: str) -> dict[str, float] | None:
+    """Return what the poster says of a model, and its ratio to OPT-350M there; None where it has no such model."""
+    if name not in POSTER:
+        return None
     flops, latency, wikitext2, ptb = POSTER[name]
     ratio = POSTER[REFERENCE][1] / latency
     return {"flops": flops, "latency_ms": latency, "ratio": ratio, "wikitext2": wikitext2, "ptb": ptb}
@@ -120,7 +122,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             *(f"{row[name] / 1e6:.1f}" for name in ("unique_parameters", "executed_parameters")),
             *(f"{row[name] / 1e9:.1f}" for name in ("flops", "flops_with_head")),
             *(cell for p50, ratio in pairs for cell in (_cell(p50, ".1f"), _cell(ratio, ".2f"))),
-            f"{row['poster']['ratio']:.1f}",
+            _cell((row["poster"] or {}).get("ratio"), ".1f"),
             _cell((row["real"].get("full1024") or {}).get("p50_ms"), ".0f"),
             *_trained_cells(row, tokens),
         ]
@@ -131,6 +133,8 @@ def markdown(result: Mapping[str, Any]) -> str:
 def _beside(row: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
     """Return the poster's ratio and that of FLOPs, for ours also with the head counted on the other side only."""
     head = reference["flops_with_head"]
+    if row["poster"] is None:
+        return f"FLOPs: {head / row['flops_with_head']:.1f}"
     told = f"poster: {row['poster']['ratio']:.1f}; FLOPs: {head / row['flops_with_head']:.1f}"
     return told if row["twin"] else f"{told}, our head left out {head / row['flops']:.1f}"
 

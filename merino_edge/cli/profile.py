@@ -10,6 +10,8 @@ from merino_edge.cli.options import SECONDS, ask_person, json_option
 from merino_edge.cli.output import interval, print_json, print_pairs, terminal_progress
 from merino_edge.units import format_bytes, format_ms
 
+DEFAULT = "free"  # space
+
 
 @click.command("profile")
 @click.argument("device", required=False)
@@ -19,7 +21,7 @@ from merino_edge.units import format_bytes, format_ms
 @click.option("--time", "seconds", type=SECONDS, help="Time it may take, for example 90s.")
 @click.option("--format", "format_name", default=None, help="Export format to profile (default onnx).")
 @click.option("--recipe", default=None, help="Recipe to profile (default dynamic_wi8_afp32).")
-@click.option("--space", default="free", show_default=True, help="Space whose architectures are measured.")
+@click.option("--space", default=DEFAULT, show_default=True, help="Space whose architectures are measured.")
 @click.option("--vocab", type=click.IntRange(2), default=None, help="Vocabulary of the measured models.")
 @click.option("--context", type=click.IntRange(2), default=None, help="Tokens the cache is filled to for memory.")
 @click.option("--depth", type=click.IntRange(1), default=None, help="Tokens in the cache before generation.")
@@ -53,10 +55,13 @@ def command(as_json: bool, device: str | None, **flags: Any) -> None:
     if as_json:
         print_json(document)
     else:
-        _print(document)
+        same = {"format": flags["format_name"], "space": None if flags["space"] == DEFAULT else flags["space"]}
+        same |= {name: flags[name] for name in ("recipe", "vocab", "context", "depth", "threads")}
+        _print(document, "".join(f" --{name} {value}" for name, value in same.items() if value is not None))
 
 
-def _print(document: dict[str, Any]) -> None:
+def _print(document: dict[str, Any], asked: str) -> None:
+    """Print a profile; `asked` are the options that a search of it needs too."""
     facts = document["facts"]
     pairs = [("device", document["device"])]
     if document["estimate"]:
@@ -94,7 +99,7 @@ def _print(document: dict[str, Any]) -> None:
     print_pairs(pairs)
     slow, quick = (document["reach"][i]["tg_ms"] for i in (1, 0))
     example = (slow * quick) ** 0.5
-    click.echo(f"next: merino-edge search --device {document['device']} --latency {example:.2g}ms", err=True)
+    click.echo(f"next: merino-edge search --device {document['device']} --latency {example:.2g}ms{asked}", err=True)
 
 
 def _bandwidth(facts: dict[str, Any]) -> str:

@@ -21,7 +21,8 @@ _BYTES = [FEATURES.index(f"weight_bytes_{kind}") for kind in ("once", "again", "
 def latency_by_kind(model: LatencyModel, architecture: Architecture) -> dict[str, float]:
     """Return the milliseconds of each kind of layer; together what `predict_ms` says.
 
-    Bytes of a block are shared out between attention and feed-forward network by the size of their matrices.
+    Bytes of a block are shared out between attention and feed-forward network by the size of their matrices, and so is
+    what a model takes longer because it does not stay in the cache as a whole.
     """
     parts = dict.fromkeys(LAYER_KINDS, 0.0)
     for i in range(len(architecture.blocks)):
@@ -32,7 +33,21 @@ def latency_by_kind(model: LatencyModel, architecture: Architecture) -> dict[str
     parts["head"] += _named(ends, "head_macs")
     parts["constant"] += _named(ends, "constant")
     parts["projection"] += _named(ends, "ffn_macs") + _named(ends, "weight_bytes_once")
+    stored = float(total(model.features.stored, architecture))
+    sizes = _stored_by_kind(model.recipe, architecture)
+    for kind, size in {**sizes, "projection": stored - sum(sizes.values())}.items():
+        parts[kind] += float(model.evicted_ms(np.asarray(stored))) * size / stored
     return parts
+
+
+def _stored_by_kind(recipe: str, architecture: Architecture) -> dict[str, float]:
+    """Return the bytes of matrices and table, each once."""
+    size, blocks = matrix_bytes(recipe), architecture.blocks
+    return {
+        "attention": sum(4.0 * size(b.width, b.width) for b in blocks),
+        "ffn": sum(float(size(b.ffn_width, b.width) + size(b.width, b.ffn_width)) for b in blocks),
+        "head": float(table_bytes(recipe)(architecture.vocab_size, architecture.embedding_width)),
+    }
 
 
 def latency_of_block(model: LatencyModel, architecture: Architecture, block: int) -> dict[str, float]:

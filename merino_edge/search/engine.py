@@ -126,6 +126,8 @@ def _impossible(problem: Problem, mode: str) -> Shortfall | int | None:
         return listed_shortfall(problem)
     if problem.classes.are_few:
         return class_shortfall(problem)
+    if not all(problem.columns[name].is_sum for name in problem.limits):
+        return None
     found = clash(problem)
     if not isinstance(found, Shortfall) or mode != "exact":
         return found

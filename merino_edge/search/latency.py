@@ -23,7 +23,9 @@ from merino_edge.search.cost import (
     Array,
     KvBytes,
     Macs,
+    Sum,
     Whole,
+    bytes_sum,
     matrix_bytes,
     on_grid,
     table_bytes,
@@ -51,9 +53,12 @@ FEATURES = (
     "head_macs",  # product with the token table
     "constant",
     "weight_bytes_evicted",  # of a block's matrices, what is above its share of the last-level cache
+    "model_bytes_evicted",  # of all matrices and the table, what is above what the cache keeps of a model
 )
-EVICTED = FEATURES.index("weight_bytes_evicted")
+LATER = FEATURES[-2:]  # files written before these were counted lack them
+EVICTED = FEATURES.index("model_bytes_evicted")
 CACHE_SHARES = (1 / 24, 1 / 16, 1 / 12, 1 / 10, 1 / 8, 1 / 6, 1 / 4)  # that a block may have for itself
+KEPT_SHARES = (1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0, 5 / 4)  # that a model may have for itself
 MS_GRID = 2.0**-30  # ms; sums over blocks stay exact up to 8e6 ms
 COVERAGE = 0.9
 TG_TOKENS = 64  # `tg` is the median over 64 tokens
@@ -86,12 +91,13 @@ def parse_test(test: str, depth: int) -> Work:
 
 @dataclass(frozen=True)
 class Features:
-    """The analytic costs of a test, as sums; arrays have the features in front."""
+    """The analytic costs of a test, as sums but for the last; arrays have the features in front."""
 
     work: Work
     recipe: str
     cache_bytes: int
     share_bytes: int | None = None  # of the cache, for each block; None: nothing is counted as evicted
+    kept_bytes: int | None = None  # of the cache, for the whole model; None as above
 
     def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
         """Return `(features, ...)` of blocks."""
@@ -105,7 +111,8 @@ class Features:
         kv = KvBytes(p).blocks(w, f, n)
         zero = 0.0 * n
         evicted = np.maximum(weights - (math.inf if self.share_bytes is None else self.share_bytes), 0.0)
-        return np.stack([*macs, weights + zero, again * large, again * ~large, kv, n, zero, zero, evicted + zero])
+        once = weights + zero
+        return np.stack([*macs, once, again * large, again * ~large, kv, n, zero, zero, evicted + zero, zero])
 
     def seams(self, before: Array, after: Array) -> Array:
         """Return `(features, ...)` of width projections: products and bytes."""
@@ -136,7 +143,19 @@ class Features:
         before = np.array([architecture.input_width(i) for i in range(len(blocks))], np.float64)
         ends = self.ends(width[-1:], architecture.embedding_width, architecture.vocab_size)
         parts = [self.blocks(width, ffn, depth), self.seams(before, width), ends]
-        return np.asarray(np.concatenate(parts, axis=1).sum(1), np.float64)
+        found = np.asarray(np.concatenate(parts, axis=1).sum(1), np.float64)
+        found[EVICTED] = self.evicted(total(self.stored, architecture))
+        return found
+
+    @property
+    def stored(self) -> Sum:
+        """Bytes of the whole model, each tensor once."""
+        return bytes_sum(self.recipe, per_layer_norms=False)
+
+    def evicted(self, stored: Array) -> Array:
+        """Return `(...)` of the last feature, which is no sum over blocks, from `stored`."""
+        kept = math.inf if self.kept_bytes is None else self.kept_bytes
+        return np.maximum(np.asarray(stored, np.float64) - kept, 0.0)
 
 
 @dataclass(frozen=True)
@@ -149,7 +168,9 @@ class LatencySample:
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Predicts one test at one depth under one recipe on one device. Itself a sum over blocks, in ms.
+    """Predicts one test at one depth under one recipe on one device.
+
+    Itself a sum over blocks, in ms; where `kept_bytes` is set, what `evicted_ms` says of the whole model comes on top.
 
     Attributes:
         test: `tg`, `pp128`, `full1024`, ...
@@ -163,6 +184,8 @@ class LatencyModel:
         share_bytes: Of the cache, what a block may have for itself: what its matrices have above it is read from
             memory anew in every pass. A model as a whole does not stay in a cache that each of its blocks would
             fit, and this keeps a latency a sum over blocks. None where nothing of the kind was seen.
+        kept_bytes: Of the cache, what a whole model may have for itself: what it stores above that is read from memory
+            anew in every pass. None where `share_bytes` or neither told the measured models better.
     """
 
     test: str
@@ -174,11 +197,13 @@ class LatencyModel:
     estimate: bool
     accuracy: dict[str, Any]
     share_bytes: int | None = None
+    kept_bytes: int | None = None
 
     @property
     def features(self) -> Features:
         """The costs that the coefficients belong to."""
-        return Features(parse_test(self.test, self.depth), self.recipe, self.cache_bytes, self.share_bytes)
+        work = parse_test(self.test, self.depth)
+        return Features(work, self.recipe, self.cache_bytes, self.share_bytes, self.kept_bytes)
 
     def _ms(self, features: Array) -> Array:
         return on_grid(np.tensordot(np.array(self.coefficients), features, axes=1), MS_GRID)
@@ -195,9 +220,13 @@ class LatencyModel:
         """Milliseconds of output projection, head and everything constant."""
         return self._ms(self.features.ends(last_width, embedding_width, vocab_size))
 
+    def evicted_ms(self, stored: Array) -> Array:
+        """Return milliseconds on top of the sum over blocks, by the bytes of whole models (`Features.stored`)."""
+        return on_grid(self.coefficients[EVICTED] * self.features.evicted(stored), MS_GRID)
+
     def predict_ms(self, architecture: Architecture) -> float:
         """Return the expected median."""
-        return float(total(self, architecture))
+        return float(total(self, architecture) + self.evicted_ms(total(self.features.stored, architecture)))
 
     def upper_ms(self, architecture: Architecture) -> float:
         """Return the end of the band, which a limit applies to."""
@@ -211,6 +240,7 @@ class LatencyModel:
             "recipe": self.recipe,
             "cache_bytes": self.cache_bytes,
             "share_bytes": self.share_bytes,
+            "kept_bytes": self.kept_bytes,
             "ms_per_unit": dict(zip(FEATURES, self.coefficients, strict=True)),
             "band": self.band,
             "estimate": self.estimate,
@@ -223,15 +253,17 @@ class LatencyModel:
         if not isinstance(value, Mapping):
             raise InvalidFileError(f"{where}: a latency model must be a JSON object")
         keys = ("test", "depth", "recipe", "cache_bytes", "ms_per_unit", "band", "estimate", "accuracy")
-        check_keys(value, (*keys, "share_bytes"), where)
+        check_keys(value, (*keys, "share_bytes", "kept_bytes"), where)
         for key in keys:
             if key not in value:
                 raise InvalidFileError(f"{where}: key '{key}' is missing")
-        units, share = value["ms_per_unit"], value.get("share_bytes")
-        if "share_bytes" not in value and isinstance(units, Mapping):  # written before it was counted
-            units = {FEATURES[EVICTED]: 0.0, **units}
-        if share is not None and (isinstance(share, bool) or not isinstance(share, int) or share < 0):
-            raise InvalidFileError(f"{where}: share_bytes must be a whole number of at least 0 or null, not {share!r}")
+        units = value["ms_per_unit"]
+        if "kept_bytes" not in value and isinstance(units, Mapping):
+            units = {**dict.fromkeys(LATER, 0.0), **units}
+        of_cache = {name: value.get(name) for name in ("share_bytes", "kept_bytes")}
+        for name, share in of_cache.items():
+            if share is not None and (isinstance(share, bool) or not isinstance(share, int) or share < 0):
+                raise InvalidFileError(f"{where}: {name} must be a whole number of at least 0 or null, not {share!r}")
         if not isinstance(units, Mapping) or set(units) != set(FEATURES):
             raise InvalidFileError(f"{where}: 'ms_per_unit' must name exactly: {', '.join(FEATURES)}")
         for name, number in [*units.items(), ("band", value["band"])]:
@@ -251,7 +283,8 @@ class LatencyModel:
             **{k: value[k] for k in keys if k not in ("ms_per_unit", "accuracy")},
             coefficients=tuple(float(units[name]) for name in FEATURES),
             accuracy=dict(value["accuracy"]),
-            share_bytes=share,
+            share_bytes=of_cache["share_bytes"],
+            kept_bytes=of_cache["kept_bytes"],
         )
 
 
@@ -276,13 +309,15 @@ def fit_latency(
         if not (math.isfinite(sample.ms) and sample.ms > 0):
             raise UsageError(f"{sample.ms!r} ms is no time for {sample.architecture.describe()}")
     measured = np.array([sample.ms for sample in samples], np.float64)
-    fits: list[tuple[Accuracy, int | None, FloatArray, FloatArray]] = []
-    for share in (None, *(int(share * cache_bytes) for share in CACHE_SHARES if cache_bytes)):
-        costs = Features(parse_test(test, depth), recipe, cache_bytes, share)
+    fits: list[tuple[Accuracy, Features, FloatArray, FloatArray]] = []
+    shares: list[tuple[int | None, int | None]] = [(int(s * cache_bytes), None) for s in CACHE_SHARES if cache_bytes]
+    shares += [(None, int(kept * cache_bytes)) for kept in KEPT_SHARES if cache_bytes]
+    for share, kept in [(None, None), *shares]:
+        costs = Features(parse_test(test, depth), recipe, cache_bytes, share, kept)
         features = np.stack([costs.of(sample.architecture) for sample in samples])
         held_out = leave_one_out(features, measured)
-        fits.append((judge(held_out, measured), share, features, held_out))
-    accuracy, share, features, held_out = min(fits, key=lambda fit: fit[0].mape or 0.0)  # the earlier of equals
+        fits.append((judge(held_out, measured), costs, features, held_out))
+    accuracy, costs, features, held_out = min(fits, key=lambda fit: fit[0].mape or 0.0)  # the earlier of equals
     return LatencyModel(
         test=test,
         depth=depth,
@@ -292,7 +327,8 @@ def fit_latency(
         band=conformal_excess(held_out, measured, COVERAGE),
         estimate=False,
         accuracy=accuracy.to_json(),
-        share_bytes=share,
+        share_bytes=costs.share_bytes,
+        kept_bytes=costs.kept_bytes,
     )
 
 
@@ -317,6 +353,7 @@ def estimate_latency(
         "head_macs": head,
         "constant": float(estimate["token_overhead_ms"]),
         "weight_bytes_evicted": 0.0,
+        "model_bytes_evicted": 0.0,
     }
     return LatencyModel(
         test=test,

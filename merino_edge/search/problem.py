@@ -93,6 +93,7 @@ class Column:
 
     parts: tuple[Sum, ...]
     combine: Callable[..., Array]
+    is_sum: bool = True  # of what each block adds
 
 
 @dataclass(frozen=True)
@@ -227,14 +228,27 @@ def _same(value: Array) -> Array:
     return value
 
 
-def raised(factor: float, *models: Sum) -> Column:
+def raised(factor: float, *models: LatencyModel | MemoryModel) -> Column:
     """Return the column of predictions times a factor."""
-    return Column(models, lambda *sums: _weighted(sums, [factor] * len(models)))
+    return _added(models, [factor] * len(models))
 
 
 def upper(models: Sequence[LatencyModel | MemoryModel]) -> Column:
     """Return the column of the bands' ends, added up."""
-    return Column(tuple(models), lambda *sums: _weighted(sums, [1.0 + model.band for model in models]))
+    return _added(models, [1.0 + model.band for model in models])
+
+
+def _added(models: Sequence[LatencyModel | MemoryModel], factors: Sequence[float]) -> Column:
+    """Return the column of predictions times their factors; a model too large for the cache takes longer as a whole."""
+    whole = [(i, m) for i, m in enumerate(models) if isinstance(m, LatencyModel) and m.kept_bytes is not None]
+
+    def combine(*sums: Array) -> Array:
+        predicted = list(sums[: len(models)])
+        for stored, (i, model) in zip(sums[len(models) :], whole, strict=True):
+            predicted[i] = predicted[i] + model.evicted_ms(stored)
+        return _weighted(predicted, factors)
+
+    return Column((*models, *(model.features.stored for _, model in whole)), combine, is_sum=not whole)
 
 
 def _weighted(sums: Sequence[Array], factors: Sequence[float]) -> Array:

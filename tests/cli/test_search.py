@@ -245,3 +245,14 @@ def test_the_training_budget_sets_beta_and_is_stored(search: Search) -> None:
 def test_the_loss_to_expect_is_told_where_the_study_looked(search: Search) -> None:
     loss = search("--vocab", "4096", "--train-tokens", "8M", "--parameters", "9M")[1]["expected_loss"]
     assert loss["low"] < loss["nats_per_token"] < loss["high"]
+
+
+def test_a_profile_names_a_search_of_what_was_profiled(capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for asked in ((), ("--space", "poster", "--vocab", "8192", "--threads", "2")):
+        with pytest.raises(SystemExit):
+            main(["profile", "pi4", "--estimate", *asked])
+        told.append(capsys.readouterr().err.splitlines()[-1])
+    assert told[0].startswith("next: merino-edge search --device pi4 --latency ")
+    assert told[0].endswith("ms")
+    assert told[1].endswith("ms --space poster --vocab 8192 --threads 2")

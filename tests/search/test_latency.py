@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.errors import InvalidFileError, UsageError
+from merino_edge.errors import InfeasibleError, InvalidFileError, UsageError
 from merino_edge.files import parse_json, write_json
+from merino_edge.search.breakdown import latency_by_kind
+from merino_edge.search.cost import unique_bytes
+from merino_edge.search.engine import SearchRequest, search
 from merino_edge.search.fitting import conformal_excess, fit_coefficients, judge, kendall_tau
 from merino_edge.search.latency import (
     EVICTED,
@@ -26,10 +30,13 @@ from merino_edge.search.latency import (
     estimate_memory,
     fit_latency,
     fit_memory,
+    sample_lengths,
 )
 from merino_edge.search.memory import FEATURES as MEMORY_FEATURES
 from merino_edge.search.memory import cache_copies
+from merino_edge.search.scores import ScoreOptions
 from merino_edge.search.space import load_space
+from merino_edge.units import Limit
 
 RECIPE = "dynamic_wi8_afp32"
 POSTER = load_space("poster")
@@ -132,7 +139,8 @@ def test_what_does_not_stay_in_the_cache_is_found_and_counted() -> None:
     truth = replace(
         estimate_latency(ESTIMATE, test="tg", depth=128, recipe=RECIPE, cache_bytes=cache), share_bytes=cache // 12
     )
-    truth = replace(truth, coefficients=(*truth.coefficients[:EVICTED], 2e-6))
+    at = FEATURES.index("weight_bytes_evicted")
+    truth = replace(truth, coefficients=(*truth.coefficients[:at], 2e-6, *truth.coefficients[at + 1 :]))
     rng = np.random.default_rng(4)
     samples = [
         LatencySample(a, truth.predict_ms(a) * float(np.exp(0.01 * rng.standard_normal())))
@@ -151,8 +159,69 @@ def test_what_does_not_stay_in_the_cache_is_found_and_counted() -> None:
 
 def test_a_file_from_before_evictions_were_counted_still_loads() -> None:
     document = TRUTH.to_json()
+    del document["kept_bytes"], document["ms_per_unit"]["model_bytes_evicted"]
+    assert LatencyModel.from_json(document, "m") == TRUTH
     del document["share_bytes"], document["ms_per_unit"]["weight_bytes_evicted"]
     assert LatencyModel.from_json(document, "m") == TRUTH
+
+
+def too_large_for_the_cache() -> LatencyModel:
+    """Return a model by which what passes 16 MiB is read from memory at 50 GB/s."""
+    made = estimate_latency(ESTIMATE, test="tg", depth=128, recipe=RECIPE, cache_bytes=32 << 20)
+    return replace(made, kept_bytes=16 << 20, coefficients=(*made.coefficients[:EVICTED], 2e-5))
+
+
+def test_what_a_model_stores_beyond_the_cache_is_counted_as_a_whole() -> None:
+    made = too_large_for_the_cache()
+    plain = replace(made, kept_bytes=None)
+    small, large = (Architecture((Block(512, 4, 1),) * count, 512, 256) for count in (2, 12))
+    over = unique_bytes(large, RECIPE) - (16 << 20)
+    assert over > 0 > unique_bytes(small, RECIPE) - (16 << 20)
+    assert made.predict_ms(small) == plain.predict_ms(small)
+    assert made.predict_ms(large) - plain.predict_ms(large) == pytest.approx(2e-5 * over)
+    assert sum(latency_by_kind(made, large).values()) == pytest.approx(made.predict_ms(large), rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["exact", "dp", "evolution"])
+def test_a_search_predicts_what_the_model_predicts(mode: str) -> None:
+    made = too_large_for_the_cache()
+    space = load_space("poster" if mode == "evolution" else "free", 8192)
+    limits = {"latency_ms": Limit(30.0)}
+    score = ScoreOptions("balanced-parameters")
+    found = search(SearchRequest(space, score=score, limits=limits, latency={"tg": made}, mode=mode))
+    best = found.winner.architecture
+    assert found.winner.predicted["tg_ms"] == made.predict_ms(best)
+    assert found.constraints[0]["value"] == made.upper_ms(best) <= 30.0
+    assert made.predict_ms(best) > replace(made, kept_bytes=None).predict_ms(best)
+
+
+def test_limits_that_nothing_meets_are_told_where_a_latency_is_no_sum() -> None:
+    limits = {"latency_ms": Limit(1.0)}
+    request = SearchRequest(load_space("wide"), limits=limits, latency={"tg": too_large_for_the_cache()})
+    with pytest.raises(InfeasibleError, match="latency_ms"):
+        search(request)
+
+
+def test_a_model_too_large_for_the_cache_is_found_in_its_times() -> None:
+    truth, space = too_large_for_the_cache(), load_space("free", 8192)
+    rng = np.random.default_rng(4)
+    samples = [
+        LatencySample(a, truth.predict_ms(a) * float(np.exp(0.01 * rng.standard_normal())))
+        for a in choose_architectures(space, 25, seed=0)
+    ]
+    found = fit_latency(samples, test="tg", depth=128, recipe=RECIPE, cache_bytes=32 << 20)
+    errors = [abs(found.predict_ms(a) / truth.predict_ms(a) - 1) for a in sample_lengths(space, 100, seed=9)]
+    assert found.kept_bytes == 16 << 20
+    assert float(np.mean(errors)) < 0.02
+
+
+def test_models_of_any_number_of_blocks_are_drawn_alike() -> None:
+    space = load_space("free")
+    drawn = sample_lengths(space, 600, seed=1)
+    counts = Counter(len(a.blocks) for a in drawn)
+    assert len({a.digest for a in drawn}) == 600
+    assert set(counts) == set(range(2, 17))
+    assert max(counts.values()) < 80 and min(counts.values()) > 15
 
 
 def test_a_model_survives_a_file_unchanged(tmp_path: Path) -> None:
