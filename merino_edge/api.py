@@ -101,7 +101,7 @@ LIMITS: Mapping[str, tuple[str, Callable[[str], float]]] = {
 def search_architecture(
     device: str | None = None,
     *,
-    space: str | Path = "free",
+    space: str | Path | None = None,
     vocab: int | None = None,
     embedding_skip: bool | None = None,
     conditions: Mapping[str, Any] | None = None,
@@ -117,7 +117,7 @@ def search_architecture(
 
     Args:
         device: Its name; None for the configured default, else this machine.
-        space: Name or TOML file.
+        space: Name or TOML file; None for `free`, with a score that is no sum or the evolutionary search for `poster`.
         vocab: Vocabulary size V, instead of the space's choices.
         embedding_skip: Add the normed embedding before each layer; None where the model has one width.
         conditions: What the limits mean, by the names of `merino_edge.flows.conditions.Conditions`: `latency_of`,
@@ -146,7 +146,7 @@ def search_architecture(
         device=device,
         limits=_limits(limits),
         conditions=Conditions(**dict(conditions or {})),
-        space=str(space),
+        space=None if space is None else str(space),
         vocab_size=vocab,
         embedding_skip=embedding_skip,
         score=score_options(name=score),

@@ -29,7 +29,11 @@ from merino_edge.units import format_bytes, format_count, format_ms
 @click.option("--vocab", type=click.IntRange(2), default=None, help="Vocabulary size, instead of the space's choices.")
 @click.option("--context", type=click.IntRange(2), default=None, help="Context length (1024).")
 @click.option("--train-tokens", type=COUNT, default=None, help="Tokens the model will be trained on (300M).")
-@click.option("--space", default="free", show_default=True, help="Name of a space, or a TOML file.")
+@click.option(
+    "--space",
+    default=None,
+    help="Name of a space, or a TOML file (free; poster for scores that are no sums and with --mode evolution).",
+)
 @click.option(
     "--embedding-skip/--no-embedding-skip",
     default=None,

@@ -16,6 +16,7 @@ from typing import Any
 
 from merino_edge.errors import InfeasibleError, InvalidFileError, UsageError
 from merino_edge.files import write_atomic, write_lines
+from merino_edge.flows.conditions import DEFAULT_SPACE
 from merino_edge.flows.devices import board_of, find_entry, is_unregistered_board, select_device
 from merino_edge.flows.export import find_exporter
 from merino_edge.flows.profile_file import estimated_profile, read_profile
@@ -37,8 +38,9 @@ from merino_edge.run import Run, check_run_name, create_run, list_runs
 from merino_edge.search.cost import matrix_bytes, recipe_block, table_block
 from merino_edge.search.engine import Candidate, SearchOutcome, takes_time
 from merino_edge.search.engine import search as run_search
+from merino_edge.search.multisets import Classes
 from merino_edge.search.regime import STUDIED_TOKENS, STUDY_BETA, expected_loss, is_studied, study_beta
-from merino_edge.search.scores import score_cost
+from merino_edge.search.scores import is_sum, score_cost
 from merino_edge.search.space import Space, load_space
 from merino_edge.units import format_count, format_ms
 
@@ -58,7 +60,8 @@ def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any
     if options.run is not None:
         check_run_name(options.run)
     name = select_device(options.device, None, progress)
-    space = load_space(options.space, options.vocab_size).with_embedding_skip(options.embedding_skip)
+    space = load_space(options.space or _usual_space(options), options.vocab_size)
+    space = space.with_embedding_skip(options.embedding_skip)
     options = replace(options, conditions=options.conditions.with_(vocab_size=space.vocab_size))
     state = _open_state(name, options)
     progress.note(options.conditions.sentence(name, " or ".join(map(str, space.vocab_sizes))))
@@ -82,6 +85,11 @@ def search(options: SearchOptions, progress: Progress = SILENT) -> dict[str, Any
     document["seconds"]["total"] = time.monotonic() - started
     run = _write_run(options, name, outcome, document, state)
     return {**document, "run": run.name}
+
+
+def _usual_space(options: SearchOptions) -> str:
+    """Return the default space; the poster's where architectures come one by one, which takes a number of blocks."""
+    return DEFAULT_SPACE if options.mode != "evolution" and is_sum(options.score) else "poster"
 
 
 def _with_study_beta(space: Space, options: SearchOptions, progress: Progress) -> SearchOptions:
@@ -116,7 +124,7 @@ def _first_search(space: Space, options: SearchOptions, state: State, progress: 
     """Search before anything is measured; what only an estimate calls impossible may yet be possible."""
     request = make_request(space, options, state)
     try:
-        if space.size < LARGE and not takes_time(request):
+        if (space.size < LARGE or Classes(space).are_few) and not takes_time(request):
             return run_search(request)
         with progress.task(f"searching {space.size:,} architectures", 1.0) as task:
             return run_search(replace(request, progress=task.update))

@@ -20,7 +20,7 @@ from typing import Any
 from merino_edge.architecture import Architecture
 from merino_edge.device.client import Device
 from merino_edge.errors import InfeasibleError, MeasurementError
-from merino_edge.flows.conditions import DEFAULT_CONDITIONS, DEFAULT_SPACE, Conditions
+from merino_edge.flows.conditions import DEFAULT_CONDITIONS, Conditions
 from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import (
     PASSES,
@@ -71,7 +71,7 @@ class SearchOptions:
         device: `--device`.
         limits: By name: latency_ms, memory_bytes, file_bytes, parameters, flops, energy_mj.
         conditions: What the limits mean.
-        space: Name or TOML file.
+        space: Name or TOML file; None for the default, or for the poster's where architectures come one by one.
         vocab_size: The one vocabulary size, instead of the space's choices.
         embedding_skip: As `Space.with_embedding_skip` takes it.
         score: Which score, with its parameters.
@@ -86,7 +86,7 @@ class SearchOptions:
     device: str | None = None
     limits: Mapping[str, Limit] = field(default_factory=dict)
     conditions: Conditions = DEFAULT_CONDITIONS
-    space: str = DEFAULT_SPACE
+    space: str | None = None
     vocab_size: int | None = None
     embedding_skip: bool | None = None
     score: ScoreOptions = field(default_factory=lambda: ScoreOptions(DEFAULT_SCORE))

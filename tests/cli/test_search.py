@@ -67,12 +67,22 @@ def test_where_no_limit_binds_the_larger_space_is_named(capsys: pytest.CaptureFi
 def test_every_door_takes_the_same_space_where_none_is_named(search: Search) -> None:
     found = search("--parameters", "15M")[1]
     assert (found["space"], found["space_size"]) == (DEFAULT_SPACE, 74_446_099_728)
-    named = [SearchOptions().space, ProfileOptions().space]
-    for function in (search_architecture, profile_device):
-        named.append(inspect.signature(function).parameters["space"].default)
-    for command in (search_command, profile_command):
-        named += [option.default for option in command.params if option.name == "space"]
-    assert named == 6 * [DEFAULT_SPACE]
+    named: list[list[Any]] = []
+    for options, function, command in (
+        (SearchOptions(), search_architecture, search_command),
+        (ProfileOptions(), profile_device, profile_command),
+    ):
+        asked = [option.default for option in command.params if option.name == "space"]
+        named.append([options.space, inspect.signature(function).parameters["space"].default, *asked])
+    assert named == [3 * [None], 3 * [DEFAULT_SPACE]]
+
+
+def test_a_search_that_takes_architectures_one_by_one_has_the_space_of_the_poster(search: Search) -> None:
+    found = search("--mode", "evolution", "--evaluations", "50", "--parameters", "30M")[1]
+    assert (found["mode"], found["space"]) == ("evolution", "poster")
+    code, document = search("--mode", "evolution", "--space", "free")
+    assert code == 2
+    assert "leaves open how many blocks" in document["error"]["message"]
 
 
 def test_the_decoder_that_the_default_finds_is_beyond_the_space_of_the_poster(search: Search) -> None:
