@@ -108,10 +108,8 @@ class Worker:
     def _check_memory(self, manifest: dict[str, Any], context_length: int) -> None:
         """Never load what does not fit: a board that swaps or kills is worse than a clear word."""
         free = memory(self._machine)["available"]
-        architecture = manifest["architecture"]
-        copies = 1 if manifest.get("form") == "fast" else 2  # that form writes into the cache it reads
-        cache = sum(2 * 4 * b["depth"] * b["width"] for b in architecture["blocks"]) * context_length * copies
-        needed = int(manifest["file_bytes"]) + cache + SPARE_MEMORY_BYTES
+        form, weights = manifest.get("form"), int(manifest["file_bytes"])
+        needed = needed_bytes(manifest["architecture"], weights, context_length, form)
         if free is not None and needed > free:
             raise AgentError(
                 "memory",
@@ -301,6 +299,13 @@ class Worker:
                 logits = session.feed([token], [0])[0]
         seconds = time.perf_counter() - begin
         return {"tokens": count, "seconds": seconds, "prefill_ms": prefill_s * 1e3, "ended": ended, **self._opened}
+
+
+def needed_bytes(architecture: dict[str, Any], weights: int, context_length: int, form: str | None) -> int:
+    """Return how much memory must be free before a model is loaded, its cache included."""
+    copies = 1 if form == "fast" else 2  # that form writes into the cache it reads
+    cache: int = sum(2 * 4 * b["depth"] * b["width"] for b in architecture["blocks"]) * context_length * copies
+    return weights + cache + SPARE_MEMORY_BYTES
 
 
 def _times(test: dict[str, Any], key: str) -> int | None:

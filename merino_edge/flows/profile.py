@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from merino_edge.agent.worker import SPARE_MEMORY_BYTES
+from merino_edge.agent.worker import needed_bytes
 from merino_edge.architecture import Architecture, Block
 from merino_edge.bundle import bundle_label
 from merino_edge.device.client import Device
@@ -163,21 +163,20 @@ def models_that_fit(
     chosen = choose_architectures(space, count, seed=0)
     if free_bytes is None:
         return chosen, False
-    fitting = [a for a in chosen if needed_bytes(a, conditions) <= MEMORY_SHARE * free_bytes]
+
+    def fits(a: Architecture) -> bool:
+        stored = unique_bytes(a, conditions.recipe)
+        needed = needed_bytes(a.to_json(), stored, conditions.context_length, conditions.form)
+        return needed <= MEMORY_SHARE * free_bytes
+
+    fitting = [a for a in chosen if fits(a)]
     if len(fitting) == len(chosen):
         return chosen, False
     many = choose_architectures(space, MANY, seed=0)
-    fitting = [a for a in many if needed_bytes(a, conditions) <= MEMORY_SHARE * free_bytes]
+    fitting = [a for a in many if fits(a)]
     least = fitting or many[:1]  # the device itself says then that not even this one fits
     places = {round(i * (len(least) - 1) / max(1, count - 1)) for i in range(count)}
     return [least[place] for place in sorted(places)], True
-
-
-def needed_bytes(architecture: Architecture, conditions: Conditions) -> int:
-    """Return what the agent asks to be free before it loads the model."""
-    kept = sum(2 * 4 * block.depth * block.width for block in architecture.blocks) * conditions.context_length
-    copies = 1 if conditions.form == "fast" else 2
-    return unique_bytes(architecture, conditions.recipe) + copies * kept + SPARE_MEMORY_BYTES
 
 
 def _identity(facts: dict[str, Any]) -> dict[str, Any]:

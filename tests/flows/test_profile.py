@@ -6,8 +6,10 @@ import itertools
 
 import pytest
 
+from merino_edge.agent.worker import needed_bytes
 from merino_edge.flows.conditions import Conditions
-from merino_edge.flows.profile import MEMORY_SHARE, extremes, models_that_fit, needed_bytes, with_head
+from merino_edge.flows.profile import MEMORY_SHARE, extremes, models_that_fit, with_head
+from merino_edge.search.cost import unique_bytes
 from merino_edge.search.latency import choose_architectures
 from merino_edge.search.space import load_space, parse_space
 
@@ -41,7 +43,8 @@ def test_the_extremes_do_not_depend_on_the_order_of_choices(turned: tuple[bool, 
 def test_what_does_not_fit_a_small_board_is_not_measured_there(count: int, recipe: str) -> None:
     space, conditions, free = load_space("free").with_embedding_skip(), Conditions(recipe=recipe), 350_000_000
     chosen, left_out = models_that_fit(space, count, free, conditions)
-    needed = [needed_bytes(architecture, conditions) for architecture in chosen]
+    sizes = [(a.to_json(), unique_bytes(a, recipe)) for a in chosen]
+    needed = [needed_bytes(a, stored, conditions.context_length, conditions.form) for a, stored in sizes]
     assert left_out
     assert len(set(chosen)) == count
     assert max(needed) <= MEMORY_SHARE * free
