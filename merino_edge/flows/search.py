@@ -38,7 +38,7 @@ from merino_edge.run import Run, check_run_name, create_run, list_runs
 from merino_edge.search.cost import matrix_bytes, recipe_block, table_block
 from merino_edge.search.engine import Candidate, SearchOutcome, takes_time
 from merino_edge.search.engine import search as run_search
-from merino_edge.search.multisets import Classes
+from merino_edge.search.multisets import classes_of
 from merino_edge.search.regime import STUDIED_TOKENS, STUDY_BETA, expected_loss, is_studied, study_beta
 from merino_edge.search.scores import is_sum, score_cost
 from merino_edge.search.space import Space, load_space
@@ -124,7 +124,7 @@ def _first_search(space: Space, options: SearchOptions, state: State, progress: 
     """Search before anything is measured; what only an estimate calls impossible may yet be possible."""
     request = make_request(space, options, state)
     try:
-        if (space.size < LARGE or Classes(space).are_few) and not takes_time(request):
+        if (space.size < LARGE or classes_of(space).are_few) and not takes_time(request):
             return run_search(request)
         with progress.task(f"searching {space.size:,} architectures", 1.0) as task:
             return run_search(replace(request, progress=task.update))

@@ -175,6 +175,17 @@ class Classes:
         return ways.get(0, np.zeros(count_classes(group), self.whole)).reshape(-1)
 
 
+def classes_of(space: Space) -> Classes:
+    """Return the classes of a space, counted once: the searches of a measuring loop ask again and again."""
+    kept = _latest.get("space")
+    if kept is None or kept.space is not space:
+        kept = _latest["space"] = Classes(space)
+    return kept
+
+
+_latest: dict[str, Classes] = {}
+
+
 def different(group: Group, boxes: Sequence[Box]) -> list[Box]:
     """Return boxes over the options that differ; without those that are empty there, or lie in another."""
     narrow = [tuple(mask[list(kept)] for mask, kept in zip(box, group.distinct, strict=True)) for box in boxes]

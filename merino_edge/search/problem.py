@@ -21,7 +21,7 @@ from merino_edge.search.classes import class_members, representative
 from merino_edge.search.cost import Array, Flops, Sum, file_sum, parameters_sum, total
 from merino_edge.search.latency import LatencyModel
 from merino_edge.search.memory import MemoryModel
-from merino_edge.search.multisets import Classes
+from merino_edge.search.multisets import Classes, classes_of
 from merino_edge.search.scores import PlainScore, ScoreOptions, SumScore, make_score
 from merino_edge.search.space import Space
 from merino_edge.units import Limit
@@ -127,7 +127,7 @@ class Problem:
     @cached_property
     def classes(self) -> Classes:
         """The classes of the space, where it has one width."""
-        return Classes(self.space)
+        return classes_of(self.space)
 
     @cached_property
     def known(self) -> Array:

@@ -8,12 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from estimated_models import MODELS, NAMES
+from estimated_models import MODELS, NAMES, draw_limit
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -91,17 +91,8 @@ def test_classes_give_the_answer_of_all_members(
 ) -> None:
     bare = make_problem(SearchRequest(where, score=score, **MODELS))
     chunks = [members.columns for members in sweep(bare)]
-    limits = {}
-    for name in names:
-        values = np.unique(np.concatenate([columns[name] for columns in chunks]))
-        low, high = sorted(data.draw(st.integers(0, len(values) - 1)) for _ in range(2))
-        after = values[min(low + 1, len(values) - 1)] - values[low]
-        limits[name] = {
-            "at most": Limit(float(values[high])),
-            "range": Limit(float(values[high]), float(values[low])),
-            "gap": Limit(float(values[low] + 0.8 * after), float(values[low] + 0.3 * after)),
-            "beyond": Limit(0.9 * float(values[0])),
-        }[data.draw(st.sampled_from(["at most", "at most", "range", "gap", "beyond"]))]
+    kinds = ("at most", "at most", "range", "gap", "beyond")
+    limits = {name: draw_limit(data, np.concatenate([columns[name] for columns in chunks]), kinds) for name in names}
     measured = {}
     for a in where.sample(data.draw(st.integers(0, 4)), seed=data.draw(st.integers(0, 99))):
         factor = data.draw(st.sampled_from([0.5, 0.97, 2.0]))
@@ -235,11 +226,20 @@ def test_widths_where_other_blocks_are_alike_are_counted_each_for_itself() -> No
     assert expected["evaluated"] == where.size < where.numbers
 
 
+def test_the_searches_of_one_space_count_its_classes_once() -> None:
+    kind = {"count": [1, 2, 3], "depth": [1, 2], "ffn_ratio": [1, 2]}
+    where = space(kind, kind)
+    first = make_problem(SearchRequest(where)).classes
+    assert make_problem(SearchRequest(where, score=BALANCED)).classes is first
+    assert make_problem(SearchRequest(replace(where))).classes is not first
+
+
 def test_counts_that_overlap_in_too_many_ways_are_not_counted_by_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = {"count": [6, 7], "depth": [1, 2], "ffn_ratio": [1, 2]}
     where = space(kind, {**kind, "depth": [1, 3]})
     assert make_problem(SearchRequest(where)).classes.are_few
     monkeypatch.setattr(multisets, "MAX_STEPS", 1_000)
+    where = replace(where)  # what was counted of a space is kept
     assert not make_problem(SearchRequest(where)).classes.are_few
     assert where.numbers > 10**8
     assert search(SearchRequest(where, score=BALANCED, limits={"parameters": Limit(900_000)})).mode == "dp"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from estimated_models import MODELS, NAMES
+from estimated_models import MODELS, NAMES, draw_limit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,6 @@ from merino_edge.search.problem import make_problem
 from merino_edge.search.scores import ScoreOptions, score_architecture
 from merino_edge.search.space import Space, parse_space
 from merino_edge.search.survey import excess
-from merino_edge.units import Limit
 
 
 def space(*blocks: dict[str, Any], **changes: Any) -> Space:
@@ -69,18 +68,8 @@ def test_winner_and_infeasibility_are_those_of_all_architectures(
     which: str, names: list[str], data: st.DataObject
 ) -> None:
     columns, score = EVERY[which]
-    limits = {}
-    for name in names:
-        values = np.unique(columns[name])
-        low, high = sorted(data.draw(st.integers(0, len(values) - 1)) for _ in range(2))
-        shape = data.draw(st.sampled_from(["at most", "range", "gap", "beyond"]))
-        after = values[min(low + 1, len(values) - 1)] - values[low]
-        limits[name] = {
-            "at most": Limit(float(values[high])),
-            "range": Limit(float(values[high]), float(values[low])),
-            "gap": Limit(float(values[low] + 0.8 * after), float(values[low] + 0.3 * after)),
-            "beyond": Limit(0.9 * float(values[0])),
-        }[shape]
+    kinds = ("at most", "range", "gap", "beyond")
+    limits = {name: draw_limit(data, columns[name], kinds) for name in names}
     over = excess(limits, columns)
     mode = data.draw(st.sampled_from(["auto", "dp"]))
     request = SearchRequest(SPACES[which], score=SCORE, limits=limits, mode=mode, **MODELS)
