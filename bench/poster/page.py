@@ -123,12 +123,16 @@ def _small(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _of_group(rows: list[dict[str, Any]], group: str) -> list[dict[str, Any]]:
+    """Return the trainings of a group that are as long as most."""
+    return [row for row in rows if row["group"] == group and row["tokens"] < 2 * TOKENS]
+
+
 def _seeded(rows: list[dict[str, Any]], group: str) -> list[str]:
     """Return the table of a group whose rows have three seeds, the best first."""
     named: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["group"] == group and row["tokens"] < 2 * TOKENS:
-            named.setdefault(row["id"], []).append(row)
+    for row in _of_group(rows, group):
+        named.setdefault(row["id"], []).append(row)
     if not named:
         return []
     ordered = sorted(named.values(), key=lambda rows: mean(r["judged"]["validation"]["loss"] for r in rows))
@@ -349,7 +353,7 @@ def small_rows(r: dict[str, Any]) -> list[Figure]:
 
 
 def _three_seeds(r: dict[str, Any], group: str, names: dict[str, str], equal: str) -> list[Figure]:
-    rows = [row for row in r["rows"] if row["group"] == group and row["tokens"] < 2 * TOKENS]
+    rows = _of_group(r["rows"], group)
     if not rows:
         return []
     losses: dict[str, list[float]] = {}

@@ -19,6 +19,8 @@ from proxy.ordering import balanced_by
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InfeasibleError
 from merino_edge.files import read_json
+from merino_edge.flows.conditions import DEFAULT_SPACE
+from merino_edge.flows.verify import DEFAULT_SCORE
 from merino_edge.search.cost import count_flops
 from merino_edge.search.engine import SearchRequest, search
 from merino_edge.search.scores import ScoreOptions, score_architecture
@@ -303,7 +305,7 @@ def defaults_at_presets() -> dict[str, Architecture]:
 
 def choose_by_default(vocab_size: int, flops_with_head: float) -> Architecture:
     """Return what `merino-edge search` chooses within FLOPs that count the head."""
-    space, score = load_space("free", vocab_size).with_embedding_skip(), ScoreOptions(name="balanced-parameters")
+    space, score = load_space(DEFAULT_SPACE, vocab_size).with_embedding_skip(), ScoreOptions(DEFAULT_SCORE)
     found = []
     for width in space.widths or ():
         head = 2 * 1024 * width * vocab_size  # a search's limit does not count it

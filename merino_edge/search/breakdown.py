@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from merino_edge.architecture import Architecture
+from merino_edge.architecture import Architecture, Block
 from merino_edge.search.cost import KvBytes, bytes_sum, matrix_bytes, table_bytes, total
 from merino_edge.search.fitting import FloatArray
 from merino_edge.search.latency import FEATURES, LatencyModel
@@ -42,10 +42,10 @@ def latency_by_kind(model: LatencyModel, architecture: Architecture) -> dict[str
 
 def _stored_by_kind(recipe: str, architecture: Architecture) -> dict[str, float]:
     """Return the bytes of matrices and table, each once."""
-    size, blocks = matrix_bytes(recipe), architecture.blocks
+    attention, ffn = np.sum([_matrices(recipe, block) for block in architecture.blocks], axis=0).tolist()
     return {
-        "attention": sum(4.0 * size(b.width, b.width) for b in blocks),
-        "ffn": sum(float(size(b.ffn_width, b.width) + size(b.width, b.ffn_width)) for b in blocks),
+        "attention": attention,
+        "ffn": ffn,
         "head": float(table_bytes(recipe)(architecture.vocab_size, architecture.embedding_width)),
     }
 
@@ -53,9 +53,8 @@ def _stored_by_kind(recipe: str, architecture: Architecture) -> dict[str, float]
 def latency_of_block(model: LatencyModel, architecture: Architecture, block: int) -> dict[str, float]:
     """Return the milliseconds of each kind of layer in one block and the projection before it."""
     shape = architecture.blocks[block]
-    size = matrix_bytes(model.recipe)
-    attention = 4.0 * size(shape.width, shape.width)
-    share = attention / (attention + size(shape.ffn_width, shape.width) + size(shape.width, shape.ffn_width))
+    attention, ffn = _matrices(model.recipe, shape)
+    share = attention / (attention + ffn)
     arrays = (np.array([float(v)]) for v in (shape.width, shape.ffn_width, shape.depth))
     terms = _terms(model, model.features.blocks(*arrays)[:, 0])
     seam = model.features.seams(np.array([float(architecture.input_width(block))]), np.array([float(shape.width)]))
@@ -67,6 +66,12 @@ def latency_of_block(model: LatencyModel, architecture: Architecture, block: int
         "projection": float(_terms(model, seam[:, 0]).sum()),
         "launch": _named(terms, "layers"),
     }
+
+
+def _matrices(recipe: str, block: Block) -> tuple[float, float]:
+    """Return the bytes of a block's matrices: attention, and feed-forward network."""
+    size = matrix_bytes(recipe)
+    return 4.0 * size(block.width, block.width), size(block.ffn_width, block.width) + size(block.width, block.ffn_width)
 
 
 def memory_by_kind(model: MemoryModel, architecture: Architecture) -> dict[str, float]:
