@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import getpass
 import json
 import lzma
 import os
@@ -345,6 +346,8 @@ def ask_tasks(options: argparse.Namespace) -> None:
 
 def time_loop(preset: str, data: str, tokens: int, out: Path) -> None:
     """Train a preset by the package's own loop, as the command does, and note how well it uses the GPU."""
+    kept = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"/tmp/torchinductor_{getpass.getuser()}")  # noqa: S108
+    compiled_before = kept.exists() and any(kept.iterdir())
     began = time.monotonic()
     import tempfile
 
@@ -366,7 +369,8 @@ def time_loop(preset: str, data: str, tokens: int, out: Path) -> None:
         result = run_training(request)
     names = ("steps", "tokens", "validation_loss", "steady_tokens_per_s", "mfu", "startup_seconds", "seconds")
     facts = {name: getattr(result, name) for name in (*names, "memory_bytes")}
-    append(out, {"what": f"{preset}, {tokens / 1e6:.0f} M tokens", "import_seconds": imported, **facts})
+    facts |= {"import_seconds": imported, "compiled_before": compiled_before}
+    append(out, {"what": f"{preset}, {tokens / 1e6:.0f} M tokens", **facts})
 
 
 def collect(options: argparse.Namespace) -> None:

@@ -21,8 +21,10 @@ KINDS = {
     "itself": "{}",
     "the same layers unshared": "unshared {}",
     "a plain decoder of equal FLOPs": "uniform of {}",
-    "what the default search chooses, FLOPs with the head equal": "default at {}",
+    "that at a learning rate of 1.1 / width": "uniform of {} at 1.1 / width",
+    "what the default search chooses, FLOPs with the head equal, at 1.1 / width": "default at {}",
     "the same without the embedding skip": "default at {} without the skip",
+    "with the skip at the learning rate that the sweep of the other rows chooses": "default at {}, swept",
     "what the former default chose where depth is free": "free balanced-parameters at {}",
     "what parameter count (and `parameters-per-depth`) chooses in the poster's space": "parameters at {}",
     "what `parameters-per-depth` chooses where depth is free": "free parameters-per-depth at {}",
@@ -45,6 +47,7 @@ BOARD = {
     "default without the skip": "the same without the skip",
     "plain 512x6 at 1.1 / width": "plain decoders of 6 of 512 at a learning rate of 1.1 / width",
     "plain 576x5 at 1.1 / width": "5 of 576 so",
+    "plain 640x4 at 1.1 / width": "4 of 640 so",
     "balanced-parameters": "at the rates of the sweep what the former default chose, 4 of 640",
     "parameters": "what parameter count chooses, 2 of 896",
     "plain 512x6": "plain decoders of 6 of 512",
@@ -101,6 +104,17 @@ def _again(rows: list[dict[str, Any]], first: dict[str, dict[str, Any]]) -> list
         losses = [first[name], *(row for row in rows if row["id"] == name and row["seed"])]
         told.append(f"{name} " + ", ".join(f"{row['judged']['validation']['loss']:.3f}" for row in losses))
     return ["", "The same from other first weights (seeds 0 and 1), loss: " + "; ".join(told) + "."] if told else []
+
+
+def _repeated(repeats: list[dict[str, Any]]) -> list[str]:
+    """Return the losses of rows whose command was run twice."""
+    if not repeats:
+        return []
+    pairs = []
+    for row in repeats:
+        first, second = row["validation_losses"]
+        pairs.append(f"{_name(row)} {first:.3f}, {second:.3f}")
+    return ["", "The same command run twice, on other days and machines, loss: " + "; ".join(pairs) + "."]
 
 
 def _cheaper(row: dict[str, Any], plain: dict[str, Any]) -> str:
@@ -225,6 +239,7 @@ def table() -> str:
         HEAD,
         "| --- | --- | " + " | ".join(["---:"] * 7) + " |",
         *map(_full, long),
+        *_repeated(recorded["repeats"]),
         *_zero_shot(every),
         "",
         "The same text with a smaller vocabulary, which has more tokens for it and a cheaper head:",
@@ -265,13 +280,23 @@ def full_rows(r: dict[str, Any]) -> list[Figure]:
     """Return the README's rows of the poster's models."""
     alike = first_trainings(r["rows"])
     loss = {name: row["judged"]["validation"]["loss"] for row in alike for name in (row["id"], *row.get("also", []))}
-    two, one = r["training_loop"]
+    two, one, first, again = r["training_loop"]
     told = [
         (
             f"the loop of `merino-edge train` on {two['what']}, then on one GPU: tokens/s; held-out loss",
             f"{two['steady_tokens_per_s'] / 1e3:.0f} k, {one['steady_tokens_per_s'] / 1e3:.0f} k; "
             f"{two['validation_loss']:.3f}, {one['validation_loss']:.3f}",
-        )
+        ),
+        (
+            f"the same command on {first['what']}, context 1,024, one GPU, on a bare machine and once more: model "
+            "FLOPs utilisation of 989 TFLOP/s; tokens/s; start-up and compilation, of how much (imports apart)",
+            "; ".join(f"{100 * t['mfu']:.1f} %" for t in (first, again))
+            + "; "
+            + "; ".join(f"{t['steady_tokens_per_s'] / 1e3:.0f} k" for t in (first, again))
+            + "; "
+            + "; ".join(f"{t['startup_seconds']:.1f} of {t['seconds']:.0f} s" for t in (first, again))
+            + f" ({first['import_seconds']:.0f}, {again['import_seconds']:.0f} s)",
+        ),
     ]
     for name in ("merino-52m", "merino-61m", "merino-64m"):
         tokens = next(row["tokens"] for row in alike if row["id"] == name)
@@ -368,17 +393,10 @@ def _three_seeds(r: dict[str, Any], group: str, names: dict[str, str], equal: st
 
 
 def twenty_million_rows(r: dict[str, Any]) -> list[Figure]:
-    """Return the README's rows of an earlier campaign: the use of the GPU, and baselines that the later one lacks."""
+    """Return the README's rows of an earlier campaign: baselines on another text."""
     loss = {row["id"]: row["judged"]["validation"]["loss"] for row in r["rows"]}
-    loop = r["training_loop"][0]
     others = [name for name in ("pythia-70m", "pythia-162m", "gpt2-124m", "opt-125m") if name in loss]
     return [
-        (
-            f"`merino-edge train` on {loop['what']}, context 1,024, one {r['device']}: model FLOPs utilisation of "
-            "989 TFLOP/s once compiled; tokens/s; start-up and compilation, of how much",
-            f"{100 * loop['mfu']:.1f} %; {loop['steady_tokens_per_s'] / 1e3:.0f} k; "
-            f"{loop['startup_seconds']:.0f} of {loop['seconds']:.0f} s",
-        ),
         (
             "held-out loss of another text after 20 M tokens, learning rates from a shorter sweep, one seed: "
             + "; ".join(others),

@@ -16,6 +16,7 @@ from typing import Any
 
 from proxy.ordering import balanced_by
 
+import merino_edge
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InfeasibleError
 from merino_edge.files import read_json
@@ -29,7 +30,7 @@ from merino_edge.units import Limit
 
 Row = dict[str, Any]
 
-PRESET_FILES = Path(__file__).parents[2] / "merino_edge" / "search" / "presets"
+PRESET_FILES = Path(merino_edge.__file__).parent / "search" / "presets"
 
 VOCAB_SIZE = 50_257
 SMALL_VOCAB_SIZE = 8_192
@@ -289,6 +290,9 @@ def default_rows() -> list[Row]:
         rows[f"{name}, seed 1"] = {**rows[name], "id": f"{name}, seed 1", "row": name, "seeds": [1]}
         bare = replace(found, embedding_skip=False)
         add(f"{name} without the skip", bare, {"group": "default"}, long=name.endswith(PRESETS[0]))
+        rows[f"{name}, swept"] = _row(f"{name}, swept", "default", found)  # at the rate of the other rows' sweep
+    for name, found in uniforms_of_presets().items():
+        add(f"{name} at {RATE_TIMES_WIDTH} / width", found, {"group": "default"})
     return list(rows.values())
 
 
