@@ -33,10 +33,12 @@ def latency_by_kind(model: LatencyModel, architecture: Architecture) -> dict[str
     parts["head"] += _named(ends, "head_macs")
     parts["constant"] += _named(ends, "constant")
     parts["projection"] += _named(ends, "ffn_macs") + _named(ends, "weight_bytes_once")
-    stored = float(total(model.features.stored, architecture))
+    of_weights, of_cache = model.missed_ms_of(architecture)
+    stored = float(total(model.features.held[0], architecture))
     sizes = _stored_by_kind(model.recipe, architecture)
     for kind, size in {**sizes, "projection": stored - sum(sizes.values())}.items():
-        parts[kind] += float(model.evicted_ms(np.asarray(stored))) * size / stored
+        parts[kind] += of_weights * size / stored
+    parts["scores"] += of_cache
     return parts
 
 

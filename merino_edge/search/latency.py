@@ -53,14 +53,18 @@ FEATURES = (
     "head_macs",  # product with the token table
     "constant",
     "weight_bytes_evicted",  # of a block's matrices, what is above its share of the last-level cache
-    "model_bytes_evicted",  # of all matrices and the table, what is above what the cache keeps of a model
+    "weight_bytes_missed",  # of a whole model's matrices and table, what the cache no longer holds when it comes again
+    "kv_bytes_missed",  # of its keys and values
 )
-LATER = FEATURES[-2:]  # files written before these were counted lack them
-EVICTED = FEATURES.index("model_bytes_evicted")
+LATER = FEATURES[-3:]  # files written before these were counted lack them
+MISSED = FEATURES.index("weight_bytes_missed")  # from here on no sums over blocks
+OLD_MISSED = "model_bytes_evicted"  # what the former was called when keys and values took no room
 CACHE_SHARES = (1 / 24, 1 / 16, 1 / 12, 1 / 10, 1 / 8, 1 / 6, 1 / 4)  # that a block may have for itself
 KEPT_SHARES = (1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0, 5 / 4)  # that a model may have for itself
+KV_ROOM = 2  # bytes of cache that a byte of keys and values takes; 1 to 4 were tried, 2 tells measured models best
 MS_GRID = 2.0**-30  # ms; sums over blocks stay exact up to 8e6 ms
 COVERAGE = 0.9
+OF_CACHE = ("share_bytes", "kept_bytes", "kv_room")
 TG_TOKENS = 64  # `tg` is the median over 64 tokens
 _TEST = re.compile(r"^(tg|pp|full)([1-9][0-9]{0,5})?$")
 
@@ -91,13 +95,14 @@ def parse_test(test: str, depth: int) -> Work:
 
 @dataclass(frozen=True)
 class Features:
-    """The analytic costs of a test, as sums but for the last; arrays have the features in front."""
+    """The analytic costs of a test, as sums but for the last two; arrays have the features in front."""
 
     work: Work
     recipe: str
     cache_bytes: int
     share_bytes: int | None = None  # of the cache, for each block; None: nothing is counted as evicted
     kept_bytes: int | None = None  # of the cache, for the whole model; None as above
+    kv_room: int = KV_ROOM
 
     def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
         """Return `(features, ...)` of blocks."""
@@ -112,7 +117,7 @@ class Features:
         zero = 0.0 * n
         evicted = np.maximum(weights - (math.inf if self.share_bytes is None else self.share_bytes), 0.0)
         once = weights + zero
-        return np.stack([*macs, once, again * large, again * ~large, kv, n, zero, zero, evicted + zero, zero])
+        return np.stack([*macs, once, again * large, again * ~large, kv, n, zero, zero, evicted + zero, zero, zero])
 
     def seams(self, before: Array, after: Array) -> Array:
         """Return `(features, ...)` of width projections: products and bytes."""
@@ -144,18 +149,25 @@ class Features:
         ends = self.ends(width[-1:], architecture.embedding_width, architecture.vocab_size)
         parts = [self.blocks(width, ffn, depth), self.seams(before, width), ends]
         found = np.asarray(np.concatenate(parts, axis=1).sum(1), np.float64)
-        found[EVICTED] = self.evicted(total(self.stored, architecture))
+        found[MISSED:] = self.missed(*(total(quantity, architecture) for quantity in self.held))
         return found
 
     @property
-    def stored(self) -> Sum:
-        """Bytes of the whole model, each tensor once."""
-        return bytes_sum(self.recipe, per_layer_norms=False)
+    def held(self) -> tuple[Sum, Sum]:
+        """Bytes that every pass reads: of the whole model, each tensor once, and of keys and values."""
+        return bytes_sum(self.recipe, per_layer_norms=False), KvBytes(self.work.positions)
 
-    def evicted(self, stored: Array) -> Array:
-        """Return `(...)` of the last feature, which is no sum over blocks, from `stored`."""
-        kept = math.inf if self.kept_bytes is None else self.kept_bytes
-        return np.maximum(np.asarray(stored, np.float64) - kept, 0.0)
+    def missed(self, stored: Array, kv: Array) -> Array:
+        """Return `(2, ...)` the last features, which are no sums over blocks, from the bytes of `held`.
+
+        Of what passes through a cache again and again, and is larger, as much is found as there is room: the share
+        that is missed is 1 - kept / all, of everything alike.
+        """
+        weights, cached = np.asarray(stored, np.float64), np.asarray(kv, np.float64)
+        if self.kept_bytes is None:
+            return np.zeros((2, *weights.shape))
+        share = np.maximum(1.0 - self.kept_bytes / (weights + self.kv_room * cached), 0.0)
+        return np.stack([share * weights, share * cached])
 
 
 @dataclass(frozen=True)
@@ -170,7 +182,7 @@ class LatencySample:
 class LatencyModel:
     """Predicts one test at one depth under one recipe on one device.
 
-    Itself a sum over blocks, in ms; where `kept_bytes` is set, what `evicted_ms` says of the whole model comes on top.
+    Itself a sum over blocks, in ms; where `kept_bytes` is set, what `missed_ms` says of the whole model comes on top.
 
     Attributes:
         test: `tg`, `pp128`, `full1024`, ...
@@ -184,8 +196,10 @@ class LatencyModel:
         share_bytes: Of the cache, what a block may have for itself: what its matrices have above it is read from
             memory anew in every pass. A model as a whole does not stay in a cache that each of its blocks would
             fit, and this keeps a latency a sum over blocks. None where nothing of the kind was seen.
-        kept_bytes: Of the cache, what a whole model may have for itself: what it stores above that is read from memory
-            anew in every pass. None where `share_bytes` or neither told the measured models better.
+        kept_bytes: Of the cache, what a whole model and its keys and values may have for themselves: of what is above
+            that, a part is read from memory anew in every pass. None where `share_bytes` or neither told the measured
+            models better.
+        kv_room: How many bytes of that a byte of keys and values takes.
     """
 
     test: str
@@ -198,12 +212,13 @@ class LatencyModel:
     accuracy: dict[str, Any]
     share_bytes: int | None = None
     kept_bytes: int | None = None
+    kv_room: int = KV_ROOM
 
     @property
     def features(self) -> Features:
         """The costs that the coefficients belong to."""
         work = parse_test(self.test, self.depth)
-        return Features(work, self.recipe, self.cache_bytes, self.share_bytes, self.kept_bytes)
+        return Features(work, self.recipe, self.cache_bytes, self.share_bytes, self.kept_bytes, self.kv_room)
 
     def _ms(self, features: Array) -> Array:
         return on_grid(np.tensordot(np.array(self.coefficients), features, axes=1), MS_GRID)
@@ -220,13 +235,23 @@ class LatencyModel:
         """Milliseconds of output projection, head and everything constant."""
         return self._ms(self.features.ends(last_width, embedding_width, vocab_size))
 
-    def evicted_ms(self, stored: Array) -> Array:
-        """Return milliseconds on top of the sum over blocks, by the bytes of whole models (`Features.stored`)."""
-        return on_grid(self.coefficients[EVICTED] * self.features.evicted(stored), MS_GRID)
+    def missed_ms(self, stored: Array, kv: Array) -> Array:
+        """Return milliseconds on top of the sum over blocks, by the bytes of whole models (`Features.held`)."""
+        return self._missed_terms(stored, kv).sum(0)
+
+    def _missed_terms(self, stored: Array, kv: Array) -> Array:
+        missed = self.features.missed(stored, kv)
+        prices = np.array(self.coefficients[MISSED:]).reshape(2, *[1] * (missed.ndim - 1))
+        return on_grid(prices * missed, MS_GRID)
+
+    def missed_ms_of(self, architecture: Architecture) -> tuple[float, float]:
+        """Return the same for one architecture, apart: of its weights, and of its keys and values."""
+        weights, kv = self._missed_terms(*(total(quantity, architecture) for quantity in self.features.held))
+        return float(weights), float(kv)
 
     def predict_ms(self, architecture: Architecture) -> float:
         """Return the expected median."""
-        return float(total(self, architecture) + self.evicted_ms(total(self.features.stored, architecture)))
+        return float(total(self, architecture) + sum(self.missed_ms_of(architecture)))
 
     def upper_ms(self, architecture: Architecture) -> float:
         """Return the end of the band, which a limit applies to."""
@@ -241,6 +266,7 @@ class LatencyModel:
             "cache_bytes": self.cache_bytes,
             "share_bytes": self.share_bytes,
             "kept_bytes": self.kept_bytes,
+            "kv_room": self.kv_room,
             "ms_per_unit": dict(zip(FEATURES, self.coefficients, strict=True)),
             "band": self.band,
             "estimate": self.estimate,
@@ -253,17 +279,22 @@ class LatencyModel:
         if not isinstance(value, Mapping):
             raise InvalidFileError(f"{where}: a latency model must be a JSON object")
         keys = ("test", "depth", "recipe", "cache_bytes", "ms_per_unit", "band", "estimate", "accuracy")
-        check_keys(value, (*keys, "share_bytes", "kept_bytes"), where)
+        check_keys(value, (*keys, *OF_CACHE), where)
         for key in keys:
             if key not in value:
                 raise InvalidFileError(f"{where}: key '{key}' is missing")
-        units = value["ms_per_unit"]
-        if "kept_bytes" not in value and isinstance(units, Mapping):
-            units = {**dict.fromkeys(LATER, 0.0), **units}
-        of_cache = {name: value.get(name) for name in ("share_bytes", "kept_bytes")}
-        for name, share in of_cache.items():
-            if share is not None and (isinstance(share, bool) or not isinstance(share, int) or share < 0):
-                raise InvalidFileError(f"{where}: {name} must be a whole number of at least 0 or null, not {share!r}")
+        units, of_cache = value["ms_per_unit"], {name: value.get(name) for name in OF_CACHE}
+        if "kv_room" not in value:
+            of_cache["kv_room"] = KV_ROOM
+            if isinstance(units, Mapping):
+                units = {**dict.fromkeys(LATER, 0.0), **units}
+                if OLD_MISSED in units:
+                    units[LATER[1]], of_cache["kv_room"] = units.pop(OLD_MISSED), 0
+        for name, size in of_cache.items():
+            if size is None and name != "kv_room":
+                continue
+            if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+                raise InvalidFileError(f"{where}: {name} must be a whole number of at least 0, not {size!r}")
         if not isinstance(units, Mapping) or set(units) != set(FEATURES):
             raise InvalidFileError(f"{where}: 'ms_per_unit' must name exactly: {', '.join(FEATURES)}")
         for name, number in [*units.items(), ("band", value["band"])]:
@@ -283,8 +314,7 @@ class LatencyModel:
             **{k: value[k] for k in keys if k not in ("ms_per_unit", "accuracy")},
             coefficients=tuple(float(units[name]) for name in FEATURES),
             accuracy=dict(value["accuracy"]),
-            share_bytes=of_cache["share_bytes"],
-            kept_bytes=of_cache["kept_bytes"],
+            **of_cache,
         )
 
 
@@ -352,8 +382,7 @@ def estimate_latency(
         "layers": float(estimate["layer_overhead_ms"]),
         "head_macs": head,
         "constant": float(estimate["token_overhead_ms"]),
-        "weight_bytes_evicted": 0.0,
-        "model_bytes_evicted": 0.0,
+        **dict.fromkeys(LATER, 0.0),
     }
     return LatencyModel(
         test=test,

@@ -244,11 +244,13 @@ def _added(models: Sequence[LatencyModel | MemoryModel], factors: Sequence[float
 
     def combine(*sums: Array) -> Array:
         predicted = list(sums[: len(models)])
-        for stored, (i, model) in zip(sums[len(models) :], whole, strict=True):
-            predicted[i] = predicted[i] + model.evicted_ms(stored)
+        held = iter(sums[len(models) :])
+        for i, model in whole:
+            predicted[i] = predicted[i] + model.missed_ms(next(held), next(held))
         return _weighted(predicted, factors)
 
-    return Column((*models, *(model.features.stored for _, model in whole)), combine, is_sum=not whole)
+    parts = (*models, *(quantity for _, model in whole for quantity in model.features.held))
+    return Column(parts, combine, is_sum=not whole)
 
 
 def _weighted(sums: Sequence[Array], factors: Sequence[float]) -> Array:

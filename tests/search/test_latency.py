@@ -19,8 +19,8 @@ from merino_edge.search.cost import unique_bytes
 from merino_edge.search.engine import SearchRequest, search
 from merino_edge.search.fitting import conformal_excess, fit_coefficients, judge, kendall_tau
 from merino_edge.search.latency import (
-    EVICTED,
     FEATURES,
+    MISSED,
     LatencyModel,
     LatencySample,
     MemoryModel,
@@ -159,27 +159,42 @@ def test_what_does_not_stay_in_the_cache_is_found_and_counted() -> None:
 
 def test_a_file_from_before_evictions_were_counted_still_loads() -> None:
     document = TRUTH.to_json()
-    del document["kept_bytes"], document["ms_per_unit"]["model_bytes_evicted"]
+    del document["kept_bytes"], document["kv_room"]
+    del document["ms_per_unit"]["weight_bytes_missed"], document["ms_per_unit"]["kv_bytes_missed"]
     assert LatencyModel.from_json(document, "m") == TRUTH
     del document["share_bytes"], document["ms_per_unit"]["weight_bytes_evicted"]
     assert LatencyModel.from_json(document, "m") == TRUTH
 
 
 def too_large_for_the_cache() -> LatencyModel:
-    """Return a model by which what passes 16 MiB is read from memory at 50 GB/s."""
+    """Return a model by which what passes 16 MiB is read from memory: weights at 50 GB/s, keys and values at 25."""
     made = estimate_latency(ESTIMATE, test="tg", depth=128, recipe=RECIPE, cache_bytes=32 << 20)
-    return replace(made, kept_bytes=16 << 20, coefficients=(*made.coefficients[:EVICTED], 2e-5))
+    return replace(made, kept_bytes=16 << 20, coefficients=(*made.coefficients[:MISSED], 2e-5, 4e-5))
 
 
-def test_what_a_model_stores_beyond_the_cache_is_counted_as_a_whole() -> None:
+def test_what_a_model_reads_beyond_the_cache_is_counted_as_a_whole() -> None:
     made = too_large_for_the_cache()
     plain = replace(made, kept_bytes=None)
     small, large = (Architecture((Block(512, 4, 1),) * count, 512, 256) for count in (2, 12))
-    over = unique_bytes(large, RECIPE) - (16 << 20)
-    assert over > 0 > unique_bytes(small, RECIPE) - (16 << 20)
+    positions = 128 + 32  # the median of 64 tokens
+    weights, kv = unique_bytes(large, RECIPE), 12 * 2 * positions * 512 * 4
+    missed = 1 - (16 << 20) / (weights + 2 * kv)
+    assert 0 < missed < 1 and unique_bytes(small, RECIPE) + 2 * kv / 6 < 16 << 20
     assert made.predict_ms(small) == plain.predict_ms(small)
-    assert made.predict_ms(large) - plain.predict_ms(large) == pytest.approx(2e-5 * over)
+    assert made.missed_ms_of(large) == pytest.approx((2e-5 * missed * weights, 4e-5 * missed * kv))
+    assert made.predict_ms(large) - plain.predict_ms(large) == pytest.approx(sum(made.missed_ms_of(large)))
     assert sum(latency_by_kind(made, large).values()) == pytest.approx(made.predict_ms(large), rel=1e-6)
+
+
+def test_a_file_from_before_keys_and_values_took_room_predicts_as_it_did() -> None:
+    made = too_large_for_the_cache()
+    document = made.to_json()
+    del document["kv_room"], document["ms_per_unit"]["kv_bytes_missed"]
+    document["ms_per_unit"]["model_bytes_evicted"] = document["ms_per_unit"].pop("weight_bytes_missed")
+    old = LatencyModel.from_json(document, "m")
+    large = Architecture((Block(512, 4, 1),) * 12, 512, 256)
+    assert sum(old.missed_ms_of(large)) == pytest.approx(2e-5 * (unique_bytes(large, RECIPE) - (16 << 20)))
+    assert LatencyModel.from_json(old.to_json(), "m") == old
 
 
 @pytest.mark.parametrize("mode", ["exact", "dp", "evolution"])
