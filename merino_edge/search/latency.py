@@ -237,7 +237,7 @@ class LatencyModel:
 
     def missed_ms(self, stored: Array, kv: Array) -> Array:
         """Return milliseconds on top of the sum over blocks, by the bytes of whole models (`Features.held`)."""
-        return self._missed_terms(stored, kv).sum(0)
+        return np.asarray(self._missed_terms(stored, kv).sum(0))
 
     def _missed_terms(self, stored: Array, kv: Array) -> Array:
         missed = self.features.missed(stored, kv)
@@ -283,7 +283,8 @@ class LatencyModel:
         for key in keys:
             if key not in value:
                 raise InvalidFileError(f"{where}: key '{key}' is missing")
-        units, of_cache = value["ms_per_unit"], {name: value.get(name) for name in OF_CACHE}
+        units = value["ms_per_unit"]
+        of_cache: dict[str, Any] = {name: value.get(name) for name in OF_CACHE}
         if "kv_room" not in value:
             of_cache["kv_room"] = KV_ROOM
             if isinstance(units, Mapping):
