@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cache_study import figure_rows as cache_rows
 from distil import figure_rows as distil_rows
 from peers.page import compared
 from poster.page import full_rows, small_rows, twenty_million_rows
@@ -506,6 +507,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "poster_train_20m": twenty_million_rows,
     "space_study": space_rows,
     "skip_time": skip_rows,
+    "cache_study": cache_rows,
     "variants": variants_rows,
     "distil": distil_rows,
     "row_exports": row_exports,

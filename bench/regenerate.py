@@ -76,6 +76,7 @@ STEPS = (
     Step("latency_local", ("bench/latency_local.py",)),
     Step("latency_local_1_thread", ("bench/latency_local.py", "--threads", "1")),
     Step("latency_local_free", ("bench/latency_local.py", "--space", "free")),
+    Step("cache_study", ("bench/cache_study.py",)),
     Step("poster", ("bench/poster.py",)),
     Step("proxy_latency", ("bench/proxy_study.py", "--measure", "local")),
     Step("peers", ("bench/peers.py",), PEERS),

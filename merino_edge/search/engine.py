@@ -149,16 +149,10 @@ def _mode(problem: Problem) -> str:
             f"{'exact search' if asked == 'exact' else 'dynamic programming'} cannot use it",
             hint="use --mode evolution",
         )
-    if problem.space.fewer and (asked == "evolution" or not additive):
-        raise UsageError(
-            f"space {problem.space.name} leaves open how many blocks there are: exact search and dynamic programming "
-            "take it, and only scores that are sums over blocks",
-            hint="give one 'count', or leave out --mode and --score",
-        )
     if asked == "auto":
         if additive and (problem.space.numbers <= MAX_SIZE or problem.classes.are_few):
             return "exact"
-        return "dp" if problem.request.score.name in PLAIN or problem.space.fewer else "evolution"
+        return "dp" if additive and (problem.request.score.name in PLAIN or problem.space.fewer) else "evolution"
     return asked
 
 

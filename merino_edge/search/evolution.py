@@ -3,8 +3,8 @@
 A population under constraints: whoever keeps the limits comes before whoever does not, the former by
 score, the latter by how far they pass. Children are mutated in a few fields, a field being the width,
 depth or ratio of one block or something all blocks have in common, by a step or to any choice; half of
-them cross two parents first. No architecture is looked at twice, classes count once, and one generator
-of random numbers drives it all.
+them cross two parents first. Where the number of blocks is open it is one more field; a block that is added is like
+the last one. No architecture is looked at twice, classes count once, and one generator of random numbers drives it all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Archive:
     """Everything looked at, in the order of looking.
 
     Attributes:
-        genes: `(n, 1 + blocks)`: group, then the option of each block.
+        genes: `(n, 1 + blocks)`: group, then the option of each block; 0 for blocks that a member lacks.
         score: `(n,)`.
         columns: `(n,)` each.
     """
@@ -74,17 +74,26 @@ class Evolution:
         self.rng = np.random.default_rng(self.seed)
         space = self.problem.space
         self.groups = space.groups
-        self.counts = np.array([[len(o) for o in group.options] for group in self.groups])
+        self.lengths = np.array([len(group.options) for group in self.groups])
+        self.most = int(self.lengths.max())
+        counts = [[len(o) for o in group.options] + [1] * (self.most - len(group.options)) for group in self.groups]
+        self.counts = np.array(counts)
         self.tables: dict[int, GroupTables] = {}
-        self.kinds = alike(self.groups[0])
+        self.kinds = [[1 + np.array(positions) for positions in alike(group)] for group in self.groups]
+        self.rows = list(dict.fromkeys(group.choices for group in self.groups))  # of blocks, several where open
         self._number_fields()
-        self.radix = np.array([(len(choices.depths), len(choices.ffn_ratios)) for choices in space.blocks])
+        padded = [
+            [(len(c.depths), len(c.ffn_ratios)) for c in row] + [(1, 1)] * (self.most - len(row)) for row in self.rows
+        ]
+        self.radix = np.array(padded)  # (rows, blocks, 2)
 
     def _number_fields(self) -> None:
-        """Number what all blocks have in common: head_dim, the one width, vocabulary, embedding."""
+        """Number what all blocks have in common: head_dim, the one width, vocabulary, embedding, how many they are."""
         space = self.problem.space
         embeddings = space.embedding_widths or (0,)
         widths = space.widths or (0,)
+        row_of = {row: i for i, row in enumerate(self.rows)}
+        self.row_of = np.array([row_of[group.choices] for group in self.groups])
         rows = [
             (
                 space.head_dims.index(group.head_dim),
@@ -95,11 +104,17 @@ class Evolution:
             for group in self.groups
         ]
         self.common = np.array(rows, np.int64)
-        shape = (len(space.head_dims), len(widths), len(space.vocab_sizes), len(embeddings))
+        shape = [len(space.head_dims), len(widths), len(space.vocab_sizes), len(embeddings)]
+        if len(self.rows) > 1:
+            self.common = np.column_stack([self.common, self.row_of])
+            shape.append(len(self.rows))
         self.group_at = np.full(shape, -1, np.int64)
         self.group_at[tuple(self.common.T)] = np.arange(len(self.groups))
-        own = [(len(c.widths or (0,)), len(c.depths), len(c.ffn_ratios)) for c in space.blocks]
-        self.choices = np.array([*shape, *(count for block in own for count in block)], np.int64)
+        own = np.ones((self.most, 3), np.int64)
+        for row in self.rows:
+            sizes = [(len(c.widths or (0,)), len(c.depths), len(c.ffn_ratios)) for c in row]
+            own[: len(row)] = np.maximum(own[: len(row)], sizes)
+        self.choices = np.array([*shape, *own.ravel()], np.int64)
 
     def run(self, evaluations: int) -> Archive:
         """Look at up to `evaluations` members; fewer where nobody new can be found."""
@@ -121,24 +136,32 @@ class Evolution:
     def draw(self, count: int) -> Array:
         """Draw members: a group, then an option for each block."""
         groups = self.rng.integers(len(self.groups), size=count)
-        digits = (self.rng.random((count, self.counts.shape[1])) * self.counts[groups]).astype(np.int64)
+        digits = (self.rng.random((count, self.most)) * self.counts[groups]).astype(np.int64)
         return np.column_stack([groups, digits])
 
     def fields(self, genes: Array) -> Array:
-        """Take genes apart, `(n, 4 + 3 blocks)`: what all blocks have in common, then width, depth, ratio of each."""
-        depths, ratios = self.radix.T
+        """Take genes apart, `(n, 4 + 3 blocks)`: what all blocks have in common, then width, depth, ratio of each.
+
+        Where the number of blocks is open, it comes fifth, and blocks that a member lacks are like its last.
+        """
+        depths, ratios = self.radix[self.row_of[genes[:, 0]]].transpose(2, 0, 1)
         options = genes[:, 1:]
         parts = np.stack([options // (depths * ratios), options // ratios % depths, options % ratios], axis=2)
+        if len(self.rows) > 1:
+            last = np.minimum(np.arange(self.most), self.lengths[genes[:, 0], None] - 1)
+            parts = np.take_along_axis(parts, last[:, :, None], axis=1)
         return np.column_stack([self.common[genes[:, 0]], parts.reshape(len(genes), -1)])
 
     def genes(self, fields: Array, fallback: Array) -> Array:
         """Put fields together; the group is `fallback` where they name none, a width too large the widest."""
-        groups = self.group_at[tuple(fields[:, :4].T)]
+        common = self.common.shape[1]
+        groups = self.group_at[tuple(fields[:, :common].T)]
         groups = np.where(groups < 0, fallback, groups)
-        depths, ratios = self.radix.T
-        width, depth, ratio = fields[:, 4:].reshape(len(fields), -1, 3).transpose(2, 0, 1)
+        depths, ratios = self.radix[self.row_of[groups]].transpose(2, 0, 1)
+        width, depth, ratio = fields[:, common:].reshape(len(fields), -1, 3).transpose(2, 0, 1)
         width = np.minimum(width, self.counts[groups] // (depths * ratios) - 1)
-        return np.column_stack([groups, (width * depths + depth) * ratios + ratio])
+        options = (width * depths + np.minimum(depth, depths - 1)) * ratios + np.minimum(ratio, ratios - 1)
+        return np.column_stack([groups, np.where(np.arange(self.most) < self.lengths[groups, None], options, 0)])
 
     def offspring(self, population: Archive) -> Array:
         """Return crossed and mutated children of parents won by tournament (the population is sorted)."""
@@ -177,13 +200,23 @@ class Evolution:
     def _representatives(self, genes: Array) -> Array:
         """Put the options of blocks that may be swapped into order, where the widths are one; each option its first."""
         if self.problem.space.numbers > self.problem.space.size:
-            genes = np.array([[row[0], *self.groups[int(row[0])].first_alike(row[1:])] for row in genes])
+            genes = genes.copy()
+            for row in genes:
+                row[1 : 1 + self.lengths[row[0]]] = self.groups[int(row[0])].first_alike(self._options(row).tolist())
         ordered = genes.copy()
-        for positions in self.kinds:
-            columns = 1 + np.array(positions)
-            ordered[:, columns] = np.sort(genes[:, columns], axis=1)
-        widths = np.stack([self._table(int(row[0])).options_width(row[1:]) for row in genes])
-        return np.asarray(np.where((widths == widths[:, :1]).all(1)[:, None], ordered, genes))
+        for group in np.unique(genes[:, 0]):
+            rows = np.flatnonzero(genes[:, 0] == group)
+            for columns in self.kinds[group]:
+                ordered[np.ix_(rows, columns)] = np.sort(genes[np.ix_(rows, columns)], axis=1)
+        if self.problem.space.widths is None:
+            for row, given in zip(ordered, genes, strict=True):
+                if len(set(self._table(int(given[0])).options_width(self._options(given)).tolist())) > 1:
+                    row[:] = given
+        return ordered
+
+    def _options(self, genes: Array) -> Array:
+        """Return the option of each block that a member has."""
+        return genes[1 : 1 + self.lengths[genes[0]]]
 
     def _table(self, group: int) -> GroupTables:
         if group not in self.tables:
@@ -196,7 +229,9 @@ class Evolution:
         sums: list[Array] = [np.empty(len(genes), np.float64) for _ in parts]  # integers below 2^53 stay exact
         for group in np.unique(genes[:, 0]):
             rows = np.flatnonzero(genes[:, 0] == group)
-            for whole, part in zip(sums, self._table(int(group)).gather(genes[rows, 1:]), strict=True):
+            for whole, part in zip(
+                sums, self._table(int(group)).gather(genes[rows, 1 : 1 + self.lengths[group]]), strict=True
+            ):
                 whole[rows] = part
         score, columns = self.problem.fill(sums)
         if score is None:
@@ -207,7 +242,7 @@ class Evolution:
     def _plain_scores(self, genes: Array) -> Array:
         space, request, scores = self.problem.space, self.problem.request, []
         for row in genes:
-            scores.append(self.problem.plain(space.build(self.groups[int(row[0])], row[1:].tolist())))
+            scores.append(self.problem.plain(space.build(self.groups[int(row[0])], self._options(row).tolist())))
             self.scored += 1
             if request.progress is not None:  # a score that is no sum may take long for each member
                 request.progress(min(1.0, self.scored / request.evaluations))
@@ -223,7 +258,7 @@ class Evolution:
     def index(self, genes: Array) -> int:
         """Return the index of a member in the space."""
         group = self.groups[int(genes[0])]
-        return group.offset + group.position(int(digit) for digit in genes[1:])
+        return group.offset + group.position(int(digit) for digit in self._options(genes))
 
     def select(self, archive: Archive) -> Archive:
         """Return the fittest, best first."""

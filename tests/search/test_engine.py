@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -126,16 +127,46 @@ def test_exact_search_agrees_with_looking_at_every_member(where: Space, limits: 
     assert [c.index for c in (outcome.winner, *outcome.runners_up)] == classes[:11]
 
 
-def test_a_space_of_several_counts_is_not_searched_by_evolution() -> None:
-    assert search(request(COUNTED)).mode == "exact"
-    with pytest.raises(UsageError, match="how many blocks"):
-        search(request(COUNTED, mode="evolution"))
+RUNS = ({"count": [1, 2], "depth": 2, "ffn_ratio": 2}, {"count": [1, 2, 3], "depth": [1, 2], "ffn_ratio": [2, 4]})
+OPEN = [
+    COUNTED,
+    space(*RUNS, width=[64, 96], embedding_width="width"),
+    space({"count": [1, 2, 3], "width": [64, 96], "depth": [1, 2], "ffn_ratio": 2}, embedding_width=[64, 96]),
+]
+
+
+@pytest.mark.parametrize("where", OPEN, ids=["one kind", "two kinds", "own widths"])
+@pytest.mark.parametrize("limits", LIMITS)
+def test_evolution_finds_the_exact_optimum_where_the_number_of_blocks_is_open(
+    where: Space, limits: dict[str, Limit]
+) -> None:
+    exact, found = (search(request(where, limits, mode=mode, evaluations=3000)) for mode in ("exact", "evolution"))
+    assert (exact.mode, found.mode) == ("exact", "evolution")
+    assert found.winner.score == exact.winner.score
+    assert sorted(b.shape for b in found.winner.architecture.blocks) == sorted(
+        b.shape for b in exact.winner.architecture.blocks
+    )
+    assert found.winner.predicted == exact.winner.predicted
+    assert where.decode(found.winner.index) == found.winner.architecture
+
+
+def test_evolution_by_any_score_goes_through_all_numbers_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Counter[int] = Counter()
+
+    def plain(a: Architecture) -> float:
+        seen[len(a.blocks)] += 1
+        return -abs(math.log(a.unique_parameters) - 11.5)
+
+    monkeypatch.setattr("merino_edge.search.problem.make_score", lambda options: plain)
+    outcome = search(request(COUNTED, evaluations=2000))
+    assert outcome.mode == "evolution"
+    assert set(seen) == {len(group.options) for group in COUNTED.groups}
+    assert outcome.winner.score == max(plain(COUNTED.decode(i)) for i in range(COUNTED.size))
 
 
 @pytest.mark.parametrize("limits", LIMITS)
 def test_a_space_of_several_counts_is_searched_by_blocks_too(limits: dict[str, Limit]) -> None:
-    kinds = {"count": [1, 2], "depth": 2, "ffn_ratio": 2}, {"count": [1, 2, 3], "depth": [1, 2], "ffn_ratio": [2, 4]}
-    for where in (COUNTED, space(*kinds, width=[64, 96], embedding_width="width")):
+    for where in OPEN[:2]:
         exact, found = (search(request(where, limits, mode=mode)) for mode in ("exact", "dp"))
         assert found.winner == exact.winner
         assert found.evaluated <= where.size
