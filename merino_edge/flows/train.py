@@ -200,7 +200,7 @@ class _Reporter:
             text += f" step {step}, loss {facts['loss']:.3f}, {facts['tokens_per_s']:,.0f} tokens/s"
             text += f", MFU {100 * facts['mfu']:.0f} %" if facts.get("mfu") else ""
         self._task.update(min(1.0, done), text)
-        if not self._told and step is not None and step >= 20 and facts["stage"] == "training":
+        if not self._told and step is not None and step >= 20 and facts.get("steady"):
             self._told = True
             self._tell(facts)
 

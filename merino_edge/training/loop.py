@@ -232,7 +232,12 @@ class Watch(TrainerCallback):
 
     def _tell(self, step: int, here: int) -> None:
         steady = self.steady_tokens_per_s()
-        rate = steady / self.tokens_per_step if steady else here / (time.monotonic() - self._started)
+        if steady:
+            rate = steady / self.tokens_per_step
+        elif self._marks:  # a GPU may have been given more steps than it has done
+            rate = (self._marks[0][0] - self._first_step) / (self._marks[0][1] - self._started)
+        else:
+            rate = here / (time.monotonic() - self._started)
         left = (self.plan.steps - step) / rate if self.plan.steps else (self.plan.seconds or 0.0) - self.elapsed()
         self.report(
             {
@@ -242,6 +247,7 @@ class Watch(TrainerCallback):
                 "tokens": step * self.tokens_per_step,
                 "loss": self.curve[-1]["loss"] if self.curve else None,
                 "tokens_per_s": rate * self.tokens_per_step,
+                "steady": steady is not None,
                 "seconds_left": max(0.0, left),
                 "mfu": self.mfu(),
                 "memory_bytes": speed.memory_bytes(),

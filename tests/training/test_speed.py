@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 
@@ -53,3 +56,16 @@ def test_steady_speed_leaves_the_first_steps_out(monkeypatch: pytest.MonkeyPatch
     watch._marks = [(10, 30.0), (60, 40.0)]  # 30 s for the first ten steps, then five a second
     assert watch.steady_tokens_per_s() == pytest.approx(5000.0)
     assert watch.startup_seconds() == pytest.approx(28.0)
+
+
+def test_steps_that_a_gpu_was_only_given_do_not_count_as_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("merino_edge.training.loop.time.monotonic", lambda: 102.0)
+    heard: list[Mapping[str, Any]] = []
+    watch = Watch(Plan(1000, None, None, "cosine"), 1000, 60.0, heard.append, 10, lambda _: None, began=0.0)
+    watch._started, watch._marks = 100.0, [(10, 101.0)]  # ten steps in the first second; of 300 given the rest waits
+    watch._tell(300, 300)
+    assert (heard[0]["tokens_per_s"], heard[0]["steady"]) == (pytest.approx(10_000.0), False)
+    assert heard[0]["seconds_left"] == pytest.approx(70.0)
+    watch._marks.append((20, 102.0))
+    watch._tell(300, 300)
+    assert heard[1]["steady"]
