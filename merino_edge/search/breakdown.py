@@ -22,7 +22,7 @@ def latency_by_kind(model: LatencyModel, architecture: Architecture) -> dict[str
     """Return the milliseconds of each kind of layer; together what `predict_ms` says.
 
     Bytes of a block are shared out between attention and feed-forward network by the size of their matrices, and so is
-    what a model takes longer because it does not stay in the cache as a whole.
+    what a model takes longer because it does not stay in the cache as a whole; the scores take what keys and values do.
     """
     parts = dict.fromkeys(LAYER_KINDS, 0.0)
     for i in range(len(architecture.blocks)):
@@ -33,38 +33,35 @@ def latency_by_kind(model: LatencyModel, architecture: Architecture) -> dict[str
     parts["head"] += _named(ends, "head_macs")
     parts["constant"] += _named(ends, "constant")
     parts["projection"] += _named(ends, "ffn_macs") + _named(ends, "weight_bytes_once")
-    of_weights, of_cache = model.missed_ms_of(architecture)
+    table = float(table_bytes(model.recipe)(architecture.vocab_size, architecture.embedding_width))
+    in_blocks = sum(sum(_matrices(model.recipe, block)) for block in architecture.blocks)
     stored = float(total(model.features.held[0], architecture))
-    sizes = _stored_by_kind(model.recipe, architecture)
-    for kind, size in {**sizes, "projection": stored - sum(sizes.values())}.items():
-        parts[kind] += of_weights * size / stored
-    parts["scores"] += of_cache
+    missed, _ = model.missed_ms_of(architecture)
+    parts["head"] += missed * table / stored
+    parts["projection"] += missed * (stored - in_blocks - table) / stored
     return parts
 
 
-def _stored_by_kind(recipe: str, architecture: Architecture) -> dict[str, float]:
-    """Return the bytes of matrices and table, each once."""
-    attention, ffn = np.sum([_matrices(recipe, block) for block in architecture.blocks], axis=0).tolist()
-    return {
-        "attention": attention,
-        "ffn": ffn,
-        "head": float(table_bytes(recipe)(architecture.vocab_size, architecture.embedding_width)),
-    }
-
-
 def latency_of_block(model: LatencyModel, architecture: Architecture, block: int) -> dict[str, float]:
-    """Return the milliseconds of each kind of layer in one block and the projection before it."""
+    """Return the milliseconds of each kind of layer in one block and the projection before it.
+
+    Of what a model takes longer because it does not stay in the cache as a whole, a block has the share of its matrices
+    and of its keys and values.
+    """
     shape = architecture.blocks[block]
     attention, ffn = _matrices(model.recipe, shape)
     share = attention / (attention + ffn)
-    arrays = (np.array([float(v)]) for v in (shape.width, shape.ffn_width, shape.depth))
+    arrays = tuple(np.array([float(v)]) for v in (shape.width, shape.ffn_width, shape.depth))
     terms = _terms(model, model.features.blocks(*arrays)[:, 0])
     seam = model.features.seams(np.array([float(architecture.input_width(block))]), np.array([float(shape.width)]))
-    stored = float(terms[_BYTES].sum())
+    missed, missed_kv = model.missed_ms_of(architecture)
+    stored, kv = (float(total(quantity, architecture)) for quantity in model.features.held)
+    read = float(terms[_BYTES].sum()) + missed * (attention + ffn) / stored
+    own_kv = float(model.features.held[1].blocks(*arrays).sum())
     return {
-        "attention": _named(terms, "attention_macs") + share * stored,
-        "ffn": _named(terms, "ffn_macs") + (1 - share) * stored,
-        "scores": _named(terms, "score_macs") + _named(terms, "kv_bytes"),
+        "attention": _named(terms, "attention_macs") + share * read,
+        "ffn": _named(terms, "ffn_macs") + (1 - share) * read,
+        "scores": _named(terms, "score_macs") + _named(terms, "kv_bytes") + missed_kv * own_kv / kv,
         "projection": float(_terms(model, seam[:, 0]).sum()),
         "launch": _named(terms, "layers"),
     }
