@@ -41,18 +41,18 @@ def reporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-def facts(step: int) -> dict[str, Any]:
+def facts(step: int, steady: bool = True) -> dict[str, Any]:
     return {
         "stage": "training", "step": step, "steps": 1000, "tokens": step * 256, "loss": 5.0, "tokens_per_s": 12_345.0,
-        "seconds_left": 77.0, "mfu": None, "memory_bytes": 3 << 20,
+        "seconds_left": 77.0, "mfu": None, "memory_bytes": 3 << 20, "steady": steady,
     }  # fmt: skip
 
 
 def test_speed_time_memory_and_disk_are_told_once(reporter: Any) -> None:
     report, heard = reporter(256_000)
-    for step in (1, 19, 20, 30):
-        report(facts(step))
-    assert len(heard.notes) == 1
+    for step, steady in ((1, False), (19, True), (20, False), (21, True), (30, True)):
+        report(facts(step, steady))
+        assert len(heard.notes) == (step > 20)
     for part in ("12,345 tokens/s", "77 s left", "memory", "disk", "free"):
         assert part in heard.notes[0]
 
