@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from latency_local import VOCAB, held_out
 from record import write_result
 
 from merino_edge.agent.facts import Machine, cpu_cache_bytes
@@ -35,9 +36,9 @@ from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import measure_architecture
 from merino_edge.flows.profile import ProfileOptions, searched_space
 from merino_edge.search.fitting import judge, leave_one_out
-from merino_edge.search.latency import KEPT_SHARES, MISSED, Features, choose_architectures, parse_test, sample_lengths
+from merino_edge.search.latency import KEPT_SHARES, KV_ROOM, MISSED, Features, choose_architectures, parse_test
 
-VOCAB, DEPTH, RECIPE = 8192, 128, "dynamic_wi8_afp32"
+DEPTH, RECIPE = 128, "dynamic_wi8_afp32"
 SECONDS_A_MODEL = 2.0
 PASSES = (2, 2, 1, 2, 1, 2)  # threads of each
 ROOMS = (0, 1, 2, 3, 4)
@@ -88,7 +89,7 @@ def models() -> list[Architecture]:
     pairs += [(w, 2, layers) for w in (320, 576, 832) for layers in (6, 12)]
     found = [alike(w, r, depth, layers // depth) for w, r, layers in pairs for depth in (1, 2)]
     space = searched_space(ProfileOptions(space="free", conditions=Conditions(vocab_size=VOCAB)))
-    return list(dict.fromkeys([*found, *sample_lengths(space, 30, 1), *choose_architectures(space, 25, 0)]))
+    return list(dict.fromkeys([*found, *held_out(30, 1, "free"), *choose_architectures(space, 25, 0)]))
 
 
 def measure(architectures: Sequence[Architecture], log: Path, until: float, folder: Path) -> None:
@@ -151,7 +152,7 @@ def figure_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the README's rows."""
     told = []
     for row in r["left_out"]:
-        before, now = row["by_kv_room"]["weights alone"], row["by_kv_room"]["2"]
+        before, now = row["by_kv_room"]["weights alone"], row["by_kv_room"][str(KV_ROOM)]
         threads = "one thread" if row["threads"] == 1 else f"{row['threads']} threads"
         told.append(
             (

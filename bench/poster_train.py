@@ -392,7 +392,9 @@ def collect(options: argparse.Namespace) -> None:
         places.setdefault(planned, key)
         if key in rows:
             losses = [r["judged"]["validation"]["loss"] for r in (rows[key], record)]
-            repeats.append({"id": record["id"], "seed": record["seed"], "validation_losses": losses})
+            repeats.append(
+                {"id": record["id"], "seed": record["seed"], "tokens": record["tokens"], "validation_losses": losses}
+            )
         else:
             rows[key] = {name: value for name, value in record.items() if name not in ("shape", "wall_s")}
             rows[key]["also"] = also.get(record["id"], record.get("also", []))

@@ -4,7 +4,8 @@ A population under constraints: whoever keeps the limits comes before whoever do
 score, the latter by how far they pass. Children are mutated in a few fields, a field being the width,
 depth or ratio of one block or something all blocks have in common, by a step or to any choice; half of
 them cross two parents first. Where the number of blocks is open it is one more field; a block that is added is like
-the last one. No architecture is looked at twice, classes count once, and one generator of random numbers drives it all.
+the last one. No architecture is looked at twice (but one that two numbers of blocks of several kinds make), classes
+count once, and one generator of random numbers drives it all.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ class Evolution:
         counts = [[len(o) for o in group.options] + [1] * (self.most - len(group.options)) for group in self.groups]
         self.counts = np.array(counts)
         self.tables: dict[int, GroupTables] = {}
-        self.kinds = [[1 + np.array(positions) for positions in alike(group)] for group in self.groups]
-        self.rows = list(dict.fromkeys(group.choices for group in self.groups))  # of blocks, several where open
+        of_row = {group.choices: group for group in self.groups}  # of blocks; several where their number is open
+        self.rows = list(of_row)
+        self.kinds = [[1 + np.array(positions) for positions in alike(group)] for group in of_row.values()]
         self._number_fields()
         padded = [
             [(len(c.depths), len(c.ffn_ratios)) for c in row] + [(1, 1)] * (self.most - len(row)) for row in self.rows
@@ -201,17 +203,18 @@ class Evolution:
         """Put the options of blocks that may be swapped into order, where the widths are one; each option its first."""
         if self.problem.space.numbers > self.problem.space.size:
             genes = genes.copy()
-            for row in genes:
-                row[1 : 1 + self.lengths[row[0]]] = self.groups[int(row[0])].first_alike(self._options(row).tolist())
+            for own in genes:
+                self._options(own)[:] = self.groups[int(own[0])].first_alike(self._options(own).tolist())
         ordered = genes.copy()
-        for group in np.unique(genes[:, 0]):
-            rows = np.flatnonzero(genes[:, 0] == group)
-            for columns in self.kinds[group]:
-                ordered[np.ix_(rows, columns)] = np.sort(genes[np.ix_(rows, columns)], axis=1)
+        row_of = self.row_of[genes[:, 0]]
+        for row in np.unique(row_of):
+            members = np.flatnonzero(row_of == row)
+            for columns in self.kinds[row]:
+                ordered[np.ix_(members, columns)] = np.sort(genes[np.ix_(members, columns)], axis=1)
         if self.problem.space.widths is None:
-            for row, given in zip(ordered, genes, strict=True):
+            for sorted_genes, given in zip(ordered, genes, strict=True):
                 if len(set(self._table(int(given[0])).options_width(self._options(given)).tolist())) > 1:
-                    row[:] = given
+                    sorted_genes[:] = given
         return ordered
 
     def _options(self, genes: Array) -> Array:

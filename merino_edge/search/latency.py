@@ -61,7 +61,7 @@ MISSED = FEATURES.index("weight_bytes_missed")  # from here on no sums over bloc
 OLD_MISSED = "model_bytes_evicted"  # what the former was called when keys and values took no room
 CACHE_SHARES = (1 / 24, 1 / 16, 1 / 12, 1 / 10, 1 / 8, 1 / 6, 1 / 4)  # that a block may have for itself
 KEPT_SHARES = (1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0, 5 / 4)  # that a model may have for itself
-KV_ROOM = 2  # bytes of cache that a byte of keys and values takes; 1 to 4 were tried, 2 tells measured models best
+KV_ROOM = 2  # bytes of cache that a byte of keys and values takes; 0 to 4 were tried (bench/cache_study.py)
 MS_GRID = 2.0**-30  # ms; sums over blocks stay exact up to 8e6 ms
 COVERAGE = 0.9
 OF_CACHE = ("share_bytes", "kept_bytes", "kv_room")
@@ -236,17 +236,16 @@ class LatencyModel:
         return self._ms(self.features.ends(last_width, embedding_width, vocab_size))
 
     def missed_ms(self, stored: Array, kv: Array) -> Array:
-        """Return milliseconds on top of the sum over blocks, by the bytes of whole models (`Features.held`)."""
-        return np.asarray(self._missed_terms(stored, kv).sum(0))
+        """Return milliseconds on top of the sum over blocks, `(2, ...)`: of weights, and of keys and values.
 
-    def _missed_terms(self, stored: Array, kv: Array) -> Array:
-        missed = self.features.missed(stored, kv)
-        prices = np.array(self.coefficients[MISSED:]).reshape(2, *[1] * (missed.ndim - 1))
-        return on_grid(prices * missed, MS_GRID)
+        By the bytes of whole models (`Features.held`).
+        """
+        prices = np.array(self.coefficients[MISSED:]).reshape(2, *[1] * np.ndim(stored))
+        return on_grid(prices * self.features.missed(stored, kv), MS_GRID)
 
     def missed_ms_of(self, architecture: Architecture) -> tuple[float, float]:
-        """Return the same for one architecture, apart: of its weights, and of its keys and values."""
-        weights, kv = self._missed_terms(*(total(quantity, architecture) for quantity in self.features.held))
+        """Return the same for one architecture."""
+        weights, kv = self.missed_ms(*(total(quantity, architecture) for quantity in self.features.held))
         return float(weights), float(kv)
 
     def predict_ms(self, architecture: Architecture) -> float:
@@ -290,12 +289,13 @@ class LatencyModel:
             if isinstance(units, Mapping):
                 units = {**dict.fromkeys(LATER, 0.0), **units}
                 if OLD_MISSED in units:
-                    units[LATER[1]], of_cache["kv_room"] = units.pop(OLD_MISSED), 0
+                    units[FEATURES[MISSED]], of_cache["kv_room"] = units.pop(OLD_MISSED), 0
         for name, size in of_cache.items():
-            if size is None and name != "kv_room":
+            or_null = "" if name == "kv_room" else " or null"
+            if size is None and or_null:
                 continue
             if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-                raise InvalidFileError(f"{where}: {name} must be a whole number of at least 0, not {size!r}")
+                raise InvalidFileError(f"{where}: {name} must be a whole number of at least 0{or_null}, not {size!r}")
         if not isinstance(units, Mapping) or set(units) != set(FEATURES):
             raise InvalidFileError(f"{where}: 'ms_per_unit' must name exactly: {', '.join(FEATURES)}")
         for name, number in [*units.items(), ("band", value["band"])]:

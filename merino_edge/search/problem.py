@@ -246,7 +246,7 @@ def _added(models: Sequence[LatencyModel | MemoryModel], factors: Sequence[float
         predicted = list(sums[: len(models)])
         held = iter(sums[len(models) :])
         for i, model in whole:
-            predicted[i] = predicted[i] + model.missed_ms(next(held), next(held))
+            predicted[i] = predicted[i] + model.missed_ms(next(held), next(held)).sum(0)
         return _weighted(predicted, factors)
 
     parts = (*models, *(quantity for _, model in whole for quantity in model.features.held))
