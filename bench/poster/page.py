@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from merino_edge.training.zero_shot import TaskScore, average
+from merino_edge.training.zero_shot import TASKS, TaskScore, average
 from poster.vocabulary import budget, told
 
 ROOT = Path(__file__).parents[2]
@@ -107,14 +107,11 @@ def _again(rows: list[dict[str, Any]], first: dict[str, dict[str, Any]]) -> list
 
 
 def _repeated(repeats: list[dict[str, Any]]) -> list[str]:
-    """Return the losses of rows whose command was run twice."""
+    """Return the losses of rows whose command was run more than once."""
     if not repeats:
         return []
-    pairs = []
-    for row in repeats:
-        first, second = row["validation_losses"]
-        pairs.append(f"{_name(row)} {first:.3f}, {second:.3f}")
-    return ["", "The same command run twice, on other days and machines, loss: " + "; ".join(pairs) + "."]
+    told = [f"{_name(row)} {', '.join(f'{loss:.3f}' for loss in row['validation_losses'])}" for row in repeats]
+    return ["", "The same command run again, on other days and machines, loss: " + "; ".join(told) + "."]
 
 
 def _cheaper(row: dict[str, Any], plain: dict[str, Any]) -> str:
@@ -160,25 +157,23 @@ def _seeded(rows: list[dict[str, Any]], group: str) -> list[str]:
     ]
 
 
-def common_tasks(rows: list[dict[str, Any]]) -> list[str]:
-    """Return the tasks that every row was asked, in their order."""
-    first, *others = [[task["task"] for task in row["tasks"]] for row in rows]
-    return [name for name in first if all(name in names for names in others)]
+def asked_all(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows that were asked every zero-shot task."""
+    return [row for row in rows if len(row.get("tasks", [])) == len(TASKS)]
 
 
-def over_tasks(row: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Return mean accuracy over the named tasks, its standard error, and what guessing has on them."""
-    return average([TaskScore(**task) for task in row["tasks"] if task["task"] in names])
+def over_tasks(row: dict[str, Any]) -> dict[str, Any]:
+    """Return mean accuracy over the tasks, its standard error, and what guessing has on them."""
+    return average([TaskScore(**task) for task in row["tasks"]])
 
 
 def _zero_shot(rows: list[dict[str, Any]]) -> list[str]:
     """Return the accuracies of what was asked the zero-shot tasks; nothing where nothing was."""
-    asked = [row for row in rows if "tasks" in row]
+    asked = asked_all(rows)
     if not asked:
         return []
-    common = common_tasks(asked)
-    most = max(asked, key=lambda row: len(row["tasks"]))["tasks"]
-    names = [task["task"] for task in most]
+    one_by_one = asked[0]["tasks"]
+    names = [task["task"] for task in one_by_one]
 
     def cells(tasks: list[dict[str, Any]], key: str) -> list[str]:
         values = {task["task"]: task[key] for task in tasks}
@@ -187,22 +182,31 @@ def _zero_shot(rows: list[dict[str, Any]]) -> list[str]:
     def line(name: str, average: str, values: list[str]) -> str:
         return f"| {name} | {average} | {' | '.join(values)} |"
 
-    limit, guessed = asked[0]["limit"], over_tasks(asked[0], common)
+    limit, guessed = asked[0]["limit"], over_tasks(asked[0])
     which = "all questions" if limit is None else f"{limit} random questions of each task at most"
     lines = []
     for row in asked:
-        one = over_tasks(row, common)
+        one = over_tasks(row)
         told = f"{one['accuracy']:.3f} ± {one['stderr']:.3f}"
         lines.append(line(_name(row), told, cells(row["tasks"], "accuracy")))
+    again = [f"{_name(row)} ({row['asked_loss']:.3f})" for row in asked if "asked_loss" in row]
+    fewer = [_name(row) for row in rows if "tasks" in row and row not in asked]
+    notes = [
+        f"Asked after the same command had run again; the held-out loss of that training: {'; '.join(again)}."
+    ] if again else []  # fmt: skip
+    if fewer:
+        notes.append(f"Left out, for an earlier version asked them all but LAMBADA: {'; '.join(fewer)}.")
     return [
         "",
-        f"Zero-shot accuracy, {which}; the average is over the {len(common)} tasks that all were asked:",
+        f"Zero-shot accuracy, {which}, and the average of the {len(names)} tasks:",
         "",
         line("row", "average ± standard error", names),
         "| --- | " + " | ".join(["---:"] * (len(names) + 1)) + " |",
         *lines,
-        line("chance", f"{guessed['chance']:.3f}", cells(most, "chance")),
-        line("the most frequent answer", f"{guessed['majority']:.3f}", cells(most, "majority")),
+        line("chance", f"{guessed['chance']:.3f}", cells(one_by_one, "chance")),
+        line("the most frequent answer", f"{guessed['majority']:.3f}", cells(one_by_one, "majority")),
+        "",
+        *notes,
     ]
 
 
@@ -318,11 +322,10 @@ def _longer(rows: list[dict[str, Any]]) -> list[Figure]:
     length = f"{long[0]['tokens'] / 1e6:.0f} M tokens ({long[0]['epochs']:.1f} epochs)"
     what = f"held-out loss after {length}, one seed: {names}"
     told = [(what, "; ".join(f"{row['judged']['validation']['loss']:.3f}" for row in long))]
-    asked = [row for row in long if "tasks" in row]
+    asked = asked_all(long)
     if asked:
-        common = common_tasks(asked)
-        means = [over_tasks(row, common) for row in asked]
-        what = f"their mean accuracy on {len(common)} zero-shot tasks, {asked[0]['limit']} questions of each at most: "
+        means = [over_tasks(row) for row in asked]
+        what = f"their mean accuracy on {len(TASKS)} zero-shot tasks, {asked[0]['limit']} questions of each at most: "
         what += "; ".join(row["id"] for row in asked) + "; chance; always the most frequent answer"
         have = [f"{one['accuracy']:.3f} ± {one['stderr']:.3f}" for one in means]
         told.append((what, "; ".join([*have, f"{means[0]['chance']:.3f}", f"{means[0]['majority']:.3f}"])))
