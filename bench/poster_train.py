@@ -30,7 +30,8 @@ and seed:
     judged         for validation, wikitext2, ptb: loss (nats a token), perplexity, bits_per_byte,
                    word_perplexity (the two tests), tokens, context, stride
     tasks          where asked: task, documents, accuracy, stderr, accuracy_norm, chance, majority; beside it
-                   `average` and `limit`
+                   `average` and `limit`; `asked_loss`, of the weights that were asked, where the same command had
+                   run again
     device         where it was trained, if not the first of `device`
     command, date
 """
@@ -382,7 +383,8 @@ def collect(options: argparse.Namespace) -> None:
     plan = [json.loads(line) for line in options.planned.read_text(encoding="utf-8").splitlines()]
     also = {row["id"]: row.get("also", []) for row in plan}
     rows: dict[tuple[str, int, int], dict[str, Any]] = {}
-    repeats, places = [], {}
+    losses: dict[tuple[str, int, int], list[float]] = {}
+    places, trained = {}, {}
     for record in records:
         if "judged" not in record:
             continue
@@ -390,19 +392,23 @@ def collect(options: argparse.Namespace) -> None:
         record["id"] = record.pop("row", planned)
         key = record["id"], record["seed"], record["tokens"]
         places.setdefault(planned, key)
-        if key in rows:
-            losses = [r["judged"]["validation"]["loss"] for r in (rows[key], record)]
-            repeats.append(
-                {"id": record["id"], "seed": record["seed"], "tokens": record["tokens"], "validation_losses": losses}
-            )
-        else:
+        trained[planned] = record["judged"]["validation"]["loss"]
+        losses.setdefault(key, []).append(trained[planned])
+        if key not in rows:
             rows[key] = {name: value for name, value in record.items() if name not in ("shape", "wall_s")}
             rows[key]["also"] = also.get(record["id"], record.get("also", []))
+    repeats = [
+        {"id": name, "seed": seed, "tokens": tokens, "validation_losses": several}
+        for (name, seed, tokens), several in losses.items()
+        if len(several) > 1
+    ]
     for path in options.asked:
         for line in path.read_text(encoding="utf-8").splitlines():
             answers = json.loads(line)
-            told = {name: answers[name] for name in ("tasks", "average", "limit")}
-            rows[places[answers["id"]]].update(told)
+            row = rows[places[answers["id"]]]
+            row.update({name: answers[name] for name in ("tasks", "average", "limit")})
+            if trained[answers["id"]] != row["judged"]["validation"]["loss"]:
+                row["asked_loss"] = trained[answers["id"]]
     have = set(places)
     missing = dict.fromkeys([name for name in also if name not in have], "no device time left")
     missing |= {r["id"]: r["failed"] for r in records if r["id"] not in have and "failed" in r}

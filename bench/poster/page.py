@@ -191,11 +191,11 @@ def _zero_shot(rows: list[dict[str, Any]]) -> list[str]:
         lines.append(line(_name(row), told, cells(row["tasks"], "accuracy")))
     again = [f"{_name(row)} ({row['asked_loss']:.3f})" for row in asked if "asked_loss" in row]
     fewer = [_name(row) for row in rows if "tasks" in row and row not in asked]
-    notes = [
-        f"Asked after the same command had run again; the held-out loss of that training: {'; '.join(again)}."
-    ] if again else []  # fmt: skip
+    notes = []
+    if again:
+        notes.append(f"Asked after the same command had run again; the held-out loss then: {'; '.join(again)}.")
     if fewer:
-        notes.append(f"Left out, for an earlier version asked them all but LAMBADA: {'; '.join(fewer)}.")
+        notes.append(f"Left out, for they were not asked every task: {'; '.join(fewer)}.")
     return [
         "",
         f"Zero-shot accuracy, {which}, and the average of the {len(names)} tasks:",
