@@ -64,7 +64,16 @@ RESERVE = 8.0  # seconds to judge a row
 def write_plan(folder: Path) -> None:
     """Write the rows, the tokenizer and the tests' tokens, all that the machine with the GPU lacks."""
     from poster.page import RESULTS
-    from poster.rows import VOCAB_SIZE, board_rows, default_rows, free_rows, further_rows, poster_rows, small_rows
+    from poster.rows import (
+        VOCAB_SIZE,
+        board_rows,
+        control_rows,
+        default_rows,
+        free_rows,
+        further_rows,
+        poster_rows,
+        small_rows,
+    )
 
     from merino_edge.training.data import load_tokenizer
 
@@ -73,7 +82,7 @@ def write_plan(folder: Path) -> None:
     folder.mkdir(exist_ok=True, parents=True)
     rows = poster_rows()
     rows += free_rows(rows)
-    rows += [*further_rows(rows, recorded), *board_rows(), *default_rows(), *small_rows()]
+    rows += [*further_rows(rows, recorded), *board_rows(), *default_rows(), *control_rows(), *small_rows()]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tokenizer = load_tokenizer("gpt2", VOCAB_SIZE)
     tokenizer.save(str(folder / "gpt2.json"))
@@ -95,7 +104,14 @@ def write_tokens(folder: Path, corpus: list[str], kinds: list[str]) -> None:
     """Make token files of the corpus, one folder a tokenizer."""
     from merino_edge.training.data import prepare_data
 
-    sizes = {"gpt2": 50_257, "bpe8192": 8_192, "all8192": 8_192, "all16384": 16_384, "all32768": 32_768}
+    sizes = {
+        "gpt2": 50_257,
+        "bpe8192": 8_192,
+        "all8192": 8_192,
+        "all16384": 16_384,
+        "all32768": 32_768,
+        "all50257": 50_257,
+    }
     for kind in kinds:
         began = time.monotonic()
         size, tokenizer = sizes[kind], str(folder / "gpt2.json") if kind == "gpt2" else None

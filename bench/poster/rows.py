@@ -43,7 +43,9 @@ BOARD_PLAIN = ((512, 6), (576, 5), (640, 4))
 SMALL_PLAIN = ((768, 3), (576, 5), (512, 6), (384, 10))  # width and depth, within 4 % of those FLOPs; 640 x 4 is chosen
 VOCABULARIES = {8_192: "all8192", 16_384: "all16384", 32_768: "all32768"}  # of all the text
 FREE_WIDTHS, FREE_DEPTHS, FREE_RATIOS = range(256, 1025, 64), range(2, 11), (2, 4)  # of decoders without sharing
+OWN_VOCABULARY = "all50257"  # as many tokens as GPT-2's, made from this text
 BYTES_A_TOKEN = {8_192: 81.35 / 91.50, 16_384: 81.35 / 86.0, 32_768: 81.35 / 79.96}  # of this text, over GPT-2's
+OWN_TOKENS = 78.13 / 81.35  # that spell this text, over GPT-2's
 TOKENS = 80_000_000  # at most one epoch
 LONG_TOKENS = 300_000_000  # of the same text, 3.7 epochs
 SMALL_TOKENS = 8_000_000
@@ -163,6 +165,19 @@ def free_rows(others: list[Row]) -> list[Row]:
             tokens = round(TOKENS / BYTES_A_TOKEN[size])
             rows[chosen.digest] = _row(f"vocabulary {size} at {name}", "vocabulary", chosen, data=data, tokens=tokens)
     return [row for row in rows.values() if row["group"] in ("free", "vocabulary")]
+
+
+def control_rows() -> list[Row]:
+    """Return rows of as many tokens as GPT-2's, made from the text: what it is worth that they are made from it.
+
+    Each is the very architecture that has GPT-2's tokens in another row, trained on as much text at the same rate.
+    """
+    rows = []
+    for name, depth in UNIFORM_DEPTHS.items():
+        chosen = choose_free(VOCAB_SIZE, count_flops(plain(768, depth, VOCAB_SIZE), head=True), "balanced-parameters")
+        more = {"data": OWN_VOCABULARY, "tokens": round(TOKENS * OWN_TOKENS), "learning_rate": 0.0012}
+        rows.append(_row(f"vocabulary 50257 at {name}", "control", chosen, **more))
+    return rows
 
 
 def choose_te_nas(vocab_size: int, low: float, high: float) -> Architecture:

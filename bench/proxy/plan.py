@@ -64,9 +64,9 @@ def _pool(space: Space, count: int, seed: int, keep: Callable[[float], bool]) ->
     return list(seen.values())
 
 
-def choose(seed: int = 0) -> dict[str, list[Architecture]]:
-    """Return the architectures of every group."""
-    space = load_space("poster", VOCAB_SIZE)
+def choose(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> dict[str, list[Architecture]]:
+    """Return the architectures of every group; those whose width changes between blocks with the study's vocabulary."""
+    space = load_space("poster", vocab_size)
     chosen: dict[str, list[Architecture]] = {}
     for name, level in (("equal", EQUAL_FLOPS), ("equal-large", LARGE_FLOPS)):
         pool = _pool(space, 30_000, seed, lambda f, level=level: abs(f / level - 1) <= FLOPS_BAND * 0.99)  # type: ignore[misc]

@@ -37,20 +37,11 @@ def make_row(result: dict[str, Any]) -> dict[str, Any]:
     """Return the CSV row of one training's JSON line."""
     architecture = Architecture.from_json(result["architecture"])
     terms = explain(architecture, ScoreOptions("entropy-poster"))
-    decoder = int(total(parameters_sum(False, table=False), architecture))
-    depth = architecture.depth
-    width = sum(b.width * b.depth for b in architecture.blocks) / depth
     return {
+        **describe(architecture),
         "id": result["id"],
         "group": result["group"],
         "blocks": result["blocks"],
-        "width": round(width, 3),
-        "depth": depth,
-        "decoder_parameters": decoder,
-        "executed_parameters": architecture.executed_parameters,
-        "total_parameters": architecture.unique_parameters,
-        "flops": count_flops(architecture),
-        "flops_with_head": count_flops(architecture, head=True),
         "tokens": result["trained_tokens"],
         "steps": result["steps"],
         "seed": result["seed"],
@@ -66,9 +57,25 @@ def make_row(result: dict[str, Any]) -> dict[str, Any]:
         "entropy_ffn_nats": round(terms["sum_ffn_nats"], 4),
         "mean_log_width": round(terms["mean_log_width"], 9),
         "mean_log_ffn_width": round(terms["mean_log_ffn_width"], 9),
+    }
+
+
+def describe(architecture: Architecture) -> dict[str, Any]:
+    """Return what `SIMPLE` scores an architecture by."""
+    decoder = int(total(parameters_sum(False, table=False), architecture))
+    depth = architecture.depth
+    width = sum(b.width * b.depth for b in architecture.blocks) / depth
+    return {
+        "width": round(width, 3),
+        "depth": depth,
+        "decoder_parameters": decoder,
+        "executed_parameters": architecture.executed_parameters,
+        "total_parameters": architecture.unique_parameters,
+        "flops": count_flops(architecture),
+        "flops_with_head": count_flops(architecture, head=True),
         "width_per_root_depth": round(width / depth**0.5, 5),
         "parameters_per_depth": round(decoder / depth, 2),
-        "architecture": json.dumps(result["architecture"], sort_keys=True, separators=(",", ":")),
+        "architecture": json.dumps(architecture.to_json(), sort_keys=True, separators=(",", ":")),
     }
 
 
