@@ -117,7 +117,8 @@ def train(options: argparse.Namespace) -> None:
     options.until = time.time() + options.seconds
     done = set()
     if options.out.exists():
-        done = {json.loads(line)["id"] for line in options.out.read_text(encoding="utf-8").splitlines()}
+        records = [json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()]
+        done = {record["id"] for record in records if "failed" not in record}
     jobs = [json.loads(line) for line in (options.train / "shared.jsonl").read_text(encoding="utf-8").splitlines()]
     places = [(number % options.gpus, number // options.gpus % TURNS) for number in range(options.workers)]
     in_flight(options, [job for job in jobs if job["id"] not in done], train_job, places, apart=0.5)
