@@ -10,6 +10,10 @@ recorded too. Where the host of a virtual machine moves its processors, each pla
 measurements, as in a search. `--threads 1` and `--space free` are recorded in files of their own: what one thread
 takes hardly depends on the place. Everything lies in a folder of its own.
 
+The profiled models are measured once more in the passes of the held-out ones, one between every two: `same_passes` is
+the error of a profile fitted to these. It has the formula's part of the error, without what the machine has become
+since the profile.
+
 No model can be nearer to a machine than the machine is to itself: where the record before this one measured the
 same models, the mean difference of the two is recorded beside the error, and how well the formula predicts left-out
 models where it is fitted to the faster of both times. `--against` does that for the present record and an older one.
@@ -21,6 +25,7 @@ import argparse
 import json
 import os
 import tempfile
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +132,21 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
     models = fitted.recipe(conditions) if fitted else None
     assert models is not None
     architectures = held_out(asked.held_out, asked.seed, asked.space)
+    held = {a.digest for a in architectures}
     log = folder / f"held-out-{recipe}.jsonl"
     profiled = [r for r in read_measurements(device_folder("local") / MEASUREMENTS) if shared_key(r) == models.key]
+    again = {r.key.architecture_digest: Architecture.from_json(r.architecture) for r in profiled}
+    mixed = [a for pair in zip_longest(architectures, (again[d] for d in again if d not in held)) for a in pair if a]
     with opened(find_entry("local")) as device, SILENT.task("", 1.0) as task:
         passes = measure_in_passes(
-            device, device.facts(), architectures, conditions, asked.seconds_a_model * len(architectures), log, [], task
+            device, device.facts(), mixed, conditions, asked.seconds_a_model * len(mixed), log, [], task
         )
+    beside = [r for r in passes if r.key.architecture_digest not in held]
+    passes = [r for r in passes if r.key.architecture_digest in held]
     order = {architecture.digest: number for number, architecture in enumerate(architectures)}
     every = held_out_pairs(profiled, passes, models, conditions, order)
     once = held_out_pairs(profiled, passes[: len(TESTS) * len(architectures)], models, conditions, order)
+    alike = held_out_pairs(beside, passes, models, conditions, order)
     result: dict[str, Any] = {}
     for test in TESTS:
         predicted, measured, band = np.array([(p, m, b) for t, p, m, b in every if t == test]).T
@@ -148,11 +159,18 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
             "profiled_models": made["models"],
             "profile_accuracy": models.latency[test].accuracy,
             "placement": made["placement"],
-            "one_pass": judge(*np.array([(p, m) for t, p, m, _ in once if t == test]).T).to_json(),
+            "same_passes": judged(alike, test),
+            "one_pass": judged(once, test),
             "pairs_ms": [[round(p, 5), round(m, 5)] for p, m in zip(predicted, measured, strict=True)],
         }
         print(recipe, test, {key: value for key, value in result[test].items() if key != "pairs_ms"}, flush=True)
     return result
+
+
+def judged(pairs: list[tuple[str, float, float, float]], test: str) -> dict[str, Any] | None:
+    """Return the errors of one test's pairs; None where no place had enough models for a fit."""
+    found = [(predicted, measured) for name, predicted, measured, _ in pairs if name == test]
+    return judge(*np.array(found).T).to_json() if found else None
 
 
 def held_out_pairs(

@@ -19,7 +19,8 @@ What is recorded (`bench/results/poster_train.json`, under `result`): `device`, 
 `recipe`, `training_loop`, `missing` (name: why it was not trained), `repeats`, and `rows`, one for each name
 and seed:
 
-    id, group      name; preset, uniform (plain decoder of equal FLOPs), twin, choice, baseline, small, vocabulary
+    id, group      name; preset, uniform (plain decoder of equal FLOPs), twin, choice, baseline, small, vocabulary,
+                   control (as many tokens as GPT-2's, made from the text)
     also           other names of the same architecture
     model          {"architecture": ...} of ours, or {"transformers": the configuration of a baseline}
     describe       the shape in words; for a baseline the decoder of its widths, depth, FFN and vocabulary

@@ -33,11 +33,13 @@ DRAWN = 60_000  # of it, to choose from
 TURNS = 2  # trainings at a time on a GPU: one alone leaves it waiting
 RESULT = Path(__file__).parent / "results" / "shared_study.json"
 GROUPS = {
-    "all of the poster's space": ("equal", "equal-large", "free"),
-    "equal FLOPs": ("equal",),
-    "equal FLOPs, larger": ("equal-large",),
-    "default space, equal FLOPs with the head": ("default-space",),
+    "all": ("equal", "equal-large", "free", "default-space"),
+    "the poster's space": ("equal", "equal-large", "free"),
+    "the poster's space, equal FLOPs": ("equal",),
+    "the poster's space, equal FLOPs, larger": ("equal-large",),
+    "the default space, equal FLOPs with the head": ("default-space",),
 }
+EQUAL = (("equal",), ("equal-large",), ("default-space",))
 
 
 def choose_default_space() -> list[Any]:
@@ -144,15 +146,20 @@ def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return {**{name: score(facts) for name, score in SIMPLE.items()}, **formulas}
 
     found: dict[str, Any] = {}
+    inside: list[dict[str, Any]] = []  # of each group of equal FLOPs: every score's Spearman, and on resamples of it
     for name, groups in GROUPS.items():
         several = [row for row in rows if row["group"] in groups and row["seed"] == 0]
-        if len(several) < 3:
-            continue
         quality = -np.array([row["validation_loss"] for row in several])
         scores, draws = score_all(several), ordering.resamples(len(several))
         size = scores["total-parameters"]
         ours = scores[DEFAULT_SCORE]
+        if groups in EQUAL:
+            sampled = {n: ordering.bootstrap_all(v, quality, size, draws)["spearman"] for n, v in scores.items()}
+            inside.append({n: np.append(ordering.spearman(v, quality), sampled[n]) for n, v in scores.items()})
         found[name] = {
+            "choice_above_best": {
+                score: float(quality.max() - quality[int(np.argmax(v))]) for score, v in scores.items()
+            },
             "scores": {score: ordering.summarise(v, quality, size, draws) for score, v in scores.items()},
             "default_less_other": {
                 score: ordering.paired(ours, values, quality, size, draws)["spearman"]
@@ -163,9 +170,15 @@ def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:
     first = {row["id"]: row["validation_loss"] for row in rows if row["seed"] == 0}
     pairs = [(first.get(r["id"].removesuffix(", seed 1")), r["validation_loss"]) for r in rows if r["seed"]]
     moved = [abs(a - b) for a, b in pairs if a is not None]
+    means = {score: np.mean([group[score] for group in inside], axis=0) for score in inside[0]}
+    less = {score: means[DEFAULT_SCORE] - several for score, several in means.items() if score != DEFAULT_SCORE}
     return {
         "default": DEFAULT_SCORE,
         "groups": found,
+        "mean_inside_budgets": {
+            "spearman": {score: float(several[0]) for score, several in means.items()},
+            "default_less_other_95": {score: list(ordering.interval(several[1:])) for score, several in less.items()},
+        },
         "seeds_differ_by": {"mean": float(np.mean(moved)), "n": len(moved)},
     }
 
@@ -191,10 +204,16 @@ def show(judged: dict[str, Any]) -> None:
     for name, group in judged["groups"].items():
         print(f"\n{name}")
         for score, figure in group["scores"].items():
+            above = group["choice_above_best"][score]
             value, (low, high) = figure["spearman"]["value"], figure["spearman"]["interval"]
             less = group["default_less_other"].get(score)
             told = "" if less is None else f"  default ahead by {less['difference']:+.3f} {less['interval']}"
-            print(f"  {score:28s} {value:6.3f} [{low:.2f}, {high:.2f}] {figure['n']}{told}")
+            chosen = f"choice {above:.3f} above the best"
+            print(f"  {score:28s} {value:6.3f} [{low:.2f}, {high:.2f}] {figure['n']} {chosen}{told}")
+    print("\nmean over the three groups of equal FLOPs")
+    for score, value in judged["mean_inside_budgets"]["spearman"].items():
+        less = judged["mean_inside_budgets"]["default_less_other_95"].get(score, "")
+        print(f"  {score:28s} {value:6.3f}  default ahead by {less}")
     print(f"\nanother first weight: {judged['seeds_differ_by']}")
 
 

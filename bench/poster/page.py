@@ -210,6 +210,22 @@ def _zero_shot(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _made_here(rows: list[dict[str, Any]]) -> list[str]:
+    """Return what as many tokens as GPT-2's are worth that were made from the text; decoder, rate and text the same."""
+    alike = first_trainings(rows)
+    told = []
+    for row in (row for row in alike if row["group"] == "control"):
+        pair = next(r for r in alike if r["group"] != "control" and r["model"] == row["model"])
+        assert pair["learning_rate"] == row["learning_rate"], "compared at one rate"
+        bits = [r["judged"]["validation"]["bits_per_byte"] for r in (row, pair)]
+        told.append(f"{budget(row)} {bits[0]:.3f} ({bits[1]:.3f}, {pair['id']})")
+    if not told:
+        return []
+    shorter = 1 - row["tokens"] / pair["tokens"]
+    what = f"50,257 tokens made from this text spell it in {100 * shorter:.1f} % fewer than GPT-2's (in brackets)"
+    return ["", f"{what}; bits a byte of the same decoder at the same rate on the same text: {'; '.join(told)}."]
+
+
 def first_trainings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the trainings that are alike: one epoch at most, the first seed."""
     return [row for row in rows if row["tokens"] < 2 * TOKENS and not row["seed"]]
@@ -218,7 +234,7 @@ def first_trainings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def table() -> str:
     """Return both tables and the list of what is missing."""
     recorded = json.loads(RESULTS.read_text(encoding="utf-8"))["result"]
-    every = [row for row in recorded["rows"] if row["group"] not in (*THREE_SEEDS, "vocabulary")]
+    every = [row for row in recorded["rows"] if row["group"] not in (*THREE_SEEDS, "vocabulary", "control")]
     every.sort(
         key=lambda row: (*(row["flops_with_head"] > edge for edge in BUDGET_EDGES), row["judged"]["validation"]["loss"])
     )
@@ -254,6 +270,7 @@ def table() -> str:
         *dict.fromkeys(_cheaper(row, plain) for plain, chosen in pairs for row in (plain, chosen)),
         "",
         told(cheaper),
+        *_made_here(recorded["rows"]),
         *(line for group in THREE_SEEDS for line in _seeded(recorded["rows"], group)),
     ]
     if recorded["missing"]:

@@ -15,6 +15,7 @@ from merino_edge.search import scores
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 import space_study
+from documents import leaves
 from proxy.ordering import balanced_by
 
 RESULT = Path(space_study.__file__).parent / "results" / "space_study.json"
@@ -24,14 +25,6 @@ RESULT = Path(space_study.__file__).parent / "results" / "space_study.json"
 def recorded() -> dict[str, Any]:
     result: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))["result"]
     return result
-
-
-def leaves(tree: Any, path: str = "") -> dict[str, float]:
-    """Return the numbers of a document by their paths."""
-    if isinstance(tree, dict | list):
-        parts = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        return {name: leaf for key, part in parts for name, leaf in leaves(part, f"{path}/{key}").items()}
-    return {path: tree}
 
 
 def test_the_recorded_fit_follows_from_the_recorded_trainings(recorded: dict[str, Any]) -> None:
