@@ -53,11 +53,12 @@ def main(folder: Path, checkpoint: Path) -> None:
     size = np.cumsum([0, *(len(letter.encode()) for letter in text)])
     until = size[[stop for _, stop in spelled.offsets]]  # bytes of text up to the end of each token
     bits = np.cumsum(losses) / math.log(2) / np.maximum(until, 1)
-    found = {kind: float(bits[np.searchsorted(until, end) - 1]) for kind, end in ends().items()}
+    judged = ends()
+    found = {kind: float(bits[np.searchsorted(until, end) - 1]) for kind, end in judged.items()}
     over = {kind: value / found["gpt2"] - 1 for kind, value in found.items()}
-    for kind, end in ends().items():
+    for kind, end in judged.items():
         print(f"{kind:9s} {end:8d} bytes {found[kind]:.4f} bits a byte, {100 * over[kind]:+.2f} % of GPT-2's")
-    print(write_result("held_out", {"bytes": ends(), "bits_per_byte": found, "over_gpt2": over}))
+    print(write_result("held_out", {"bytes": judged, "bits_per_byte": found, "over_gpt2": over}))
 
 
 if __name__ == "__main__":

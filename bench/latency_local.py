@@ -132,18 +132,17 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
     models = fitted.recipe(conditions) if fitted else None
     assert models is not None
     architectures = held_out(asked.held_out, asked.seed, asked.space)
-    held = {a.digest for a in architectures}
+    order = {architecture.digest: number for number, architecture in enumerate(architectures)}
     log = folder / f"held-out-{recipe}.jsonl"
     profiled = [r for r in read_measurements(device_folder("local") / MEASUREMENTS) if shared_key(r) == models.key]
     again = {r.key.architecture_digest: Architecture.from_json(r.architecture) for r in profiled}
-    mixed = [a for pair in zip_longest(architectures, (again[d] for d in again if d not in held)) for a in pair if a]
+    mixed = [a for pair in zip_longest(architectures, (again[d] for d in again if d not in order)) for a in pair if a]
     with opened(find_entry("local")) as device, SILENT.task("", 1.0) as task:
         passes = measure_in_passes(
             device, device.facts(), mixed, conditions, asked.seconds_a_model * len(mixed), log, [], task
         )
-    beside = [r for r in passes if r.key.architecture_digest not in held]
-    passes = [r for r in passes if r.key.architecture_digest in held]
-    order = {architecture.digest: number for number, architecture in enumerate(architectures)}
+    beside = [r for r in passes if r.key.architecture_digest not in order]
+    passes = [r for r in passes if r.key.architecture_digest in order]
     every = held_out_pairs(profiled, passes, models, conditions, order)
     once = held_out_pairs(profiled, passes[: len(TESTS) * len(architectures)], models, conditions, order)
     alike = held_out_pairs(beside, passes, models, conditions, order)

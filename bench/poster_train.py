@@ -203,6 +203,14 @@ def append(path: Path, record: dict[str, Any]) -> None:
         os.fsync(stream.fileno())
 
 
+def finished(path: Path) -> set[str]:
+    """Return the names of the jobs whose results a file holds, neither failed nor skipped."""
+    if not path.exists():
+        return set()
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {record["id"] for record in records if "failed" not in record and "skipped" not in record}
+
+
 def deadline(options: argparse.Namespace) -> float:
     """Return when all must be over, by the clock; the file `deadline` in the folder moves it."""
     path = options.train / "deadline"
@@ -214,20 +222,33 @@ def weights_file(folder: Path, name: str) -> Path:
     return folder / "weights" / f"{name.replace(' ', '_')}.pt"
 
 
-def run_row(row: dict[str, Any], options: argparse.Namespace, gpu: int) -> None:
-    """Sweep, train and judge one row; several seeds one after the other."""
+def ready_trainer(row: dict[str, Any], texts: Any, kind: Any = None) -> tuple[Any, float]:
+    """Return a trainer of a row, on the GPU and compiled where there is one, and the seconds that compiling took.
+
+    Its class is `kind`, or `RowTrainer`. What warming up took of the GPU's memory is given back.
+    """
     import torch
-    from poster.trainer import RATES, SWEEP_TOKENS, RowTrainer
+    from poster.trainer import RowTrainer
 
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.recompile_limit = 64
     cuda = torch.cuda.is_available()
-    tokens = min(options.row_tokens or row["tokens"], row["tokens"])
-    began = time.monotonic()
-    trainer = RowTrainer(row, load_texts(options.train, row["data"]), "cuda" if cuda else "cpu", cuda)
+    trainer = (kind or RowTrainer)(row, texts, "cuda" if cuda else "cpu", cuda)
     compile_s = trainer.warm_up()
     if cuda:
         torch.cuda.empty_cache()
+    return trainer, compile_s
+
+
+def run_row(row: dict[str, Any], options: argparse.Namespace, gpu: int) -> None:
+    """Sweep, train and judge one row; several seeds one after the other."""
+    import torch
+    from poster.trainer import RATES, SWEEP_TOKENS
+
+    cuda = torch.cuda.is_available()
+    tokens = min(options.row_tokens or row["tokens"], row["tokens"])
+    began = time.monotonic()
+    trainer, compile_s = ready_trainer(row, load_texts(options.train, row["data"]))
     per_token = 3 * row["flops_with_head"] / 1024
     with gpu_turn(options.train / f"turn-{gpu}"):
         known = "sweep" in row or "learning_rate" in row
@@ -324,11 +345,7 @@ def wanted_rows(folder: Path, names: str, done: set[str]) -> list[dict[str, Any]
 def train(options: argparse.Namespace) -> None:
     """Train what is not done, several rows in flight."""
     options.until = time.time() + options.seconds
-    done = set()
-    if options.out.exists():
-        records = [json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()]
-        done = {record["id"] for record in records if "judged" in record}
-    rows = wanted_rows(options.train, options.rows, done)
+    rows = wanted_rows(options.train, options.rows, finished(options.out))
     in_flight(options, rows, run_row, [(gpu,) for _ in range(options.workers) for gpu in range(options.gpus)])
 
 

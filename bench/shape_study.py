@@ -73,15 +73,10 @@ def write_plan(folder: Path) -> None:
 
 def train_job(job: dict[str, Any], options: argparse.Namespace, gpu: int, turn: int) -> None:
     """Train one shape: each rate, then long."""
-    import torch
-    from poster.trainer import CONTEXT, RowTrainer
-    from poster_train import append, gpu_turn, load_texts
+    from poster.trainer import CONTEXT
+    from poster_train import append, gpu_turn, load_texts, ready_trainer
 
-    torch.set_float32_matmul_precision("high")
-    torch._dynamo.config.recompile_limit = 64
-    cuda = torch.cuda.is_available()
-    trainer = RowTrainer(job, load_texts(options.train, "bpe8192"), "cuda" if cuda else "cpu", cuda)
-    trainer.warm_up()
+    trainer, _ = ready_trainer(job, load_texts(options.train, "bpe8192"))
     facts = {name: value for name, value in job.items() if name not in ("model", "seeds", "long")}
     tries: list[tuple[float, float]] = []
     plan = [(options.short, rate) for rate in (RATES if job["seeds"] == [0] else RATES[:1])]

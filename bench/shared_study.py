@@ -61,8 +61,8 @@ def choose_default_space() -> list[Any]:
 
 
 def write_plan(folder: Path) -> None:
-    """Write the trainings: some of every group first, the longest of what follows before the others."""
-    from poster.rows import RATE_TIMES_WIDTH
+    """Write the trainings, the longest first, second seeds last."""
+    from poster.rows import rate_by_width
     from proxy.plan import choose
 
     from merino_edge.search.cost import count_flops
@@ -74,10 +74,10 @@ def write_plan(folder: Path) -> None:
     for group, shapes in chosen.items():
         for shape in shapes:
             made = replace(shape, embedding_skip=True)
-            rate = float(f"{RATE_TIMES_WIDTH / made.blocks[0].width:.2g}")
             jobs.append({
                 "id": f"{group}: {made.describe()}", "group": group, "model": {"architecture": made.to_json()},
-                "flops_with_head": count_flops(made, head=True), "seed": 0, "learning_rate": rate, "tokens": TOKENS,
+                "flops_with_head": count_flops(made, head=True), "seed": 0, "learning_rate": rate_by_width(made),
+                "tokens": TOKENS,
             })  # fmt: skip
     again = [*jobs[:6], *[job for job in jobs if job["group"] == "free"][:4]]
     jobs.sort(key=lambda job: -job["flops_with_head"])
@@ -90,17 +90,10 @@ def write_plan(folder: Path) -> None:
 
 def train_job(job: dict[str, Any], options: argparse.Namespace, gpu: int, turn: int) -> None:
     """Train and judge one model."""
-    import torch
-    from poster.trainer import CONTEXT, RowTrainer
-    from poster_train import append, deadline, gpu_turn, load_texts
+    from poster.trainer import CONTEXT
+    from poster_train import append, deadline, gpu_turn, load_texts, ready_trainer
 
-    torch.set_float32_matmul_precision("high")
-    torch._dynamo.config.recompile_limit = 64
-    cuda = torch.cuda.is_available()
-    trainer = RowTrainer(job, load_texts(options.train, "all8192"), "cuda" if cuda else "cpu", cuda)
-    trainer.warm_up()
-    if cuda:
-        torch.cuda.empty_cache()
+    trainer, _ = ready_trainer(job, load_texts(options.train, "all8192"))
     with gpu_turn(options.train / f"shared-{gpu}-{turn}"):
         if time.time() + options.reserve > deadline(options):
             return
@@ -114,13 +107,10 @@ def train_job(job: dict[str, Any], options: argparse.Namespace, gpu: int, turn: 
 
 def train(options: argparse.Namespace) -> None:
     """Train what is not done, several models in flight on each GPU."""
-    from poster_train import in_flight
+    from poster_train import finished, in_flight
 
     options.until = time.time() + options.seconds
-    done = set()
-    if options.out.exists():
-        records = [json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()]
-        done = {record["id"] for record in records if "failed" not in record}
+    done = finished(options.out)
     jobs = [json.loads(line) for line in (options.train / "shared.jsonl").read_text(encoding="utf-8").splitlines()]
     places = [(number % options.gpus, number // options.gpus % TURNS) for number in range(options.workers)]
     in_flight(options, [job for job in jobs if job["id"] not in done], train_job, places, apart=0.5)
@@ -152,18 +142,21 @@ def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:
         quality = -np.array([row["validation_loss"] for row in several])
         scores, draws = score_all(several), ordering.resamples(len(several))
         size = scores["total-parameters"]
-        ours = scores[DEFAULT_SCORE]
+        point = {n: ordering.spearman(v, quality) for n, v in scores.items()}
+        sampled = {n: ordering.spearman_rows(v[draws], quality[draws]) for n, v in scores.items()}
         if groups in EQUAL:
-            sampled = {n: ordering.bootstrap_all(v, quality, size, draws)["spearman"] for n, v in scores.items()}
-            inside.append({n: np.append(ordering.spearman(v, quality), sampled[n]) for n, v in scores.items()})
+            inside.append({n: np.append(point[n], sampled[n]) for n in scores})
         found[name] = {
             "choice_above_best": {
                 score: float(quality.max() - quality[int(np.argmax(v))]) for score, v in scores.items()
             },
             "scores": {score: ordering.summarise(v, quality, size, draws) for score, v in scores.items()},
             "default_less_other": {
-                score: ordering.paired(ours, values, quality, size, draws)["spearman"]
-                for score, values in scores.items()
+                score: {
+                    "difference": point[DEFAULT_SCORE] - point[score],
+                    "interval": list(ordering.interval(sampled[DEFAULT_SCORE] - sampled[score])),
+                }
+                for score in scores
                 if score != DEFAULT_SCORE
             },
         }
@@ -207,7 +200,10 @@ def show(judged: dict[str, Any]) -> None:
             above = group["choice_above_best"][score]
             value, (low, high) = figure["spearman"]["value"], figure["spearman"]["interval"]
             less = group["default_less_other"].get(score)
-            told = "" if less is None else f"  default ahead by {less['difference']:+.3f} {less['interval']}"
+            told = ""
+            if less is not None:
+                least, most = less["interval"]
+                told = f"  default ahead by {less['difference']:+.3f} [{least:.3f}, {most:.3f}]"
             chosen = f"choice {above:.3f} above the best"
             print(f"  {score:28s} {value:6.3f} [{low:.2f}, {high:.2f}] {figure['n']} {chosen}{told}")
     print("\nmean over the three groups of equal FLOPs")

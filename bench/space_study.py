@@ -254,23 +254,16 @@ def read_job(text: str) -> dict[str, Any]:
 
 def run_job(job: dict[str, Any], options: argparse.Namespace, gpu: int) -> None:
     """Train and judge one model."""
-    import torch
     from poster.trainer import CONTEXT, RowTrainer
-    from poster_train import append, deadline, gpu_turn, load_texts
+    from poster_train import append, deadline, gpu_turn, load_texts, ready_trainer
 
     class Trainer(RowTrainer):
         def make(self) -> Any:
             return make(self.row)
 
-    torch.set_float32_matmul_precision("high")
-    torch._dynamo.config.recompile_limit = 64
-    cuda = torch.cuda.is_available()
     model = {"architecture": architecture(job["shape"], job["parts"].get("head-dim", 64)).to_json()}
     texts = load_texts(options.train, "gpt2" if job["shape"] in LARGE else "all8192")
-    trainer = Trainer({"model": model, "parts": job["parts"]}, texts, "cuda" if cuda else "cpu", cuda)
-    trainer.warm_up()
-    if cuda:
-        torch.cuda.empty_cache()
+    trainer, _ = ready_trainer({"model": model, "parts": job["parts"]}, texts, Trainer)
     with gpu_turn(options.train / f"turn-{gpu}"):
         if time.time() + options.reserve > deadline(options):
             return
@@ -284,12 +277,10 @@ def run_job(job: dict[str, Any], options: argparse.Namespace, gpu: int) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train what is not done, several models in flight."""
-    from poster_train import in_flight
+    from poster_train import finished, in_flight
 
     options.until = time.time() + options.seconds
-    done = set()
-    if options.out.exists():
-        done = {json.loads(line)["id"] for line in options.out.read_text(encoding="utf-8").splitlines()}
+    done = finished(options.out)
     jobs = [job for job in read_jobs(options.jobs) if job["id"] not in done]
     gpus = [int(gpu) for gpu in options.gpus.split(",")]
     in_flight(options, jobs, run_job, [(gpu,) for _ in range(options.workers) for gpu in gpus])

@@ -64,6 +64,11 @@ def plain(width: int, depth: int, vocab_size: int, embedding_width: int | None =
     return Architecture(tuple(Block(width, 4, 1) for _ in range(depth)), embedding_width or width, vocab_size)
 
 
+def rate_by_width(architecture: Architecture) -> float:
+    """Return the peak learning rate that suits a decoder of one width, to two digits."""
+    return float(f"{RATE_TIMES_WIDTH / architecture.blocks[0].width:.2g}")
+
+
 def unshared(architecture: Architecture) -> Architecture:
     """Return the same layers, each with weights of its own."""
     blocks = tuple(Block(b.width, b.ffn_ratio, 1) for b in architecture.blocks for _ in range(b.depth))
@@ -286,8 +291,7 @@ def default_rows() -> list[Row]:
     rows: dict[str, Row] = {}
 
     def add(name: str, found: Architecture, more: Row, long: bool = False) -> None:
-        rate = float(f"{RATE_TIMES_WIDTH / found.blocks[0].width:.2g}")
-        rows[name] = _row(name, more.pop("group"), found, learning_rate=rate, **more)
+        rows[name] = _row(name, more.pop("group"), found, learning_rate=rate_by_width(found), **more)
         if long:
             rows[f"{name}, 300 M tokens"] = {
                 **rows[name], "id": f"{name}, 300 M tokens", "row": name, "tokens": LONG_TOKENS, "seeds": [0]
