@@ -206,7 +206,8 @@ def contenders() -> list[Contender]:
         Contender("A60: optimum-onnx fp32", "A60", "optimum", "optimum", "A60/optimum"),
         litert("fp32", 4.0),
         litert("int8", 1.0),
-        *(ours("merino-61m", INT8, form) for form in ("standard", "fast")),
+        ours("merino-61m", INT8),
+        ours("merino-61m", INT8, "fast", full=True),
         ours("merino-61m", INT8_HEAD, full=True),
         *(ours("merino-61m", recipe) for recipe in (INT8_BLOCKS, INT4, "fp32")),
         ours("merino-61m", INT8, format_name="tflite"),
@@ -215,7 +216,7 @@ def contenders() -> list[Contender]:
         llama("Q4_0", ("decode", "prefill"), 18 / 32, "int4"),
         Contender("optimum-onnx GPT-2-124M fp32", gpt2, "optimum", "optimum", "gpt2/optimum", ("decode", "full"), 4.0),
         ours(gpt2, INT8_HEAD),
-        ours(opt, INT8_HEAD, full=True),
+        *(ours(opt, recipe, "fast", full=True) for recipe in (INT8_HEAD, INT8)),
         *(Contender(f"memory read, {mb} MB", "", "project", "bandwidth", str(mb), ("decode",)) for mb in READ_MB),
     ]
 
@@ -249,10 +250,15 @@ def goals() -> list[Goal]:
         "nearly all of a token's time is DynamicQuantizeMatMul with one row: the runtime's kernel, "
         "which on one thread reads weights at half of what that thread can"
     )
+    promised = f"FLOPs with the head at every position promise {flops_ratio('OPT-350M shape', 'merino-61m'):.1f}"
     every_row = (
-        f"FLOPs with the head at every position promise {flops_ratio('OPT-350M shape', 'merino-61m'):.1f}, and "
-        "MatMulNBits, which is the faster head for one row, takes twice as long as DynamicQuantizeMatMul for many"
+        f"{promised}, and MatMulNBits, which is the faster head for one row, takes twice as long as "
+        "DynamicQuantizeMatMul for many"
     )
+
+    def of_rows(name: str) -> str:
+        return name.removesuffix(", head b128")
+
     return [
         Goal(f"{a60}int8 standard", dynamo, "decode", {1: 3.4, 2: 3.4}, one_row),
         Goal(f"{a60}int8 fast, head b128", dynamo, "decode", {1: 3.7, 2: 4.0}, one_row),
@@ -265,6 +271,7 @@ def goals() -> list[Goal]:
         Goal(best, opt, "decode", {1: 4.0, 2: 4.0}),
         Goal(best, opt, "prefill", {1: 5.0, 2: 5.0}),
         Goal(best, opt, "full", {1: 4.7, 2: 4.7}, every_row),
+        Goal(of_rows(best), of_rows(opt), "full", {1: 4.7, 2: 4.7}, promised),
     ]
 
 

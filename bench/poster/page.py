@@ -310,7 +310,8 @@ def full_rows(r: dict[str, Any]) -> list[Figure]:
         ),
         (
             f"the same command on {first['what']}, context 1,024, one GPU, on a bare machine and once more: model "
-            "FLOPs utilisation of 989 TFLOP/s; tokens/s; start-up and compilation, of how much (imports apart)",
+            "FLOPs utilisation of 989 TFLOP/s; tokens/s; start-up and compilation, of how much (imports apart; "
+            "packages had been compiled to bytecode, as pip does)",
             "; ".join(f"{100 * t['mfu']:.1f} %" for t in (first, again))
             + "; "
             + "; ".join(f"{t['steady_tokens_per_s'] / 1e3:.0f} k" for t in (first, again))
