@@ -299,6 +299,8 @@ def collect(paths: list[Path], device: str) -> None:
     for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
+            if "failed" in row:  # then it is missing, or was trained again
+                continue
             rows.setdefault(row["id"], {**row, "flops_with_head": flops[row["shape"]]})
     jobs = [job["id"] for job in read_jobs(JOBS)]
     found = [rows[name] for name in jobs if name in rows]

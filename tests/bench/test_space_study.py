@@ -49,3 +49,20 @@ def test_a_fit_finds_the_aspect_that_losses_were_made_with(recorded: dict[str, A
     best = min(space_study.fit(made)["tried"], key=lambda one: one["error"])
     assert (best["aspect"], best["balance"]) == (96.0, 0.25)
     assert best["error"] < 1e-9
+
+
+def test_a_training_that_failed_first_counts_where_it_was_made_again(
+    recorded: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = recorded["rows"]
+    lost, again = rows[0]["id"], rows[1]["id"]
+    brought = [{"id": lost, "failed": "OutOfMemoryError"}, {"id": again, "failed": "OutOfMemoryError"}, *rows[1:]]
+    path = tmp_path / "space.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in brought), encoding="utf-8")
+    written: dict[str, Any] = {}
+    monkeypatch.setattr("record.write_result", lambda name, result: written.setdefault(name, result))
+    space_study.collect([path], "a GPU")
+    result = written["space_study"]
+    assert lost in result["missing"]
+    assert lost not in recorded["missing"]
+    assert next(row for row in result["rows"] if row["id"] == again)["validation_loss"] == rows[1]["validation_loss"]
