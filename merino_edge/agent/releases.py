@@ -184,7 +184,7 @@ class Releases:
         return {"release": number, "previous": former}
 
     def verify(self, number: int) -> None:
-        """Raise where a release's files are not those its manifest names."""
+        """Raise where a release's files are not those its manifest names; a damaged object is removed."""
         folder = self.path(number)
         note = read_json(folder / RELEASE)
         if sha256_file(folder / MANIFEST) != note.get("manifest_sha256"):
@@ -195,6 +195,9 @@ class Releases:
         for name, digest, size in manifest_files(read_json(folder / MANIFEST)):
             path = folder / name
             if not path.is_file() or path.stat().st_size != size or sha256_file(path) != digest:
+                stored = self.store.object_path(digest)
+                if path.is_file() and stored.is_file() and os.path.samefile(str(stored), str(path)):
+                    stored.unlink()
                 raise AgentError("corrupt", f"{name} of release {number} was damaged on the disk", "deploy again")
 
     def collect(self, keep: int | None) -> dict[str, object]:

@@ -392,6 +392,7 @@ class Agent:
             key = (number, threads)
             if self._child is None or self._child_key != key:
                 self.kill_child()
+                self.releases.verify(number)  # a card ages, and wrong weights only make other text
                 self._child = Child(*self.runtimes.get(manifest["runtime"]), lock, self._cache)
                 folder = str(self.releases.path(number))
                 opened: dict[str, object] = {"op": "open", "folder": folder, "threads": threads}

@@ -140,6 +140,7 @@ class Model:
             good = False
             try:
                 if self._child is None:
+                    Releases(self.store).verify(int(self.folder.name))
                     self._child = _start(*self._runtime, lock, str(self._runtimes.folder / "cache"))
                     opened = {"op": "open", "folder": str(self.folder), "threads": self._threads}
                     self._child.ask({**opened, "context_length": context}, on_event, lambda: False)

@@ -289,7 +289,9 @@ class Store:
             raise AgentError("missing", f"object {digest[:12]} is not on the device", "send it again")
         if path.stat().st_size != size or sha256_file(path) != digest:
             path.unlink()
-            raise AgentError("corrupt", f"object {digest[:12]} was damaged on the device's disk", "send it again")
+            raise AgentError(
+                "corrupt", f"object {digest[:12]} was damaged on the device's disk", "the same command sends it again"
+            )
 
     def lay_out(self, folder: Path, files: Iterable[tuple[str, str]]) -> None:
         """Make a folder of hard links (copies where the file system has none) to objects, flushed.

@@ -144,6 +144,26 @@ def test_generation_ends_at_the_context(installed: AgentDevice) -> None:
     assert len(list(installed.generate(tokens(250), GenerateOptions(max_tokens=100)))) == 256 - 250 + 1
 
 
+def test_weights_damaged_since_they_were_deployed_are_told_and_deploying_again_mends_them(
+    fp32: Bundle, tmp_path: Path
+) -> None:
+    with open_device(dataclasses.replace(local_entry(), root=str(tmp_path / "root"))) as device:
+        device.install(fp32)
+        expected = list(device.generate([5], GREEDY))
+        weights = tmp_path / "root/current/model.data"
+        place, content = weights.stat().st_size // 2, weights.read_bytes()
+        with weights.open("r+b") as stream:
+            stream.seek(place)
+            stream.write(bytes([content[place] ^ 1]))
+        assert list(device.generate([5], GREEDY)), "the child that has the model open goes on"
+    with open_device(dataclasses.replace(local_entry(), root=str(tmp_path / "root"))) as device:
+        with pytest.raises(DeployError, match=r"model\.data of release 1 was damaged") as caught:
+            list(device.generate([5], GREEDY))
+        assert caught.value.hint == "deploy again"
+        device.install(fp32)
+        assert list(device.generate([5], GREEDY)) == expected
+
+
 @pytest.mark.parametrize("prompt", [[], [999_999], [-1]])
 def test_prompt_that_is_none_is_refused_in_words(installed: AgentDevice, prompt: list[int]) -> None:
     with pytest.raises(ProtocolError, match=r"prompt needs|token ids must"):

@@ -219,6 +219,21 @@ def test_a_damaged_run_py_is_not_rolled_back_to(talking: Bundle, entry: DeviceEn
             device.activate(first)
 
 
+def test_weights_damaged_since_they_were_deployed_are_told(deployed: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(deployed.parent.parent, root, symlinks=True)
+    weights = next((root / "current").glob("model.*data"))
+    with weights.open("r+b") as stream:
+        stream.seek(weights.stat().st_size // 2)
+        byte = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte[0] ^ 1]))
+    done = run(root / "current/run.py", PROMPT, code=1)
+    assert f"{weights.name} of release" in done.stderr
+    assert "was damaged on the disk" in done.stderr
+    assert done.stdout == ""
+
+
 def test_ctrl_c_ends_it_with_130_and_no_child_stays(deployed: Path, entry: DeviceEntry) -> None:
     command = ["python3", str(deployed), PROMPT, "--max-tokens", "200", "--temperature", "5"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as child:
