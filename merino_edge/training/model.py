@@ -279,9 +279,8 @@ class MerinoForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
     def compile_parts(self) -> None:
         """Compile a layer, and the loss, instead of the whole: layers of one shape are compiled once.
 
-        The steps are as fast and begin sooner; `plain_parts` undoes it. So does one configuration for each
-        pointwise kernel instead of the fastest of several, which would all be compiled: 16 instead of 21 s on a
-        new machine.
+        The steps are as fast and begin sooner; `plain_parts` undoes it. Pointwise kernels have one
+        configuration instead of the fastest of several, which would all be compiled first.
         """
         options: dict[str, Any] = {"triton.autotune_pointwise": False}
         layer: Any = torch.compile(MerinoBlock.layer, dynamic=False, options=options)
