@@ -4,7 +4,7 @@ The table of HAT (Wang et al. 2020, MIT): encoder-decoder models, PyTorch fp32. 
 here, from its columns; the fit is the one that `merino-edge profile` uses. Random samples are fitted,
 all other rows predicted, over ten splits.
 
-    MERINO_EDGE_DATA=../shared/data .venv/bin/python bench/latency_hat.py
+    MERINO_EDGE_DATA=FOLDER .venv/bin/python bench/latency_hat.py
 """
 
 from __future__ import annotations
