@@ -18,7 +18,7 @@ ICOUNT ?=
 
 # Debian and Ubuntu names of what some tests use beside Python; nothing else needs them.
 SYSTEM_PACKAGES := openssh-client openssh-server strace iproute2 zsh fish tcsh g++ g++-aarch64-linux-gnu \
-    qemu-system-arm qemu-utils mmdebstrap e2fsprogs kmod cpio gzip device-tree-compiler
+    qemu-system-arm qemu-user qemu-utils mmdebstrap e2fsprogs kmod cpio gzip device-tree-compiler
 
 # The Debian release whose libonnxruntime-dev has the headers: 1.21, which later libraries serve as well; from apt's own mirror.
 HEADERS_SUITE ?= trixie

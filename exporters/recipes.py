@@ -55,8 +55,8 @@ class Recipe:
         half: Activations, norm gains and scales are float16.
         check_tolerance: The same for another CPU's answer against the exported file's own here.
             Float32: another order of summation and other exponentials, far above any seen. Dynamic
-            int8: a value near the middle of two steps may round to either, and products of x86
-            without VNNI saturate; a wrong weight or a wrong graph is off by a whole deviation.
+            int8: a value near the middle of two steps may round to either; a wrong weight or a
+            wrong graph is off by a whole deviation.
         head_bits: Of the token table, which is also the head, where it is stored in other bits.
         head_block: Values of it that share a scale, where that is another number.
     """

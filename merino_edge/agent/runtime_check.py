@@ -95,7 +95,9 @@ def _check_onnxruntime() -> tuple[str, str, bool]:
     random = np.random.Generator(np.random.PCG64(1))
     a = random.standard_normal((8, 64)).astype(np.float32)
     b = random.standard_normal((64, 32)).astype(np.float32)
-    w = random.integers(-127, 128, (64, 32)).astype(np.int8)
+    drawn = random.integers(-127, 128, (64, 32))
+    drawn[1::2] = np.clip(drawn[1::2], -128 - drawn[::2], 128 - drawn[::2])  # neighbours as in exported files
+    w = np.clip(drawn, -127, 127).astype(np.int8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from merino_edge.exporters.quantize import QuantizedTensor, quantize_blocks, quantize_rows
+from merino_edge.exporters.quantize import QuantizedTensor, hold_pairs, quantize_blocks, quantize_rows
 
 VALUES = st.floats(-(2.0**100), 2.0**100, width=32)
 MATRICES = hnp.arrays(np.float32, st.tuples(st.integers(1, 7), st.sampled_from([1, 3, 8, 32])), elements=VALUES)
@@ -60,11 +60,34 @@ def test_sixteen_steps_are_nearer_than_fifteen() -> None:
     assert sixteen < 0.85 * fifteen
 
 
-def test_largest_value_of_a_row_survives() -> None:
-    matrix = np.random.default_rng(1).standard_normal((20, 33), np.float32)
-    back = quantize_rows(matrix).dequantize()
-    where = np.abs(matrix).argmax(1)
-    np.testing.assert_allclose(back[np.arange(20), where], matrix[np.arange(20), where], rtol=1e-6)
+def test_largest_value_of_a_block_survives() -> None:
+    matrix = np.random.default_rng(1).standard_normal((20, 66), np.float32)
+    blocks = matrix.reshape(40, 33)
+    back = quantize_blocks(matrix, 33, bits=8).dequantize().reshape(40, 33)
+    where = np.abs(blocks).argmax(1)
+    np.testing.assert_allclose(back[np.arange(40), where], blocks[np.arange(40), where], rtol=1e-6)
+
+
+def test_scale_of_a_row_keeps_its_largest_value_and_its_largest_pair() -> None:
+    rows = np.array([[5.08, -1, 3, 2, 0.5], [3, 4, 5, -5, 1], [-6.4, 1, 1, 1, 6.35]], np.float32)
+    quantized = quantize_rows(rows)
+    np.testing.assert_allclose(quantized.scale[:, 0], [5.08 / 127, 7 / 128, 6.4 / 127], rtol=1e-6)
+    assert quantized.values[1].tolist() == [55, 73, 91, -91, 18]
+
+
+@settings(deadline=None)
+@given(MATRICES)
+def test_products_of_two_neighbours_fit_sixteen_bits(matrix: np.ndarray) -> None:
+    values = quantize_rows(matrix).values[:, : matrix.shape[1] // 2 * 2].astype(np.int64)
+    for a, b in ((255, 255), (255, 0), (254, 255)):
+        sums = a * values[:, ::2] + b * values[:, 1::2]
+        assert (np.abs(sums) < 2**15).all()
+
+
+def test_integers_of_two_neighbours_are_brought_within_the_limit() -> None:
+    values = np.array([[127, 127, -127, -2, 100, -100, 64, 65, 127]], np.int8)
+    hold_pairs(values)
+    assert values.tolist() == [[127, 1, -126, -2, 100, -100, 64, 64, 127]]
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
