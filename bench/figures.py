@@ -519,6 +519,39 @@ def row_exports(r: dict[str, Any]) -> list[Row]:
     return found
 
 
+def overflow(r: dict[str, Any]) -> list[Row]:
+    """What int8 weights do on x86 without VNNI, and what keeping them within 16 bits costs."""
+    ways = "as scales of the largest weight alone leave them; as they are kept now"
+    names = ", ".join(r["logits"])
+    rows = [
+        (
+            f"logits of `dynamic_wi8_afp32` on x86 without VNNI (an emulated {r['processor']}), random weights of "
+            f"{names}, off by how many standard deviations: {ways}; what rounding activations does by itself",
+            "; ".join(
+                ", ".join(f"{of[way][what]:.2f}" for of in r["logits"].values())
+                for way, what in (
+                    ("as_they_come", "off_by"),
+                    ("kept_within", "off_by"),
+                    ("kept_within", "rounding_alone"),
+                )
+            ),
+        )
+    ]
+    if r["perplexity_change"]:
+        both = zip(
+            *([of[way] for way in ("as_they_come", "kept_within")] for of in r["perplexity_change"].values()),
+            strict=True,
+        )
+        rows.append(
+            (
+                f"perplexity of {', '.join(r['perplexity_change'])} trained on 300 M tokens, by the TFLite file over "
+                f"that of float32: {ways}",
+                "; ".join(", ".join(f"{100 * change:+.2f} %" for change in changes) for changes in both),
+            )
+        )
+    return rows
+
+
 SCRIPTS = {  # where the name is another
     "poster_train_20m": "poster_train.py",
     "proxy_stats": "proxy_study.py --stats bench/results/proxy_study.csv",
@@ -567,6 +600,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "variants": variants_rows,
     "distil": distil_rows,
     "row_exports": row_exports,
+    "overflow": overflow,
     "poster": figure_rows,
     "demo_model": demo_model,
 }

@@ -9,6 +9,7 @@
     bench/poster_train.py --loop merino-61m .poster/gpt2 --out loop.jsonl         MFU of the package's own loop
     bench/poster_train.py --collect rows.jsonl --asked tasks.jsonl --loops loop.jsonl --device "NVIDIA H100"
                                                                           into bench/results/
+    bench/poster_train.py --add rows.jsonl --loops loop.jsonl              what was run again, to what is recorded
     bench/poster_train.py --page                             the recorded rows into docs/training.md
 
 Several rows are in flight on a GPU: one trains, the others compile or are judged meanwhile. A result is
@@ -461,6 +462,29 @@ def collect(options: argparse.Namespace) -> None:
     print(write_result("poster_train", document))
 
 
+def add(options: argparse.Namespace) -> None:
+    """Add what was run again to the recorded results: how well rows repeat, and timings of the package's own loop."""
+    from poster.page import RESULTS
+    from record import write_result
+
+    document = json.loads(RESULTS.read_text(encoding="utf-8"))["result"]
+    known = {(row["id"], row["seed"], row["tokens"]): row for row in document["rows"]}
+    repeats = {(row["id"], row["seed"], row["tokens"]): row for row in document["repeats"]}
+    for path in options.add:
+        for record in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            key = record.get("row", record["id"]), record["seed"], record["tokens"]
+            if key not in repeats:
+                first = {"validation_losses": [known[key]["judged"]["validation"]["loss"]]}
+                repeats[key] = {"id": key[0], "seed": key[1], "tokens": key[2], **first}
+                document["repeats"].append(repeats[key])
+            losses, loss = repeats[key]["validation_losses"], record["judged"]["validation"]["loss"]
+            losses += [loss] * (loss not in losses)
+    for path in options.loops:
+        timings = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        document["training_loop"] += [timing for timing in timings if timing not in document["training_loop"]]
+    print(write_result("poster_train", document))
+
+
 def main() -> None:
     """Do the step asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -481,6 +505,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="with --tasks: sequences of one forward pass")
     parser.add_argument("--seconds", type=float, default=3600, help="start nothing that would end later")
     parser.add_argument("--collect", type=Path, nargs="+", metavar="RESULTS.jsonl")
+    parser.add_argument(
+        "--add", type=Path, nargs="*", metavar="RESULTS.jsonl", help="of rows that are recorded already"
+    )
     parser.add_argument("--asked", type=Path, nargs="*", default=[], metavar="TASKS.jsonl", help="with --collect")
     parser.add_argument("--planned", type=Path, default=Path(".poster/rows.jsonl"), help="with --collect: the plan")
     parser.add_argument("--page", action="store_true", help="write the table of docs/training.md")
@@ -501,12 +528,14 @@ def main() -> None:
         time_loop(*options.loop, options.loop_tokens, options.out)
     elif options.collect:
         collect(options)
+    elif options.add is not None:
+        add(options)
     elif options.page:
         from poster.page import write_page
 
         write_page()
     else:
-        parser.error("give one of --plan, --tokens, --train, --collect")
+        parser.error("give one of --plan, --tokens, --train, --tasks, --loop, --collect, --add, --page")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ ELSEWHERE = {
     "held_out": "the folder of bench/poster_train.py: bench/held_out.py",
     "distil": "a GPU: bench/distil.py",
     "row_exports": "checkpoints of rows trained on a GPU: bench/row_exports.py",
+    "overflow": "the same: bench/overflow.py",
     "poster_train_20m": "the same, earlier and on fewer tokens: kept for what the later one lacks",
     "demo_model": "a GPU: make demo-model",
     "arm": "emulated boards: bench/arm.py",

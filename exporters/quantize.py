@@ -5,12 +5,14 @@ whole row (one scale per output channel) or a block of it.
 
 At 8 bits `scale = max|w| / 127`; rounding to nearest leaves at most half a scale, 0.4 % of the
 group's largest value. Where a whole row shares a scale, products are computed in integers, and x86
-without VNNI (before 2019 to 2021, AMD's before Zen 4) adds the products of two neighbours in 16 bits,
-which overflow: so there `scale` is also at least `max|w[2i] + w[2i+1]| / 128`, and the integers of two
-neighbours add up to at most 128 in size, times 255 of an activation to 32,640. At 4 bits the value of largest magnitude becomes -8, whatever its sign, so
-that all 16 steps are used: `scale = -extreme / 8`. The error is at most half a scale, and one scale
-for values past 7.5 steps on the other side: 6.3 % and 12.5 % of the largest value. On average it is
-a tenth smaller than with the 15 steps -7 .. 7 (measured on trained and on Gaussian weights).
+without VNNI (Intel's until 2019 to 2021, AMD's before Zen 4) adds the products of two neighbours in
+16 bits, which overflow. So there `scale` is at least `max|w[2i] + w[2i+1]| / 128`, too: the integers
+of two neighbours add up to at most 128 in size, and times 255 of an activation to 32,640.
+
+At 4 bits the value of largest magnitude becomes -8, whatever its sign, so that all 16 steps are used:
+`scale = -extreme / 8`. The error is at most half a scale, and one scale for values past 7.5 steps on
+the other side: 6.3 % and 12.5 % of the largest value. On average it is a tenth smaller than with the
+15 steps -7 .. 7 (measured on trained and on Gaussian weights).
 
 That is rounding to nearest. `RoundedMatrix` carries integers and scales that were chosen with more
 care (`quantizers.py`) to whoever asks here for a matrix's integers, so that no writer of files needs

@@ -301,7 +301,8 @@ def full_rows(r: dict[str, Any]) -> list[Figure]:
     """Return the README's rows of the poster's models."""
     alike = first_trainings(r["rows"])
     loss = {name: row["judged"]["validation"]["loss"] for row in alike for name in (row["id"], *row.get("also", []))}
-    two, one, first, again = r["training_loop"]
+    two, one, *alone = r["training_loop"]
+    bare = [f"{t['what']} {'once more' if t['compiled_before'] else 'on a bare machine'}" for t in alone]
     told = [
         (
             f"the loop of `merino-edge train` on {two['what']}, then on one GPU: tokens/s; held-out loss",
@@ -309,15 +310,15 @@ def full_rows(r: dict[str, Any]) -> list[Figure]:
             f"{two['validation_loss']:.3f}, {one['validation_loss']:.3f}",
         ),
         (
-            f"the same command on {first['what']}, context 1,024, one GPU, on a bare machine and once more: model "
-            "FLOPs utilisation of 989 TFLOP/s; tokens/s; start-up and compilation, of how much (imports apart; "
-            "packages had been compiled to bytecode, as pip does)",
-            "; ".join(f"{100 * t['mfu']:.1f} %" for t in (first, again))
+            f"the same command at a context of 1,024 on one GPU, {', '.join(bare)}: model FLOPs utilisation of "
+            "989 TFLOP/s; tokens/s; start-up and compilation, of how much (imports apart; packages had been "
+            "compiled to bytecode, as pip does)",
+            ", ".join(f"{100 * t['mfu']:.1f} %" for t in alone)
             + "; "
-            + "; ".join(f"{t['steady_tokens_per_s'] / 1e3:.0f} k" for t in (first, again))
+            + ", ".join(f"{t['steady_tokens_per_s'] / 1e3:.0f} k" for t in alone)
             + "; "
-            + "; ".join(f"{t['startup_seconds']:.1f} of {t['seconds']:.0f} s" for t in (first, again))
-            + f" ({first['import_seconds']:.0f}, {again['import_seconds']:.0f} s)",
+            + ", ".join(f"{t['startup_seconds']:.1f} of {t['seconds']:.0f} s" for t in alone)
+            + f" ({', '.join(format(t['import_seconds'], '.0f') for t in alone)} s)",
         ),
     ]
     for name in ("merino-52m", "merino-61m", "merino-64m"):
