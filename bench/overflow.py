@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from poster.rows import PRESET_FILES, PRESETS
 from quantization import exporting, measure
 from record import write_result
 
@@ -36,7 +37,6 @@ from merino_edge.files import read_json
 from merino_edge.flows.export import ExportWish
 from merino_edge.reference import forward, random_tensors
 
-PRESETS = Path(__file__).parents[1] / "merino_edge" / "search" / "presets"
 RECIPE = RECIPES["dynamic_wi8_afp32"]
 PROCESSOR = "Haswell"
 TOKENS = 24
@@ -63,7 +63,7 @@ def limit_of_pairs(limit: int) -> Iterator[None]:
 
 def off_by(name: str, limit: int, qemu: str) -> dict[str, float]:
     """Return how far the logits of a preset are off, and would be by rounding alone, in standard deviations."""
-    architecture = Architecture.from_json(read_json(PRESETS / f"{name}.json")["architecture"])
+    architecture = Architecture.from_json(read_json(PRESET_FILES / f"{name}.json")["architecture"])
     tensors = random_tensors(architecture, seed=0)
     token_ids = np.random.default_rng(1).integers(0, architecture.vocab_size, TOKENS)
     with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch, limit_of_pairs(limit):
@@ -93,7 +93,7 @@ def main() -> None:
         sys.exit("needs QEMU's qemu-x86_64: make system-packages")
     limits = {"kept_within": quantize.PAIR_LIMIT, "as_they_come": NO_LIMIT}
     logits: dict[str, Any] = {}
-    for name in ("merino-52m", "merino-61m", "merino-64m"):
+    for name in PRESETS:
         logits[name] = {way: off_by(name, limit, qemu) for way, limit in limits.items()}
         print(name, logits[name], flush=True)
     trained: dict[str, Any] = {}

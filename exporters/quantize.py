@@ -97,6 +97,11 @@ def quantize_rows(matrix: Float32) -> QuantizedTensor:
     return quantize_blocks(matrix, matrix.shape[1], bits=8)
 
 
+def is_paired(bits: int, block: int, columns: int) -> bool:
+    """Say whether products are computed in integers, so that those of two neighbours are added in 16 bits."""
+    return bits == 8 and block == columns > 1
+
+
 def hold_pairs(values: npt.NDArray[np.int8]) -> None:
     """Bring the integers `[out, in]` of two neighbours within `PAIR_LIMIT`, the larger one nearer to zero."""
     second = values[:, 1::2]
@@ -130,7 +135,7 @@ def quantize_blocks(matrix: Float32, block: int, bits: int) -> QuantizedTensor:
     if bits == 8:
         q_min, q_max = -127, 127
         scale = np.maximum(high, -low) / np.float32(127)
-        if block == columns > 1:
+        if is_paired(bits, block, columns):
             sums = matrix[:, 1::2] / np.float32(PAIR_LIMIT)
             sums += matrix[:, : columns - 1 : 2] / np.float32(PAIR_LIMIT)
             np.maximum(scale, np.abs(sums).max(1, keepdims=True), out=scale)
@@ -142,6 +147,6 @@ def quantize_blocks(matrix: Float32, block: int, bits: int) -> QuantizedTensor:
     np.rint(values, out=values)
     np.clip(values, q_min, q_max, out=values)
     integers = values.astype(np.int8).reshape(rows, columns)
-    if bits == 8 and block == columns:
+    if is_paired(bits, block, columns):
         hold_pairs(integers)
     return QuantizedTensor(integers, scale, bits)

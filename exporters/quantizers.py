@@ -26,7 +26,7 @@ from merino_edge.errors import UsageError, did_you_mean
 from merino_edge.exporters.calibration import collect_hessians
 from merino_edge.exporters.gptq import damping_for, round_with_gptq
 from merino_edge.exporters.ordering import order_by_size
-from merino_edge.exporters.quantize import QuantizedTensor, RoundedMatrix, hold_pairs, quantize_blocks
+from merino_edge.exporters.quantize import QuantizedTensor, RoundedMatrix, hold_pairs, is_paired, quantize_blocks
 from merino_edge.exporters.recipes import Recipe
 from merino_edge.exporters.scales import best_scales, quantize_with_mse
 from merino_edge.exporting import ExportOptions, Tensors
@@ -112,7 +112,7 @@ def _by_name(
         if name == "embedding.weight" and bits == 8:  # its rows are also read as they are: they must stay near
             return nearest
         found = round_with_gptq(matrix, hessian, scale, bits, damping_for(len(hessian), len(text)))
-        if bits == 8 and block == matrix.shape[1]:
+        if is_paired(bits, block, matrix.shape[1]):
             hold_pairs(found.values)
         return found
 

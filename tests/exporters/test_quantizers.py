@@ -9,7 +9,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ExportError, UsageError
 from merino_edge.exporters.calibration import collect_hessians
 from merino_edge.exporters.gptq import LEAST_DAMPING, ROWS, damping_for, round_with_gptq
-from merino_edge.exporters.quantize import QuantizedTensor, RoundedMatrix, quantize_blocks
+from merino_edge.exporters.quantize import PAIR_LIMIT, QuantizedTensor, RoundedMatrix, quantize_blocks
 from merino_edge.exporters.quantizers import QUANTIZERS, quantize_model
 from merino_edge.exporters.recipes import RECIPES
 from merino_edge.exporters.scales import best_scales, quantize_with_mse
@@ -121,6 +121,15 @@ def test_gptq_takes_a_text_that_hardly_shows_some_inputs() -> None:
     for hessian in (np.zeros((64, 64)), np.diag(np.arange(64.0) // 32), np.ones((64, 64))):
         rounded = round_with_gptq(matrix, hessian, scale, 4)
         assert -8 <= rounded.values.min() <= rounded.values.max() <= 7
+
+
+def test_gptq_keeps_neighbours_in_rows_of_8_bits_within_16_bits() -> None:
+    options = ExportOptions(quantizer="gptq", calibration=np.concatenate([TEXT, TEXT]))
+    rounded, _ = quantize_model(SHARED, random_tensors(SHARED, 0), RECIPES["dynamic_wi8_afp32"], options)
+    matrices = [tensor.quantized.values for tensor in rounded.values() if isinstance(tensor, RoundedMatrix)]
+    assert len(matrices) == sum(len(shape) == 2 for shape in SHARED.tensor_shapes.values())
+    sums = [np.abs(values[:, ::2].astype(int) + values[:, 1::2]).max() for values in matrices]
+    assert max(sums) == PAIR_LIMIT
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
