@@ -6,25 +6,31 @@ number of evaluations, same limits, 20 seeds. pymoo is not a dependency; without
 left out:
 
     OMP_NUM_THREADS=1 .venv/bin/python bench/evolution.py
+    bench/evolution.py --first-seed 100 [--seeds 20] [--space FILE.toml]    # printed, not recorded
+
+`--space` stands for the poster's: a space whose optimum the exact search knows.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from record import write_result
 
 from merino_edge.device.board import load_board
+from merino_edge.errors import MerinoEdgeError
 from merino_edge.search.engine import SearchRequest, search
 from merino_edge.search.evolution import Evolution
 from merino_edge.search.latency import estimate_latency, estimate_memory
 from merino_edge.search.problem import make_problem
-from merino_edge.search.space import load_space
+from merino_edge.search.space import Space, load_space
 from merino_edge.search.survey import excess
 from merino_edge.units import Limit
 
@@ -47,18 +53,48 @@ WIDE_LIMITS: list[dict[str, Limit]] = [
 
 def main() -> None:
     """Run both parts, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--space", metavar="FILE.toml", help="for the first part alone, with limits of its members")
+    asked = parser.parse_args()
+    if asked.seeds < 1 or asked.first_seed < 0:
+        sys.exit("at least one seed, from 0 on")
+    seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
     models = estimates()
-    result: dict[str, Any] = {"seeds": SEEDS, "poster": [poster(models, limits) for limits in POSTER_LIMITS]}
-    for row in result["poster"]:
-        print(row["limits"], {share: f"{hits}/{SEEDS}" for share, hits in row["hits_by_share"].items()}, flush=True)
+    try:
+        space = load_space(asked.space or "poster")
+    except MerinoEdgeError as error:
+        sys.exit(f"--space {asked.space}: {error}")
+    limits = limits_of_members(space, models, asked.first_seed) if asked.space else POSTER_LIMITS
+    rows = [exactly_known(space, models, each, seeds) for each in limits]
+    result: dict[str, Any] = {"seeds": len(seeds), "poster": rows}
+    for row in rows:
+        found = {share: f"{hits}/{len(seeds)}" for share, hits in row["hits_by_share"].items()}
+        print(row["limits"], found, flush=True)
+    if asked.space:
+        print("not recorded: another space than the record's")
+        return
     try:
         import pymoo  # noqa: F401
     except ImportError:
         print("pymoo is not installed: the comparison on `wide` is left out", file=sys.stderr)
     else:
         result["wide_evaluations"] = WIDE_EVALUATIONS
-        result["wide"] = [wide(models, limits) for limits in WIDE_LIMITS]
+        result["wide"] = [wide(models, limits, seeds) for limits in WIDE_LIMITS]
+    if seeds != range(SEEDS):
+        print("not recorded: other seeds than the record's")
+        return
     print(write_result("evolution", result))
+
+
+def limits_of_members(space: Space, models: dict[str, Any], seed: int) -> list[dict[str, Limit]]:
+    """Return limits that a random member each meets, so that something does: two and two of four kinds."""
+    problem = make_problem(SearchRequest(space, **models))
+    pairs = (("latency_ms", "memory_bytes"), ("parameters", "flops")) * 2
+    members = space.sample(len(pairs), seed)
+    found = [problem.values(member) for member in members]
+    return [{name: Limit(values[name]) for name in pair} for pair, values in zip(pairs, found, strict=True)]
 
 
 def estimates() -> dict[str, Any]:
@@ -73,24 +109,24 @@ def words(limits: dict[str, Limit]) -> dict[str, list[float | None]]:
     return {name: [limit.lower, limit.upper] for name, limit in limits.items()}
 
 
-def poster(models: dict[str, Any], limits: dict[str, Limit]) -> dict[str, Any]:
+def exactly_known(
+    space: Space, models: dict[str, Any], limits: dict[str, Limit], seeds: Sequence[int]
+) -> dict[str, Any]:
     """Count the seeds that find the exact optimum's class."""
-    space = load_space("poster")
-    best = search(SearchRequest(space, limits=limits, **models)).winner.index
+    best = search(SearchRequest(space, mode="exact", limits=limits, **models)).winner.index
     hits = dict.fromkeys(SHARES, 0)
-    for seed in range(SEEDS):
+    for seed in seeds:
         for share in SHARES:
-            request = SearchRequest(
-                space, limits=limits, mode="evolution", seed=seed, evaluations=int(share * space.size), **models
-            )
+            looks = max(1, int(share * space.size))
+            request = SearchRequest(space, limits=limits, mode="evolution", seed=seed, evaluations=looks, **models)
             hits[share] += search(request).winner.index == best
     return {"limits": words(limits), "hits_by_share": {str(share): count for share, count in hits.items()}}
 
 
-def wide(models: dict[str, Any], limits: dict[str, Limit]) -> dict[str, Any]:
+def wide(models: dict[str, Any], limits: dict[str, Limit], seeds: Sequence[int]) -> dict[str, Any]:
     """Compare the best feasible scores of both engines, seed by seed."""
     ours, theirs, seconds = [], [], [0.0, 0.0]
-    for seed in range(SEEDS):
+    for seed in seeds:
         request = SearchRequest(
             load_space("wide"), limits=limits, mode="evolution", seed=seed, evaluations=WIDE_EVALUATIONS, **models
         )
@@ -102,11 +138,12 @@ def wide(models: dict[str, Any], limits: dict[str, Limit]) -> dict[str, Any]:
         seconds[1] += time.process_time() - used
     wins = sum(a > b for a, b in zip(ours, theirs, strict=True))
     print(words(limits), f"ours {statistics.mean(ours):.0f}, pymoo {statistics.mean(theirs):.0f}", end=" ")
-    print(f"better in {wins}/{SEEDS} ({seconds[0] / SEEDS:.1f} and {seconds[1] / SEEDS:.1f} s)", flush=True)
+    each = [s / len(seeds) for s in seconds]
+    print(f"better in {wins}/{len(seeds)} ({each[0]:.1f} and {each[1]:.1f} s)", flush=True)
     return {
         "limits": words(limits), "ours": ours, "pymoo": theirs, "better": wins,
         "mean_ratio": statistics.mean(ours) / statistics.mean(theirs),
-        "seconds_each": [s / SEEDS for s in seconds],
+        "seconds_each": each,
     }  # fmt: skip
 
 

@@ -1,14 +1,16 @@
 """The entropy score on trained decoders that share no weights: tables of LiteTransformerSearch.
 
     MERINO_EDGE_DATA=FOLDER bench/proxy_lts.py    reads FOLDER/lts/*.csv (microsoft/archai, MIT)
+    bench/proxy_lts.py A.csv B.csv [C.csv ...]    other tables of the same columns: printed, not recorded
 
-Beta and alpha_2 are chosen on two tables by the mean share of pairs within 10 % of decoder parameters that
-they order rightly, and judged on the third. Conventions are those of the search: natural logarithms, Gaussian
+Beta and alpha_2 are chosen on all tables but one by the mean share of pairs within 10 % of decoder parameters that
+they order rightly, and judged on that one. Conventions are those of the search: natural logarithms, Gaussian
 weights, eps = 0.01, one mean of logarithms over layers; Q, K, V and O are width x width, whatever the heads.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import itertools
 import os
@@ -126,7 +128,7 @@ def judge(tables: dict[str, Decoders]) -> dict[str, Any]:
 def show(figures: dict[str, Any]) -> None:
     """Print one line a score and table."""
     for name, row in figures["tables"].items():
-        print(f"{name}: chosen on the other two {row['chosen_on_the_others']}")
+        print(f"{name}: chosen on the others {row['chosen_on_the_others']}")
         for score, figure in row["scores"].items():
             near = figure["in_10pct"]
             print(
@@ -140,12 +142,26 @@ def show(figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Judge, print and record; without the data, say so."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("tables", type=Path, nargs="*", metavar="TABLE.csv", help="instead of MERINO_EDGE_DATA's")
+    asked = parser.parse_args().tables
     data = os.environ.get("MERINO_EDGE_DATA")
-    if not data:
+    if not data and not asked:
         print("MERINO_EDGE_DATA is not set: the tables of lts/ are not at hand, nothing recomputed", file=sys.stderr)
         return
-    figures = judge({name: read(Path(data) / "lts" / f"{name}.csv") for name in TABLES})
+    if len(asked) == 1:
+        sys.exit("one table alone: beta is chosen on others than the one it is judged on, so give at least two")
+    tables = {}
+    for path in asked or [Path(data or "") / "lts" / f"{name}.csv" for name in TABLES]:
+        try:
+            tables[str(path) if asked else path.stem] = read(path)
+        except (OSError, KeyError, ValueError) as error:
+            sys.exit(f"{path} is no such table: {type(error).__name__} {error}")
+    figures = judge(tables)
     show(figures)
+    if asked:
+        print("not recorded: other tables than the record's")
+        return
     write_result("proxy_lts", figures)
 
 
