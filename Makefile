@@ -55,8 +55,13 @@ demo: $(VENV)/.package ## Run the whole job here: profile, search, train, export
 demo-model: $(VENV)/.package ## Train the demo model from the corpus in MERINO_EDGE_DATA and pack it with its card (CHECKPOINT=FOLDER packs one)
 	@$(BIN)/python bench/demo_model.py $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)')
 
-test: $(VENV)/.package ## Run the tests against the installed package
-	@$(BIN)/pytest $(TESTS)
+test: $(VENV)/.package ## Run the tests against the installed package, two at a time (WORKERS=2), then those that watch a clock
+	@first=0; $(BIN)/pytest -n $(or $(WORKERS),2) --dist loadfile -m 'not alone' $(TESTS) || first=$$?; \
+	case $$first in 0|1|5) ;; *) exit $$first;; esac; \
+	second=0; $(BIN)/pytest -m alone $(TESTS) || second=$$?; \
+	if [ $$first = 5 ]; then exit $$second; fi; \
+	if [ $$second = 5 ]; then exit $$first; fi; \
+	exit $$(( first > second ? first : second ))  # 5: no test of this kind was asked for
 
 test-faults: $(VENV)/.package ## Run the fault campaigns whole: kills, power cuts, broken disks and networks (an hour or so)
 	@FAULT_SHARE=$(or $(FAULT_SHARE),1) FAULT_SEED=$(or $(FAULT_SEED),1) FAULT_RECORDS=$(abspath build/faults) \

@@ -14,6 +14,8 @@ import pytest
 from merino_edge.device.registry import DeviceEntry, Registry
 from merino_edge.run import create_run
 
+pytestmark = pytest.mark.alone
+
 PROGRAM = Path(sys.executable).with_name("merino-edge")
 ENVIRONMENT = {**os.environ, "PATH": f"{PROGRAM.parent}:{os.environ['PATH']}", "TERM": "dumb"}
 

@@ -32,6 +32,8 @@ from merino_edge.exporters.to_onnx import export
 from merino_edge.files import sha256_file
 from merino_edge.testing import tiny_architecture, write_bundle
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def entry(tmp_path: Path) -> DeviceEntry:

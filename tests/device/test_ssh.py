@@ -19,7 +19,7 @@ from merino_edge.device.ssh import open_ssh
 from merino_edge.device.transport import Transport
 from merino_edge.errors import DeviceError
 
-pytestmark = needs_sshd
+pytestmark = [needs_sshd, pytest.mark.alone]
 WAYS = ("paramiko", "openssh")
 
 

@@ -362,6 +362,7 @@ class Wordy:
         return {"tokens": int(prompt)}
 
 
+@pytest.mark.alone
 def test_a_client_that_does_not_read_is_given_up_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line_server, "SEND_S", 0.5)
     server = line_server.Server(Wordy())  # type: ignore[arg-type]

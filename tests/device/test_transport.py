@@ -11,6 +11,8 @@ import pytest
 from merino_edge.device.transport import LocalTransport
 from merino_edge.errors import DeviceError
 
+pytestmark = pytest.mark.alone
+
 LOCAL = LocalTransport()
 
 

@@ -35,7 +35,7 @@ def cannot() -> str | None:
 
 
 WHY_NOT = cannot()
-pytestmark = [needs_sshd, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
+pytestmark = [needs_sshd, pytest.mark.alone, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
 
 
 class Board:

@@ -132,6 +132,7 @@ def test_sharing_survives_an_embedding_skip(form: str, tmp_path: Path) -> None:
     assert deep - shallow <= 2 * MEGABYTE
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("recipe", ["fp32", "dynamic_wi8_afp32", "weight_only_wi4_b128_afp32"])
 def test_writing_60_million_parameters_takes_little_memory(recipe: str, tmp_path: Path) -> None:
     program = """

@@ -99,7 +99,7 @@ class Liar:
         if data:
             return data
         try:
-            said = self._out.get(timeout=timeout_s)
+            said = self._out.get(timeout=min(timeout_s, 0.02))  # who closes the link waits for this
         except queue.Empty:
             raise TimeoutError from None
         self._rest = io.BytesIO(said)

@@ -19,6 +19,8 @@ from merino_edge.errors import MeasurementError
 from merino_edge.exporters.to_onnx import export
 from merino_edge.testing import tiny_architecture, write_bundle
 
+pytestmark = pytest.mark.alone
+
 PROMISED = 60
 
 PI4: dict[str, str] = {

@@ -305,6 +305,7 @@ def test_attacks_by_hand_are_refused_in_plain_words(bundle: Bundle, monkeypatch:
     campaign.share = 1.0  # they take moments
     monkeypatch.setattr(agent_link, "MAX_EVENTS", 20_000)
     monkeypatch.setattr(agent_link, "CANCEL_LIMIT_S", 0.5)
+    monkeypatch.setattr(agent_link, "SILENCE_S", 1.0)
     for name, (op, answer) in ATTACKS.items():
         if wrong := judge(Liar(answer, stderr=EVIL), [USES[op]], bundle):
             campaign.fail(f"{name}: {wrong}")

@@ -38,7 +38,7 @@ HANDSHAKE_BYTES = 6000  # of the beginning of a session, where half of the fault
 LIMIT_S = 75.0  # connecting 10, handshake 10, login 20, the agent's hello 20; and a loaded machine
 WHOLE_SESSION = {UP: FILE_BYTES + 40_000, DOWN: 8_000}
 
-pytestmark = [needs_sshd, pytest.mark.timeout(3600)]
+pytestmark = [needs_sshd, pytest.mark.alone, pytest.mark.timeout(3600)]
 
 
 class SocketChannel:

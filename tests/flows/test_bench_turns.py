@@ -21,6 +21,8 @@ from merino_edge.flows import suite
 from merino_edge.flows.bench import BenchOptions
 from merino_edge.testing import FakeDevice, tiny_architecture, tiny_architectures
 
+pytestmark = pytest.mark.alone
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 Command = Callable[..., tuple[int, dict[str, Any], str]]

@@ -32,6 +32,8 @@ from merino_edge.flows.serve import Worker, make_app, serve
 from merino_edge.reference import random_tensors
 from merino_edge.testing import FakeDevice, tiny_architecture, write_bundle
 
+pytestmark = pytest.mark.alone
+
 openai = pytest.importorskip("openai", reason="not installed: openai (pip install openai)")
 uvicorn = pytest.importorskip("uvicorn", reason="not installed: uvicorn (pip install 'merino-edge[serve]')")
 

@@ -171,6 +171,7 @@ def test_what_dynamic_programming_misses_is_found() -> None:
     assert by_blocks.winner.score < outcome.winner.score
 
 
+@pytest.mark.alone
 def test_the_free_space_is_searched_exactly_at_once() -> None:
     limits = {"latency_ms": Limit(40.0), "memory_bytes": Limit(3e8)}
     used = time.process_time()

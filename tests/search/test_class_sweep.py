@@ -121,6 +121,7 @@ def test_a_class_that_is_a_measured_one_once_more_is_judged_by_its_measurement()
     assert class_shortfall(asked) == expected
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "limits",
     [
@@ -171,6 +172,7 @@ def test_the_limit_that_the_hint_names_for_a_narrow_range_is_met(name: str) -> N
     assert class_shortfall(problem(FREE, {name: wider})) is None
 
 
+@pytest.mark.alone
 def test_many_measured_members_of_large_classes_cost_no_time() -> None:
     where = parse_space(
         {**TEN_BLOCKS, "width": [256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024]}, "t"

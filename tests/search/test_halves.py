@@ -103,6 +103,7 @@ def test_with_too_much_to_look_up_the_nearest_is_only_found(monkeypatch: pytest.
         assert caught.value.details["least_proven"] is caught.value.details["nearest_proven"] is bool(size)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("more", [{}, {"latency_ms": Limit(200.0)}], ids=["alone", "with a limit that holds"])
 def test_a_gap_between_billions_of_members_is_proven_at_once(more: dict[str, Limit]) -> None:
     wide = load_space("wide")

@@ -140,6 +140,7 @@ def test_a_measured_member_that_keeps_the_limits_leaves_the_answer_to_the_search
     assert (slow.nearest, slow.least) == (5, pytest.approx(0.95 * least))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", ["dp", "evolution"])
 def test_a_clash_in_a_space_beyond_listing_is_proven_at_once(mode: str) -> None:
     limits = {"parameters": Limit(2e6), "flops": Limit(1e15, 60e9)}  # each alone can be kept

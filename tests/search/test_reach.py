@@ -69,6 +69,7 @@ def test_only_what_no_member_meets_is_out_of_reach() -> None:
     assert beyond(Limit(2 * most, most + 1)).least == most
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", ["dp", "evolution"])
 def test_a_budget_that_nothing_meets_is_answered_at_once_however_large_the_space(mode: str) -> None:
     request = SearchRequest(load_space("wide"), limits={"latency_ms": Limit(0.01)}, mode=mode, **MODELS)

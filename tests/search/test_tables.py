@@ -89,6 +89,7 @@ def test_groups_together_give_every_member_its_sums_and_class(name: str, rows: i
     assert index == drawn.numbers
 
 
+@pytest.mark.alone
 def test_hundreds_of_groups_are_searched_in_no_more_time_than_their_members_take() -> None:
     block = {"count": 2, "depth": [1, 2], "ffn_ratio": [2, 4]}
     many = {"vocab_size": [1000 * i for i in range(1, 11)], "embedding_width": [64 * i for i in range(1, 9)]}

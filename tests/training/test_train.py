@@ -257,6 +257,7 @@ def test_checkpoint_of_another_architecture_is_refused(request_for: Any, tmp_pat
         train(TrainRequest(other, tmp_path / "2", start_from=first.checkpoint, steps=1))
 
 
+@pytest.mark.alone
 def test_time_budget_is_kept(request_for: Any) -> None:
     train(request_for("warm", steps=2))
     started = time.monotonic()
