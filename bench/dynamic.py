@@ -1,4 +1,4 @@
-"""Where does dynamic programming over blocks beat the evolutionary search at equal time? There it is the mode.
+"""Does dynamic programming over blocks beat the evolutionary search at equal time? `search` asks both (`together.py`).
 
 On `wide` (4e10 architectures), three budgets and three scores, the default, parameter count and the paper's
 entropy: the best score found, and those of the evolution given the same time of one core, 20 seeds.

@@ -162,9 +162,9 @@ def pymoo_best(request: SearchRequest) -> float:
     from pymoo.optimize import minimize
 
     evolution = Evolution(make_problem(request), request.seed)
-    blocks = evolution.counts.shape[1]
-    assert (evolution.counts == evolution.counts[0]).all()
-    sizes = np.column_stack([evolution.counts[0] // evolution.radix.prod(1), evolution.radix])  # (blocks, 3)
+    blocks, radix = evolution.counts.shape[1], evolution.radix[0]
+    assert len(evolution.radix) == 1 and (evolution.counts == evolution.counts[0]).all()
+    sizes = np.column_stack([evolution.counts[0] // radix.prod(1), radix])  # (blocks, 3)
     upper = np.concatenate([[len(evolution.groups) - 1], sizes.reshape(-1) - 1])
     best = -math.inf
 

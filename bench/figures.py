@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -230,6 +231,23 @@ def dynamic(r: dict[str, Any]) -> list[Row]:
             )
         )
     return result
+
+
+def together(r: dict[str, Any]) -> list[Row]:
+    """Dynamic programming and evolution, both asked."""
+    told = []
+    for other in ("dp", "evolution"):
+        ratios = sorted(row["dp+evolution"]["score"] / row[other]["score"] - 1 for row in r["rows"])
+        ahead = sum(ratio > 1e-9 for ratio in ratios)
+        told.append(f"{ahead} better, by up to {100 * ratios[-1]:.1f} %, worst {100 * ratios[0]:+.1f} %")
+    seconds = statistics.median(row["dp+evolution"]["seconds"] for row in r["rows"])
+    return [
+        (
+            f"{len(r['rows'])} searches of {len({row['space'] for row in r['rows']})} other spaces beyond listing: "
+            "dynamic programming and evolution together, as `search` asks them, over the former; the latter; seconds",
+            f"{told[0]}; {told[1]}; {seconds:.1f} s",
+        )
+    ]
 
 
 def presets(r: dict[str, Any]) -> list[Row]:
@@ -572,6 +590,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "search_speed": search_speed,
     "evolution": evolution,
     "dynamic": dynamic,
+    "together": together,
     "te_nas": te_nas,
     "presets": presets,
     "latency_hat": latency_hat,

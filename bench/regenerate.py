@@ -57,6 +57,7 @@ STEPS = (
     Step("presets", ("bench/presets.py",)),
     Step("evolution", ("bench/evolution.py",)),
     Step("dynamic", ("bench/dynamic.py",)),
+    Step("together", ("bench/together.py",)),
     Step("constraints", ("bench/constraints.py",)),
     Step("constraints_free", ("bench/constraints.py", "--space", "free")),
     Step("constraints_1_thread", ("bench/constraints.py", "--threads", "1")),

@@ -11,6 +11,8 @@ from merino_edge.cli.options import BYTES_LIMIT, COUNT, COUNT_LIMIT, ENERGY_LIMI
 from merino_edge.cli.output import interval, print_json, print_pairs, print_table, terminal_progress
 from merino_edge.units import format_bytes, format_count, format_ms
 
+MODES = ["auto", "exact", "dp", "evolution", "dp+evolution"]
+
 
 @click.command("search")
 @device_option
@@ -46,7 +48,7 @@ from merino_edge.units import format_bytes, format_count, format_ms
 @click.option("--alpha1", type=float, default=None, help="Weight of attention in the entropy (1).")
 @click.option("--alpha2", type=float, default=None, help="Weight of the FFN in the entropy (1).")
 @click.option("--eps", type=float, default=None, help="Noise scale of the entropy (0.01).")
-@click.option("--mode", type=click.Choice(["auto", "exact", "dp", "evolution"]), default="auto", show_default=True)
+@click.option("--mode", type=click.Choice(MODES), default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the evolutionary search.")
 @click.option("--evaluations", type=click.IntRange(1), default=None, help="Architectures it may look at.")
 @click.option("--run", default=None, metavar="NAME", help="Name of the run to write (the next free run-N).")

@@ -76,7 +76,7 @@ class SearchOptions:
         embedding_skip: As `Space.with_embedding_skip` takes it.
         score: Which score, with its parameters.
         study_beta: The entropy's beta is what the study fitted, within the space's domain, not the one in `score`.
-        mode: `auto`, `exact`, `dp`, `evolution`.
+        mode: `auto`, `exact`, `dp`, `evolution`, `dp+evolution`.
         seed: Of the evolutionary search.
         evaluations: How many architectures that one may look at; None for the score's usual number.
         run: Name of the run to write.

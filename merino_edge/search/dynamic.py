@@ -70,16 +70,17 @@ class Ends:
         return Ends(self.genes[rows], self.score[rows], columns, self.representative[rows])
 
 
-def search_blocks(problem: Problem, beam: int = BEAM) -> Iterator[Ends]:
+def search_blocks(problem: Problem, beam: int = BEAM, progress: bool = True) -> Iterator[Ends]:
     """Yield what the beam finds, group by group.
 
     Args:
         problem: Its score must be a sum.
         beam: Beginnings kept.
+        progress: Whether to tell the request how far this is.
     """
     for number, group in enumerate(problem.space.groups):
         yield _search_group(problem, number, group, beam)
-        if problem.request.progress is not None:
+        if progress and problem.request.progress is not None:
             problem.request.progress((number + 1) / len(problem.space.groups))
 
 

@@ -2,8 +2,8 @@
 
 Up to 10^8 architectures every one is looked at and the answer is exact. So it is for any number of them where the
 model has one width and the classes of blocks in another order are few: then each class is looked at once. Beyond,
-dynamic programming over blocks takes the plain scores, where it found better architectures in the same time
-(`bench/dynamic.py`), and spaces that leave open how many blocks there are; the evolutionary search takes all others.
+neither dynamic programming over blocks nor evolution is always the better, so where the score is a sum both are asked
+(`bench/together.py`): what the former found joins the latter half way. Other scores are left to evolution alone.
 Either way: the winner, the runners-up, the Pareto front, what each limit costs, and, where nothing is feasible, why.
 """
 
@@ -20,13 +20,14 @@ import numpy as np
 from merino_edge.errors import UsageError
 from merino_edge.search.candidate import Candidate, make_candidates
 from merino_edge.search.class_sweep import class_shortfall, sweep_classes
+from merino_edge.search.cost import Array
 from merino_edge.search.dynamic import search_blocks
 from merino_edge.search.entropy import ENTROPIES
 from merino_edge.search.evolution import Evolution
 from merino_edge.search.exact import MAX_SIZE, Clock, listed_shortfall, survey_space
 from merino_edge.search.nearest import clash
 from merino_edge.search.problem import Measured, Problem, SearchRequest, make_problem
-from merino_edge.search.scores import PLAIN, SumScore, is_sum
+from merino_edge.search.scores import SumScore, is_sum
 from merino_edge.search.shortfall import ALONE, Diagnosis, Shortfall, infeasible, numbered
 from merino_edge.search.survey import Survey
 from merino_edge.search.tables import GroupTables
@@ -41,7 +42,7 @@ class SearchOutcome:
     """What a search found.
 
     Attributes:
-        mode: `exact`, `dp` or `evolution`.
+        mode: `exact`, `dp`, `evolution` or `dp+evolution`.
         space: Its name.
         space_size: Its architectures, each counted once.
         evaluated: Members looked at, by themselves or in their class.
@@ -91,7 +92,7 @@ def search(request: SearchRequest) -> SearchOutcome:
         survey, clock, shortfall = survey_space(problem, sweep_classes(problem) if by_classes else None)
         index: Callable[[int], int] = int
     else:
-        survey, clock, index, shortfall = (_evolve if mode == "evolution" else _by_blocks)(problem)
+        survey, clock, index, shortfall = _by_blocks(problem) if mode == "dp" else _evolve(problem, mode)
     if shortfall is not None and isinstance(beyond, int):
         survey, index = _only(problem, beyond, survey.seen)
     elif shortfall is not None:
@@ -137,13 +138,13 @@ def _impossible(problem: Problem, mode: str) -> Shortfall | int | None:
 
 def takes_time(request: SearchRequest) -> bool:
     """Say whether a search looks at its members one by one, each with a cost of its own."""
-    return request.mode == "evolution" or not is_sum(request.score)
+    return "evolution" in request.mode or not is_sum(request.score)
 
 
 def _mode(problem: Problem) -> str:
     """Choose how to search; a score that is no sum over parts is never searched exactly."""
     asked, additive = problem.request.mode, isinstance(problem.score, SumScore)
-    if asked in ("exact", "dp") and not additive:
+    if asked in ("exact", "dp", "dp+evolution") and not additive:
         raise UsageError(
             f"score '{problem.request.score.name}' is no sum over blocks: "
             f"{'exact search' if asked == 'exact' else 'dynamic programming'} cannot use it",
@@ -152,7 +153,7 @@ def _mode(problem: Problem) -> str:
     if asked == "auto":
         if additive and (problem.space.numbers <= MAX_SIZE or problem.classes.are_few):
             return "exact"
-        return "dp" if additive and (problem.request.score.name in PLAIN or problem.space.fewer) else "evolution"
+        return "dp+evolution" if additive else "evolution"
     return asked
 
 
@@ -160,11 +161,11 @@ Looked = tuple[Survey, Clock, Callable[[int], int], Shortfall | None]
 """A survey, the time spent, the index of each number shown, and why nothing is feasible."""
 
 
-def _by_blocks(problem: Problem) -> Looked:
+def _by_blocks(problem: Problem, progress: bool = True) -> Looked:
     """Run the dynamic programming and show every member that it led to to a survey."""
     clock, survey, diagnosis = Clock(), Survey(problem.limits), Diagnosis(problem.limits)
     groups, found = problem.space.groups, []
-    for ends in search_blocks(problem):
+    for ends in search_blocks(problem, progress=progress):
         clock.lap("score")
         numbers = survey.seen + np.arange(len(ends.score))
         if not len(numbers):
@@ -186,13 +187,15 @@ def _by_blocks(problem: Problem) -> Looked:
     return survey, clock, index, None if survey.feasible else diagnosis.shortfall(proven=every)
 
 
-def _evolve(problem: Problem) -> Looked:
+def _evolve(problem: Problem, mode: str) -> Looked:
     """Run the evolutionary search and show all it looked at, in the order of the index, to a survey."""
     clock, evolution = Clock(), Evolution(problem, problem.request.seed)
-    archive = evolution.run(problem.request.evaluations)
+    survey, others = Survey(problem.limits), None
+    if mode == "dp+evolution":
+        survey, others = _taught(problem, evolution)
+    archive = evolution.run(problem.request.evaluations, others)
     archive = archive.take(np.lexsort(archive.genes.T[::-1]))
     clock.lap("score")
-    survey = Survey(problem.limits)
     rows = len(archive.score)
     survey.show(np.arange(rows), archive.score, archive.columns, np.ones(rows, bool))
     clock.lap("search")
@@ -200,11 +203,20 @@ def _evolve(problem: Problem) -> Looked:
     def index(number: int) -> int:
         return evolution.index(archive.genes[number])
 
-    if survey.feasible:
+    if survey.best:
         return survey, clock, index, None
     diagnosis = Diagnosis(problem.limits)
     diagnosis.show(archive.columns, numbered(np.arange(rows)))
     return survey, clock, index, diagnosis.shortfall(proven=rows == problem.space.size)
+
+
+def _taught(problem: Problem, evolution: Evolution) -> tuple[Survey, Array]:
+    """Return the genes of what dynamic programming would list, and a survey with its counts of all others."""
+    found, _, index, _ = _by_blocks(problem, progress=False)
+    listed = dict.fromkeys([*found.best, *found.front()])
+    seen, feasible = found.seen - len(listed), found.feasible - len(listed)
+    others = Survey(problem.limits, seen=seen, feasible=feasible, zero=found.zero, relaxed=found.relaxed)
+    return others, evolution.genes_of(index(number) for number in listed)
 
 
 def _only(problem: Problem, index: int, seen: int) -> tuple[Survey, Callable[[int], int]]:

@@ -10,6 +10,7 @@ count once, and one generator of random numbers drives it all.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -118,14 +119,32 @@ class Evolution:
             own[: len(row)] = np.maximum(own[: len(row)], sizes)
         self.choices = np.array([*shape, *own.ravel()], np.int64)
 
-    def run(self, evaluations: int) -> Archive:
-        """Look at up to `evaluations` members; fewer where nobody new can be found."""
+    def run(self, evaluations: int, others: Array | None = None) -> Archive:
+        """Look at up to `evaluations` members; fewer where nobody new can be found.
+
+        Args:
+            evaluations: How many.
+            others: Genes that another search found; they join half way, so that neither they nor what was found
+                without them is all that there is to cross, and do not count.
+        """
         archive = self.evaluate(self.unseen(self.draw(POPULATION), evaluations))
-        population, barren = self.select(archive), 0
-        while len(archive.score) < evaluations and barren < TRIES:
-            genes = self.unseen(self.offspring(population), evaluations - len(archive.score))
+        population = self.select(archive)
+        if others is not None:
+            archive, population = self._evolve(archive, population, evaluations // 2, evaluations)
+            if len(joining := self.unseen(others, len(others))):
+                joined = self.evaluate(joining)
+                archive, population = archive.join(joined), self.select(population.join(joined))
+                evaluations += len(joining)
+        return self._evolve(archive, population, evaluations, evaluations)[0]
+
+    def _evolve(self, archive: Archive, population: Archive, until: int, evaluations: int) -> tuple[Archive, Archive]:
+        """Breed until so many were looked at."""
+        barren = 0
+        while len(archive.score) < until and barren < TRIES:
+            room = until - len(archive.score)
+            genes = self.unseen(self.offspring(population), room)
             if not len(genes):
-                genes = self.unseen(self.draw(OFFSPRING), evaluations - len(archive.score))
+                genes = self.unseen(self.draw(OFFSPRING), room)
             barren = 0 if len(genes) else barren + 1
             if len(genes):
                 children = self.evaluate(genes)
@@ -133,7 +152,17 @@ class Evolution:
                 population = self.select(population.join(children))
             if self.problem.request.progress is not None:
                 self.problem.request.progress(len(archive.score) / evaluations)
-        return archive
+        return archive, population
+
+    def genes_of(self, indices: Iterable[int]) -> Array:
+        """Return the genes of members by their index in the space, `(n, 1 + blocks)`."""
+        numbers = {group.offset: number for number, group in enumerate(self.groups)}
+        genes = []
+        for index in indices:
+            group = self.problem.space.group_of(index)
+            digits = group.digits(index - group.offset)
+            genes.append([numbers[group.offset], *digits, *[0] * (self.most - len(digits))])
+        return np.array(genes, np.int64).reshape(-1, 1 + self.most)
 
     def draw(self, count: int) -> Array:
         """Draw members: a group, then an option for each block."""

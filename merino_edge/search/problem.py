@@ -28,7 +28,7 @@ from merino_edge.units import Limit
 
 EVALUATIONS = 40_000
 PLAIN_EVALUATIONS = 200  # of scores that are no sums: each costs a look at one architecture
-MODES = ("auto", "exact", "dp", "evolution")
+MODES = ("auto", "exact", "dp", "evolution", "dp+evolution")
 LIMITS = ("latency_ms", "memory_bytes", "file_bytes", "parameters", "flops", "energy_mj")
 
 
@@ -63,12 +63,12 @@ class SearchRequest:
         energy: Model of a generated token's energy, its unit mJ instead of ms.
         recipe: How weights are stored.
         context_length: Positions the cache must hold.
-        mode: `exact`, `dp`, `evolution`, or `auto`: exact up to 10^8 architectures and wherever classes are few, then
-            dp or evolution by the score.
+        mode: `exact`, `dp`, `evolution`, `dp+evolution`, or `auto`: exact up to 10^8 architectures and wherever classes
+            are few, then both of the others where the score is a sum, else evolution.
         seed: Of the evolutionary search.
         measured: What is known from the device, by architecture digest.
         progress: Called with the share done.
-        evaluations: How many architectures the evolutionary search may look at.
+        evaluations: How many architectures the evolutionary search may look at; what it was taught does not count.
     """
 
     space: Space

@@ -243,6 +243,6 @@ def test_counts_that_overlap_in_too_many_ways_are_not_counted_by_classes(monkeyp
     where = replace(where)  # what was counted of a space is kept
     assert not make_problem(SearchRequest(where)).classes.are_few
     assert where.numbers > 10**8
-    assert search(SearchRequest(where, score=BALANCED, limits={"parameters": Limit(900_000)})).mode == "dp"
+    assert search(SearchRequest(where, score=BALANCED, limits={"parameters": Limit(900_000)})).mode == "dp+evolution"
     with pytest.raises(UsageError, match="takes up to 100,000,000"):
         search(SearchRequest(where, score=BALANCED, mode="exact"))

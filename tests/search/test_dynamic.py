@@ -78,7 +78,7 @@ def test_it_finds_the_optimum_of_small_spaces(score: str, limits: dict[str, Limi
 def test_it_gives_the_same_answer_twice_and_keeps_the_limits_on_the_wide_space() -> None:
     limits = {"parameters": Limit(16e6), "flops": Limit(30e9)}
     first, second = (search(request(load_space("wide"), limits=limits, mode="auto")) for _ in range(2))
-    assert first.mode == "dp"
+    assert first.mode == "dp+evolution"
     assert first.winner == second.winner
     assert first.winner.parameters <= 16e6
     assert first.winner.flops <= 30e9

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import InfeasibleError, UsageError
 from merino_edge.search.classes import class_members, class_size, representative
 from merino_edge.search.cost import count_flops, file_sum, total
-from merino_edge.search.engine import Measured, SearchRequest, search
+from merino_edge.search.engine import Candidate, Measured, SearchRequest, search
 from merino_edge.search.exact import sweep
 from merino_edge.search.latency import LatencyModel, MemoryModel, estimate_latency, estimate_memory
 from merino_edge.search.pareto import non_dominated
@@ -173,12 +174,12 @@ def test_a_space_of_several_counts_is_searched_by_blocks_too(limits: dict[str, L
         assert len({c.architecture for c in found.front}) == len(found.front)
 
 
-def test_a_space_of_several_counts_beyond_listing_is_searched_by_blocks() -> None:
+def test_a_space_of_several_counts_beyond_listing_is_searched_by_both() -> None:
     blocks = {"count": [2, 3, 4, 5], "width": [64, 96, 128], "depth": [1, 2, 3], "ffn_ratio": [1, 2, 4, 6]}
     where = space(blocks, embedding_width=[32, 64])
     assert where.size > 10**8
     outcome = search(request(where, {"parameters": Limit(300_000), "latency_ms": Limit(2.5)}))
-    assert outcome.mode == "dp"
+    assert outcome.mode == "dp+evolution"
     assert values(outcome.winner.architecture)["parameters"] <= 300_000
 
 
@@ -402,11 +403,12 @@ def test_evolution_finds_the_class_of_the_exact_optimum_with_five_percent_of_the
     assert hits == 3
 
 
-def test_evolution_depends_on_the_seed_alone() -> None:
+@pytest.mark.parametrize("mode", ["evolution", "dp+evolution"])
+def test_evolution_depends_on_the_seed_alone(mode: str) -> None:
     wide = load_space("wide")
     limits = {"latency_ms": Limit(20.0)}
-    first, second = (search(request(wide, limits, seed=5, evaluations=1500)) for _ in range(2))
-    assert first.mode == "evolution"
+    first, second = (search(request(wide, limits, mode=mode, seed=5, evaluations=1500)) for _ in range(2))
+    assert first.mode == mode
     assert (first.winner, first.front) == (second.winner, second.front)
     assert first.winner.predicted["tg_ms_upper"] <= 20.0
 
@@ -425,10 +427,38 @@ def test_every_mode_tells_the_same_of_a_budget_that_nothing_in_a_small_space_mee
 def test_evolution_says_when_nothing_it_saw_is_feasible() -> None:
     both = {"parameters": Limit(9_999_616, 9_999_616), "flops": Limit(49_996_103_680, 49_996_103_680)}
     with pytest.raises(
-        InfeasibleError, match="looked at by evolution"
+        InfeasibleError, match=r"looked at by dp\+evolution"
     ) as caught:  # some members have the one, some the other
         search(request(load_space("wide"), both, evaluations=1000))
     assert not caught.value.details["least_proven"]
+
+
+def point(candidate: Candidate) -> tuple[float, ...]:
+    """Return what the front compares, each the less the better."""
+    costs = (candidate.predicted[name] for name in ("tg_ms_upper", "memory_bytes_upper"))
+    return (-candidate.score, candidate.parameters, *(0.0 if cost is None else cost for cost in costs))
+
+
+@pytest.mark.parametrize("score", ["entropy", "balanced-parameters", "minus-depth"])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_dynamic_programming_found_is_not_lost_to_evolution(score: str, seed: int) -> None:
+    blocks = {"count": 6, "width": [64, 96, 128, 192], "depth": [1, 2, 3], "ffn_ratio": [1, 2, 4]}
+    where = space(blocks, embedding_width=[32, 64])
+    member = values(where.sample(1, seed)[0])
+    limits = {name: Limit(member[name]) for name in ("parameters", "flops")}
+    alone, both = (
+        search(replace(request(where, limits, mode=mode, evaluations=400), score=ScoreOptions(score)))
+        for mode in ("dp", "dp+evolution")
+    )
+    assert both.winner.score >= alone.winner.score
+    assert both.evaluated <= alone.evaluated + 400
+    assert both.feasible >= alone.feasible
+    points = [point(candidate) for candidate in both.front]
+    for listed in alone.front:
+        assert any(all(ours <= theirs for ours, theirs in zip(p, point(listed), strict=True)) for p in points)
+    for ours, theirs in zip(both.sensitivity, alone.sensitivity, strict=True):
+        assert (ours["score"] or -math.inf) >= (theirs["score"] or -math.inf)
+    assert len({c.index for c in (both.winner, *both.runners_up)}) == 1 + len(both.runners_up)
 
 
 def test_evolution_takes_a_score_that_is_no_sum_and_exact_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
