@@ -64,10 +64,10 @@ def main() -> None:
     models = estimates()
     try:
         space = load_space(asked.space or "poster")
+        limits = limits_of_members(space, models, asked.first_seed) if asked.space else POSTER_LIMITS
+        rows = [exactly_known(space, models, each, seeds) for each in limits]
     except MerinoEdgeError as error:
         sys.exit(f"--space {asked.space}: {error}")
-    limits = limits_of_members(space, models, asked.first_seed) if asked.space else POSTER_LIMITS
-    rows = [exactly_known(space, models, each, seeds) for each in limits]
     result: dict[str, Any] = {"seeds": len(seeds), "poster": rows}
     for row in rows:
         found = {share: f"{hits}/{len(seeds)}" for share, hits in row["hits_by_share"].items()}

@@ -48,17 +48,17 @@ def main() -> None:
     parser.add_argument("--space", metavar="FILE.toml", help="instead of the three")
     parser.add_argument("--seed", type=int, default=SEED, help="of the members whose costs are the limits")
     asked = parser.parse_args()
+    models = estimates()
     try:
         spaces = [load_space(asked.space)] if asked.space else [named(name) for name in SPACES]
+        rows = [
+            compare(space, score, limits, models)
+            for space in spaces
+            for limits in limits_of_members(space, models, asked.seed)[:BUDGETS]
+            for score in SCORES
+        ]
     except MerinoEdgeError as error:
         sys.exit(f"--space {asked.space}: {error}")
-    models = estimates()
-    rows = [
-        compare(space, score, limits, models)
-        for space in spaces
-        for limits in limits_of_members(space, models, asked.seed)[:BUDGETS]
-        for score in SCORES
-    ]
     if asked.space or asked.seed != SEED:
         print("not recorded: another space or other limits than the record's")
         return

@@ -88,7 +88,7 @@ def sweep(problem: Problem) -> Iterator[Members]:
         raise UsageError(
             f"space {space.name} has {space.numbers:,} members; exact search takes up to {MAX_SIZE:,}, "
             "and more only where the whole model has one width and classes of its blocks are few",
-            hint=f"use --mode {'dp' if space.fewer else 'evolution'}",
+            hint="use --mode dp+evolution",
         )
     _check_memory(problem)
     for numbers, sums, representative in _chunks(problem):

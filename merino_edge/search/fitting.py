@@ -56,7 +56,7 @@ def fit_coefficients(features: FloatArray, measured: FloatArray, offset: float =
 
 
 def _median(values: FloatArray) -> float:
-    """Return what `np.median` does; ten times as fast where values are few."""
+    """Return what `np.median` does of finite numbers; ten times as fast where they are few."""
     ordered = np.sort(values)
     return float((ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2)
 
