@@ -5,8 +5,9 @@
 
 Profiles this machine as `merino-edge profile --space poster` does, then measures random members of
 that space that were not profiled, and compares. Held-out models are measured by the profile's rule: in passes far
-apart in time until two agree, of which the fastest counts. What the first pass alone would have said is
-recorded too. Where the host of a virtual machine moves its processors, each place has its own fit and its own
+apart in time until their median is certain. What the first pass alone would have said is recorded too, and what the
+fastest pass of every model, profiled or not, would have: by a disturbance that only ever slows it would be better.
+Where the host of a virtual machine moves its processors, each place has its own fit and its own
 measurements, as in a search. `--threads 1` and `--space free` are recorded in files of their own: what one thread
 takes hardly depends on the place. Everything lies in a folder of its own.
 
@@ -14,7 +15,8 @@ The profiled models are measured once more in the passes of the held-out ones, o
 the error of a profile fitted to these. It has the formula's part of the error, without what the machine has become
 since the profile.
 
-No model can be nearer to a machine than the machine is to itself: where the record before this one measured the
+No model can be nearer to a machine than the machine is to itself: `passes_apart` is by how much two passes over one
+model differ, one after the other, in the mean. Where the record before this one measured the
 same models, the mean difference of the two is recorded beside the error, and how well the formula predicts left-out
 models where it is fitted to the faster of both times. `--against` does that for the present record and an older one.
 """
@@ -24,8 +26,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import tempfile
-from itertools import zip_longest
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +44,8 @@ from merino_edge.device.registry import device_folder
 from merino_edge.files import write_json
 from merino_edge.flows.conditions import TESTS, Conditions
 from merino_edge.flows.devices import find_entry, opened
-from merino_edge.flows.measuring import MEASUREMENTS, gather, measure_in_passes, shared_key
-from merino_edge.flows.placement import away, usual_distance_ns
+from merino_edge.flows.measuring import MEASUREMENTS, Known, gather, measure_in_passes, shared_key
+from merino_edge.flows.placement import away, counting, usual_distance_ns
 from merino_edge.flows.profile import MIN_MODELS, ProfileOptions, fit_known, profile, searched_space
 from merino_edge.flows.profile_file import RecipeProfile, read_profile
 from merino_edge.measurement import Measurement, read_measurements
@@ -146,6 +151,7 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
     every = held_out_pairs(profiled, passes, models, conditions, order)
     once = held_out_pairs(profiled, passes[: len(TESTS) * len(architectures)], models, conditions, order)
     alike = held_out_pairs(beside, passes, models, conditions, order)
+    fastest = held_out_pairs(profiled, passes, models, conditions, order, min)
     result: dict[str, Any] = {}
     for test in TESTS:
         predicted, measured, band = np.array([(p, m, b) for t, p, m, b in every if t == test]).T
@@ -160,6 +166,9 @@ def one_recipe(recipe: str, asked: argparse.Namespace, folder: Path) -> dict[str
             "placement": made["placement"],
             "same_passes": judged(alike, test),
             "one_pass": judged(once, test),
+            "fastest_pass": judged(fastest, test),
+            "passes": passes_each(passes, test),
+            "passes_apart": passes_apart(passes, test),
             "pairs_ms": [[round(p, 5), round(m, 5)] for p, m in zip(predicted, measured, strict=True)],
         }
         print(recipe, test, {key: value for key, value in result[test].items() if key != "pairs_ms"}, flush=True)
@@ -172,29 +181,51 @@ def judged(pairs: list[tuple[str, float, float, float]], test: str) -> dict[str,
     return judge(*np.array(found).T).to_json() if found else None
 
 
+def passes_each(passes: list[Measurement], test: str) -> float:
+    """Return how many valid passes a held-out model had in the mean."""
+    counted = [r.key.architecture_digest for r in passes if r.valid and r.key.test == test]
+    return len(counted) / len(set(counted))
+
+
+def passes_apart(passes: list[Measurement], test: str) -> float | None:
+    """Return by how much two passes over one held-out model differ, one after the other, in the mean of all."""
+    ms: dict[str, list[float]] = {}
+    for record in counting(passes):
+        if record.key.test == test:
+            ms.setdefault(record.key.architecture_digest, []).append(record.p50_ms)
+    apart = [abs(later / earlier - 1.0) for every in ms.values() for earlier, later in pairwise(every)]
+    return statistics.fmean(apart) if apart else None
+
+
 def held_out_pairs(
     profiled: list[Measurement],
     passes: list[Measurement],
     recipe: RecipeProfile,
     conditions: Conditions,
     order: dict[str, int],
+    speaks: Callable[[Sequence[float]], float] = statistics.median,
 ) -> list[tuple[str, float, float, float]]:
     """Return (test, predicted ms, measured ms, band) of every held-out model in order, each in its place.
 
     The host of a virtual machine may have had it in two places, in each of which a profile predicts by the records
     from there, as a search does. A model that was measured in both counts once, in the place where the profile took
-    more of its records.
+    more of its records. `speaks` makes one time of a model's passes.
     """
+
+    def told(records: list[Measurement], place: float | None) -> dict[str, Known]:
+        found = gather(records, recipe.key, conditions, place)
+        return {d: replace(k, passes_ms={t: (speaks(p),) for t, p in k.passes_ms.items()}) for d, k in found.items()}
+
     usual = usual_distance_ns(r for r in profiled if r.valid)
     other = usual_distance_ns(away(profiled, usual)) if usual is not None else None
     places = [usual] if other is None else [usual, other]
     found: dict[tuple[str, str], tuple[str, float, float, float]] = {}
     for place in places:
-        known = {d: k for d, k in gather(profiled, recipe.key, conditions, place).items() if set(TESTS) <= set(k.ms)}
+        known = {d: k for d, k in told(profiled, place).items() if set(TESTS) <= set(k.ms)}
         if len(known) < MIN_MODELS:
             continue
         models = fit_known(known, dict(recipe.key), conditions, recipe.cache_bytes, recipe.seconds).latency
-        for digest, k in gather(passes, recipe.key, conditions, place).items():
+        for digest, k in told(passes, place).items():
             for test in set(TESTS) & set(k.ms):
                 pair = (test, models[test].predict_ms(k.architecture), k.ms[test], models[test].band)
                 found.setdefault((digest, test), pair)

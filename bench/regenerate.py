@@ -97,6 +97,8 @@ ELSEWHERE = {
     "poster_train_20m": "the same, earlier and on fewer tokens: kept for what the later one lacks",
     "demo_model": "a GPU: make demo-model",
     "arm": "emulated boards: bench/arm.py",
+    "latency_local_fastest": "a quieter hour, with an earlier rule: kept for what a restless one cannot show",
+    "latency_local_1_thread_fastest": "the same with one thread",
     "other_tools": "other tools: make other-tools",
 }
 
@@ -125,7 +127,7 @@ def list_steps() -> None:
     if known:
         print(f"together {sum(known.values()) / 60:.0f} min")
     for name, where in ELSEWHERE.items():
-        print(f"{name:<22}not here: {where}")
+        print(f"{name:<32}not here: {where}")
 
 
 def run(step: Step) -> bool:

@@ -44,11 +44,11 @@ SHARED_KEY = (
     "format", "recipe", "form", "exporter_version",
 )  # fmt: skip
 """What all records that inform one prediction have in common."""
-NEWEST = 5  # records of one test of one model that count
 PASSES = 2  # far apart in time, that every model gets
-MOST_PASSES = 5  # that a model gets, valid or not, while its passes disagree
-AGREE = 1.02  # two passes no further apart than this were taken on the same, undisturbed machine
-FIRST_SHARE = 0.75  # of the time, for the passes that every model gets
+MOST_PASSES = 7  # that a model gets, valid or not, while its median is uncertain
+NEWEST = MOST_PASSES  # records of one test of one model that count
+CERTAIN = 0.007  # uncertainty of a median that is good enough: that of two passes 2 % apart
+FIRST_SHARE = 0.5  # of the time, for the passes that every model gets
 TIMED_SHARE = 0.6  # of a turn; the rest is exporting, sending and loading
 LEAST_TURN_S = 0.5
 
@@ -173,11 +173,11 @@ def measure_in_passes(
     records: list[Measurement],
     task: Task,
 ) -> list[Measurement]:
-    """Measure many models, each in fresh processes far apart in time, until their passes agree.
+    """Measure many models, each in fresh processes far apart in time, until the median of their passes is certain.
 
-    A neighbour that slows the machine for some seconds leaves no trace in the kernel's counters, but it
+    A neighbour that slows or frees the machine for some seconds leaves no trace in the kernel's counters, but it
     seldom meets the same model twice: every model is measured in two rounds over all of them. Then,
-    while there is time, the model whose two fastest passes disagree most is measured again.
+    while there is time, the model whose median is least certain is measured again.
 
     Args:
         device: Where to measure.
@@ -205,14 +205,14 @@ def measure_in_passes(
         if len(pass_medians(counting(records), architecture)) < wanted:
             left = started + FIRST_SHARE * seconds - time.monotonic()
             turn(architecture, left / (len(turns) - number))
-    share = seconds / len(turns) if turns else 0.0
+    share = FIRST_SHARE * seconds / len(turns) if turns else 0.0
     while time.monotonic() + share < started + seconds:
         tried = Counter(r.key.architecture_digest for r in records)  # one record a test
-        again = [a for a in architectures if tried[a.digest] < MOST_PASSES * len(TESTS)]
         quiet = counting(records)
-        apart = {a: disagreement(pass_medians(quiet, a)) for a in again}
-        worst = max(apart, key=apart.__getitem__, default=None)
-        if worst is None or apart[worst] <= AGREE:
+        unsure = uncertainties([pass_medians(quiet, a) for a in architectures])
+        again = {a: u for a, u in zip(architectures, unsure, strict=True) if tried[a.digest] < MOST_PASSES * len(TESTS)}
+        worst = max(again, key=again.__getitem__, default=None)
+        if worst is None or again[worst] <= CERTAIN:
             break
         turn(worst, share)
     task.update(seconds)
@@ -226,15 +226,35 @@ def pass_medians(records: Iterable[Measurement], architecture: Architecture) -> 
     return list(zip(*by_test, strict=False))
 
 
-def disagreement(passes: Sequence[tuple[float, ...]]) -> float:
-    """Return how far the two fastest passes lie apart, as a ratio, in the worst test; infinite for fewer than two."""
-    if len(passes) < 2:
-        return math.inf
-    ratios: list[float] = []
-    for values in zip(*passes, strict=True):
-        first, second = sorted(values)[:2]
-        ratios.append(second / first)
-    return max(ratios)
+def uncertainties(models: Sequence[Sequence[tuple[float, ...]]]) -> list[float]:
+    """Return how uncertain the median of each model's passes is, as a share, in the worst test.
+
+    The median absolute deviation of the passes over the root of their number. Few passes may agree by chance where
+    the machine is restless: no deviation counts as less than the usual one, the median of all models.
+
+    Args:
+        models: The passes of each, of each pass one value a test.
+
+    Returns:
+        One number a model, infinite for fewer than two passes.
+    """
+    worst = [math.inf if len(passes) < PASSES else 0.0 for passes in models]
+    for number in range(len(TESTS)):
+        apart = [_deviation([values[number] for values in passes]) for passes in models]
+        several = [found for found, passes in zip(apart, models, strict=True) if len(passes) >= PASSES]
+        usual = statistics.median(several) if several else 0.0
+        for i, passes in enumerate(models):
+            if passes:
+                worst[i] = max(worst[i], max(apart[i], usual) / math.sqrt(len(passes)))
+    return worst
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Return the median absolute deviation, as a share of the median; nothing where there is no value."""
+    if not values:
+        return 0.0
+    middle = statistics.median(values)
+    return statistics.median(abs(value / middle - 1.0) for value in values)
 
 
 @dataclass(frozen=True)
@@ -260,11 +280,6 @@ class Known:
 
     @property
     def ms(self) -> dict[str, float]:
-        """The fastest pass by test name: what the machine can do, since disturbance only ever slows it."""
-        return {test: min(passes) for test, passes in self.passes_ms.items()}
-
-    @property
-    def typical_ms(self) -> dict[str, float]:
         """The median of the passes by test name: what a fresh process will most likely show."""
         return {test: statistics.median(passes) for test, passes in self.passes_ms.items()}
 

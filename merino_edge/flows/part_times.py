@@ -2,8 +2,8 @@
 
 A device times whole models. A model whose feed-forward networks are half as wide, or whose vocabulary is half as
 large, differs from the run's own by half of that part: twice the difference is what the part takes. The rest is
-attention, launching layers, and what is constant. All are measured in turn, in fresh processes, and the fastest
-pass of each counts, since disturbance only ever slows.
+attention, launching layers, and what is constant. All are measured in turn, in fresh processes, and the median of
+the passes of each counts.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from merino_edge.device.registry import device_folder
 from merino_edge.errors import InvalidFileError, MeasurementError
 from merino_edge.files import write_lines
 from merino_edge.flows.devices import Ask, find_entry, opened
-from merino_edge.flows.measuring import MEASUREMENTS, PASSES, Known, measure_architecture, what_changed
+from merino_edge.flows.measuring import MEASUREMENTS, Known, measure_architecture, what_changed
 from merino_edge.flows.report_run import RunFacts
 from merino_edge.flows.verify import VERIFY_SECONDS
 from merino_edge.measurement import Measurement
 from merino_edge.progress import SILENT, Progress
+
+PASSES = 3  # of each model: one that is disturbed is outvoted
 
 
 def variants(architecture: Architecture) -> dict[str, tuple[Architecture, float]]:

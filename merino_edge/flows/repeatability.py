@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from merino_edge.flows.conditions import Conditions
-from merino_edge.flows.measuring import AGREE, Known
+from merino_edge.flows.measuring import Known
 from merino_edge.search.fitting import conformal_excess
 from merino_edge.search.problem import latency_tests
 from merino_edge.units import Limit
 
 COVERAGE = 0.9  # of fresh processes, by the bound of a winner at the very edge of its limit
 MOST = 0.1  # no more room is left than this; passes slower still were taken on a disturbed machine
+AGREE = 1.02  # two passes no further apart than this were taken on the same, undisturbed machine
 Passes = Callable[[Known], Sequence[float]]
 
 

@@ -31,7 +31,7 @@ def make_latency(facts: RunFacts) -> tuple[Breakdown, ...] | Missing:
         if passes and facts.mine:
             low, high = (min(passes), max(passes)) if len(passes) > 1 else (None, None)
             words = f"measured, {len(passes)} passes" if len(passes) > 1 else "measured"
-            typical = facts.mine.typical_ms[test]
+            typical = facts.mine.ms[test]
             shares = shares_of_parts(facts.known, facts.architecture, test) or {"whole": 1.0}
             split = split or "whole" not in shares
             bars.append(Bar(words, _parts({kind: share * typical for kind, share in shares.items()}), low, high))

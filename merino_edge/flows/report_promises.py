@@ -68,7 +68,7 @@ def measured_of(facts: RunFacts, name: str) -> float | None:
     mine, test = facts.mine, facts.conditions.latency_of
     kept = facts.searched.maybe("measured") if facts.searched else None
     if name == "latency_ms":
-        told = latency_of(mine.typical_ms, test) if mine else None
+        told = latency_of(mine.ms, test) if mine else None
         return told if told is not None else (kept.optional(f"{test}_ms") if kept else None)
     if name == "memory_bytes":
         peak = mine.memory_bytes if mine else None

@@ -157,9 +157,9 @@ def _measured(facts: RunFacts, searched: Record, latency: str) -> list[Point]:
         same = known.architecture.vocab_size == facts.architecture.vocab_size
         if digest in found or digest == facts.architecture.digest or score is None or not same:
             continue
-        told = {f"{test}_ms": ms for test, ms in known.typical_ms.items()}
-        if {"tg", "pp128"} <= set(known.typical_ms):
-            told["ttft_ms"] = known.typical_ms["tg"] + known.typical_ms["pp128"]
+        told = {f"{test}_ms": ms for test, ms in known.ms.items()}
+        if {"tg", "pp128"} <= set(known.ms):
+            told["ttft_ms"] = known.ms["tg"] + known.ms["pp128"]
         told = {latency: told.get(latency), "memory_bytes": known.memory_bytes}
         found[digest] = _point(facts, KNOWN, known.architecture, score, told, {})
     return list(found.values())

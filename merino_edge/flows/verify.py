@@ -128,9 +128,9 @@ def make_request(space: Space, options: SearchOptions, state: State, band: bool 
 def _measured(known: Known, options: SearchOptions, state: State) -> Measured:
     """Return what a search is to take for measured: the medians, raised where a fresh process may break a limit."""
     seen = state.seen(known, options.limits)
-    told = latency_of(known.typical_ms, state.conditions.latency_of)
+    told = latency_of(known.ms, state.conditions.latency_of)
     raised = seen["latency_ms"] / told if told else 1.0
-    ms = {test: value * raised for test, value in known.typical_ms.items()}
+    ms = {test: value * raised for test, value in known.ms.items()}
     return Measured(known.architecture, ms, seen.get("memory_bytes"), seen.get("energy_mj"))
 
 
@@ -211,7 +211,7 @@ def _whose_turn(state: State, candidate: Candidate) -> Architecture:
     """
     digest, conditions = candidate.architecture.digest, state.conditions
     mine = state.known.get(digest)
-    told = latency_of(mine.typical_ms, conditions.latency_of) if mine else None
+    told = latency_of(mine.ms, conditions.latency_of) if mine else None
     others = [k for d, k in state.known.items() if d != digest and len(passes_of(k, conditions)) >= PASSES]
     if not state.is_measured(digest) or state.newest != digest or not told or not others:
         return candidate.architecture
@@ -304,10 +304,10 @@ def measured_json(known: Known | None) -> dict[str, Any] | None:
     if known is None:
         return None
     return {
-        "tg_ms": known.typical_ms.get("tg"),
-        "pp128_ms": known.typical_ms.get("pp128"),
-        **{f"{test}_ms": ms for test, ms in known.typical_ms.items()},
-        "ttft_ms": latency_of(known.typical_ms, "ttft"),
+        "tg_ms": known.ms.get("tg"),
+        "pp128_ms": known.ms.get("pp128"),
+        **{f"{test}_ms": ms for test, ms in known.ms.items()},
+        "ttft_ms": latency_of(known.ms, "ttft"),
         "peak_memory_bytes": known.memory_bytes,
         "energy_mj": known.energy_mj,
     }
