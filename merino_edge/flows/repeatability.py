@@ -35,7 +35,7 @@ class Repeatability:
     Attributes:
         margin: One-sided, as a share: `COVERAGE` of later passes lie at most this far above. At most `MOST`.
         repeats: Later passes that were compared.
-        disturbed: Passes that do not count: two others agreed, and these lay above them by more than `MOST`.
+        disturbed: Passes that do not count: two others agreed, and these, fewer, lay above them by more than `MOST`.
         enough: False where the machine repeats itself so badly that `MOST` is not enough.
     """
 
@@ -77,11 +77,15 @@ def repeatability(known: Iterable[Known], passes: Passes) -> Repeatability:
 
 
 def undisturbed(passes: Sequence[float]) -> list[float]:
-    """Leave out what lies more than `MOST` above two passes that agree with each other."""
+    """Leave out what lies more than `MOST` above two passes that agree with each other, unless that is most of them.
+
+    Where most passes are slower, that is how the device is, and two of them met it undisturbed for once.
+    """
     fastest = sorted(passes)[:2]
     if len(passes) < 3 or fastest[1] > AGREE * fastest[0]:
         return list(passes)
-    return [value for value in passes if value <= (1.0 + MOST) * fastest[1]]
+    quiet = [value for value in passes if value <= (1.0 + MOST) * fastest[1]]
+    return quiet if 2 * len(quiet) > len(passes) else list(passes)
 
 
 def passes_of(known: Known, conditions: Conditions) -> tuple[float, ...]:

@@ -167,6 +167,7 @@ def test_passes_of_a_disturbed_machine_are_told_from_its_own_spread() -> None:
     assert undisturbed([1.0, 1.8, 1.01]) == [1.0, 1.01]
     assert undisturbed([1.0, 1.07, 1.01]) == [1.0, 1.07, 1.01]  # that is how the device repeats itself
     assert undisturbed([1.0, 1.8]) == [1.0, 1.8]  # which of the two was disturbed?
+    assert undisturbed([1.0, 1.3, 1.01, 1.4, 1.3]) == [1.0, 1.3, 1.01, 1.4, 1.3]  # that is how the device usually is
     found = repeatability([known(1.0, 1.8, 1.01)] * 10, lambda k: k.passes_ms["tg"])
     assert found.disturbed == 10
     assert found.margin == pytest.approx(0.01)
