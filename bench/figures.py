@@ -402,29 +402,34 @@ def on_threads(r: dict[str, Any]) -> str:
     return f" with {r['threads']} thread" if r.get("threads") else ""
 
 
+def accuracy(found: dict[str, Any], between: str = ", ") -> str:
+    """Return error, share within 10 % and Kendall's tau of a latency model."""
+    return between.join(
+        [f"{100 * found['mape']:.1f} %", f"{100 * found['within_10pct']:.0f} %", f"{found['kendall']:.3f}"]
+    )
+
+
 def latency_local(r: dict[str, Any]) -> list[Row]:
     """Held-out models on this machine."""
     result = []
     on = on_threads(r)
     if not all("passes_apart" in found for tests in r["recipes"].values() for found in tests.values()):
-        on += ", in a quieter hour and by the fastest pass of each, as was the rule"
+        on += ", by the fastest pass of each, as was the rule"
     for recipe, tests in r["recipes"].items():
         for test, found in tests.items():
             words = f"{found['held_out']} held-out models of space {r['space']} on this machine{on}, {recipe}, {test}: "
             words += "error; within 10 %; Kendall tau"
-            told = f"{100 * found['mape']:.1f} %; {100 * found['within_10pct']:.0f} %; {found['kendall']:.3f}"
+            told = accuracy(found, "; ")
             alike, before = found.get("same_passes"), found.get("since_last_record")
             if alike:
                 words += "; where the profiled models are measured in the same passes"
-                told += f"; {100 * alike['mape']:.1f} %, {100 * alike['within_10pct']:.0f} %, {alike['kendall']:.3f}"
+                told += f"; {accuracy(alike)}"
             if apart := found.get("passes_apart"):
                 words += "; two passes over one model differ, in the mean, by"
                 told += f"; {100 * apart:.1f} %"
             if fastest := found.get("fastest_pass"):
                 words += "; were the fastest pass of each model what counts"
-                told += (
-                    f"; {100 * fastest['mape']:.1f} %, {100 * fastest['within_10pct']:.0f} %, {fastest['kendall']:.3f}"
-                )
+                told += f"; {accuracy(fastest)}"
             if before:
                 words += "; the machine's own difference to the record before"
                 told += f"; {100 * before['mean_difference']:.1f} %"
