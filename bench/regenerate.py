@@ -123,7 +123,7 @@ def list_steps() -> None:
         seconds = known.get(step.name)
         took = "not timed yet" if seconds is None else f"{seconds / 60:.1f} min"
         state = "done" if step.name in complete else "needs " + step.needs if step.missing() else "to do"
-        print(f"{step.name:<22}{took:<16}{' '.join(step.command)}  [{state}]")
+        print(f"{step.name:<32}{took:<16}{' '.join(step.command)}  [{state}]")
     if known:
         print(f"together {sum(known.values()) / 60:.0f} min")
     for name, where in ELSEWHERE.items():
