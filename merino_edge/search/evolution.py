@@ -1,11 +1,11 @@
 """The evolutionary search of the paper, for spaces that cannot be enumerated.
 
 A population under constraints: whoever keeps the limits comes before whoever does not, the former by
-score, the latter by how far they pass. Children are mutated in a few fields, a field being the width,
-depth or ratio of one block or something all blocks have in common, by a step or to any choice; half of
-them cross two parents first. Where the number of blocks is open it is one more field; a block that is added is like
-the last one. No architecture is looked at twice (but one that two numbers of blocks of several kinds make), classes
-count once, and one generator of random numbers drives it all.
+score, the latter by how far they pass. Most children cross two parents first; then half of them are mutated
+in one field on average and half in a few, a field being the width, depth or ratio of one block or something
+all blocks have in common, by a step or to any choice. Where the number of blocks is open it is one more
+field; a block that is added is like the last one. No architecture is looked at twice (but one that two numbers
+of blocks of several kinds make), classes count once, and one generator of random numbers drives it all.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from merino_edge.search.tables import GroupTables
 
 POPULATION = 96
 OFFSPRING = 96
-CROSSOVER = 0.5
-MUTATED_FIELDS = 2.5  # on average, of a child
-ANYWHERE = 0.2  # share of mutated fields that take any choice, not a near one
+CROSSOVER = 0.8  # share of children that cross
+MUTATED_FIELDS = (1.0, 2.5)  # on average, of one half of the children and of the other
+ANYWHERE = 0.1  # share of mutated fields that take any choice, not a near one
 FRESH = 0.05  # share of offspring drawn anew
 TRIES = 20  # generations without anyone new before the search ends
 
@@ -210,7 +210,8 @@ class Evolution:
     def _mutate(self, fields: Array, surely: Array) -> Array:
         """Move some fields by a step or to any choice; rows marked `surely` in one field at least."""
         rng = self.rng
-        moved = rng.random(fields.shape) < MUTATED_FIELDS / fields.shape[1]
+        rates = rng.choice(MUTATED_FIELDS, size=(len(fields), 1)) / fields.shape[1]
+        moved = rng.random(fields.shape) < rates
         rows = np.flatnonzero(surely)
         moved[rows, rng.integers(fields.shape[1], size=len(rows))] = True
         steps = rng.choice((-2, -1, 1, 2), p=(0.15, 0.35, 0.35, 0.15), size=fields.shape)
