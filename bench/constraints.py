@@ -35,6 +35,7 @@ from merino_edge.flows.devices import find_entry, opened
 from merino_edge.flows.measuring import measure_architecture
 from merino_edge.flows.placement import distances_ns
 from merino_edge.flows.profile import ProfileOptions, profile
+from merino_edge.flows.repeatability import MOST_ROOM
 from merino_edge.flows.search import search
 from merino_edge.flows.verify import SearchOptions
 from merino_edge.units import Limit
@@ -91,6 +92,7 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "within_10pct_below": sum(0.9 <= row["nearest_binding"] <= 1.0 for row in counted),
         "profile": made["latency_models"],
         "seed": asked.seed,
+        "most_room": MOST_ROOM,
         "vocab_size": VOCAB,
         "rows": rows,
     }

@@ -23,7 +23,8 @@ from merino_edge.search.problem import latency_tests
 from merino_edge.units import Limit
 
 COVERAGE = 0.9  # of fresh processes, by the bound of a winner at the very edge of its limit
-MOST = 0.1  # no more room is left than this; passes slower still were taken on a disturbed machine
+MOST_ROOM = 0.3  # no more room is left than this: by then the machine is too restless to promise anything
+DISTURBED = 0.1  # a pass this far above two that agree was taken on a disturbed machine
 AGREE = 1.02  # two passes no further apart than this were taken on the same, undisturbed machine
 Passes = Callable[[Known], Sequence[float]]
 
@@ -33,10 +34,10 @@ class Repeatability:
     """How far above the median of earlier passes a fresh process comes out.
 
     Attributes:
-        margin: One-sided, as a share: `COVERAGE` of later passes lie at most this far above. At most `MOST`.
+        margin: One-sided, as a share: `COVERAGE` of later passes lie at most this far above. At most `MOST_ROOM`.
         repeats: Later passes that were compared.
-        disturbed: Passes that do not count: two others agreed, and these, fewer, lay above them by more than `MOST`.
-        enough: False where the machine repeats itself so badly that `MOST` is not enough.
+        disturbed: Passes that do not count: two others agreed, and these, fewer, lay `DISTURBED` above them.
+        enough: False where the machine repeats itself so badly that `MOST_ROOM` is not enough.
     """
 
     margin: float
@@ -73,18 +74,18 @@ def repeatability(known: Iterable[Known], passes: Passes) -> Repeatability:
     if not later:
         return Repeatability(0.0, 0, disturbed, enough=True)
     margin = conformal_excess(np.array(earlier), np.array(later), COVERAGE)
-    return Repeatability(min(margin, MOST), len(later), disturbed, enough=margin <= MOST)
+    return Repeatability(min(margin, MOST_ROOM), len(later), disturbed, enough=margin <= MOST_ROOM)
 
 
 def undisturbed(passes: Sequence[float]) -> list[float]:
-    """Leave out what lies more than `MOST` above two passes that agree with each other, unless that is most of them.
+    """Leave out what lies `DISTURBED` above two passes that agree with each other, unless that is most of them.
 
     Where most passes are slower, that is how the device is, and two of them met it undisturbed for once.
     """
     fastest = sorted(passes)[:2]
     if len(passes) < 3 or fastest[1] > AGREE * fastest[0]:
         return list(passes)
-    quiet = [value for value in passes if value <= (1.0 + MOST) * fastest[1]]
+    quiet = [value for value in passes if value <= (1.0 + DISTURBED) * fastest[1]]
     return quiet if 2 * len(quiet) > len(passes) else list(passes)
 
 

@@ -32,7 +32,7 @@ from merino_edge.flows.measuring import (
     what_changed,
 )
 from merino_edge.flows.profile_file import RecipeProfile
-from merino_edge.flows.repeatability import MOST, passes_of
+from merino_edge.flows.repeatability import DISTURBED, passes_of
 from merino_edge.flows.search_state import State
 from merino_edge.measurement import Measurement
 from merino_edge.progress import Progress
@@ -239,9 +239,10 @@ def is_settled(options: SearchOptions, state: State, candidate: Candidate) -> bo
     if not _meets(options, state, known):
         kept = sum(limit.admits(ms) for ms in passes) if limit else 0
         expected = candidate.predicted.get(f"{options.conditions.latency_of}_ms_upper") or math.inf
-        return min(passes) <= (1.0 + MOST) * expected and (kept == 0 or 2 * kept != len(passes))
+        return min(passes) <= (1.0 + DISTURBED) * expected and (kept == 0 or 2 * kept != len(passes))
     worst = {**state.seen(known, options.limits), "latency_ms": max(passes)}
-    return all(value * (1.0 + MOST) <= options.limits[n].upper for n, value in worst.items() if n in options.limits)
+    room = {name: 1.0 + max(DISTURBED, state.room(name)) for name in worst}
+    return all(value * room[n] <= options.limits[n].upper for n, value in worst.items() if n in options.limits)
 
 
 def _next_candidate(space: Space, options: SearchOptions, state: State, outcome: SearchOutcome) -> Candidate | None:

@@ -15,7 +15,7 @@ from merino_edge.flows import devices
 from merino_edge.flows.conditions import Conditions
 from merino_edge.flows.measuring import MEASUREMENTS, Known, known_from_log
 from merino_edge.flows.profile import ProfileOptions, profile
-from merino_edge.flows.repeatability import COVERAGE, MOST, repeatability, undisturbed
+from merino_edge.flows.repeatability import COVERAGE, MOST_ROOM, repeatability, undisturbed
 from merino_edge.flows.search import repeatability_lines, search
 from merino_edge.flows.verify import CONFIRMED, SearchOptions
 from merino_edge.testing import FakeDevice, tiny_architecture, write_tiny_space
@@ -89,17 +89,21 @@ def test_a_winner_at_the_edge_is_not_taken_where_processes_differ(
     assert f"up to {100 * latency['margin']:.1f} % slower (90 % of {latency['repeats']} repeats)" in line
 
 
+@pytest.mark.parametrize("slower", [SLOWER, 1.25])
 @pytest.mark.parametrize("percent", [20, 50, 80])
 def test_a_winner_keeps_its_limit_in_either_state_of_the_machine(
-    percent: int, profiled: Callable[[FakeDevice], dict[str, Any]], find: Callable[[Limit], dict[str, Any]]
+    percent: int,
+    slower: float,
+    profiled: Callable[[FakeDevice], dict[str, Any]],
+    find: Callable[[Limit], dict[str, Any]],
 ) -> None:
-    small, large = (row["tg_ms"] for row in profiled(TwoStates())["reach"])
-    limit = SLOWER * small + percent / 100 * (large - small)
+    small, large = (row["tg_ms"] for row in profiled(TwoStates(slower=slower))["reach"])
+    limit = slower * small + percent / 100 * (large - small)
     found = find(Limit(limit))
     known = known_from_log(device_folder("local") / MEASUREMENTS, found["predictor"]["key"], CONDITIONS)
     fast = min(known[found["architecture_digest"]].passes_ms["tg"])
     assert found["verified"]
-    assert SLOWER * fast <= 1.001 * limit
+    assert slower * fast <= 1.001 * limit
 
 
 def test_a_winner_near_its_limit_is_confirmed_in_more_processes_with_others_between(
@@ -173,9 +177,14 @@ def test_passes_of_a_disturbed_machine_are_told_from_its_own_spread() -> None:
     assert found.margin == pytest.approx(0.01)
 
 
-def test_no_more_room_is_left_than_a_tenth_and_the_search_says_so() -> None:
-    found = repeatability([known(1.0, 1.3)] * 10, lambda k: k.passes_ms["tg"])
-    assert (found.margin, found.enough) == (MOST, False)
+def test_a_restless_device_gets_the_room_that_it_needs() -> None:
+    found = repeatability([known(1.0, 1.0)] * 8 + [known(1.0, 1.25)] * 2, lambda k: k.passes_ms["tg"])
+    assert (found.margin, found.enough) == (pytest.approx(0.25), True)
+
+
+def test_no_more_room_is_left_than_three_tenths_and_the_search_says_so() -> None:
+    found = repeatability([known(1.0, 1.5)] * 10, lambda k: k.passes_ms["tg"])
+    assert (found.margin, found.enough) == (MOST_ROOM, False)
     document = {
         "repeatability": {"latency_ms": found.to_json()},
         "measured": {"tg_ms": 1.0},
