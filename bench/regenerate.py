@@ -99,7 +99,7 @@ ELSEWHERE = {
     "arm": "emulated boards: bench/arm.py",
     "latency_local_fastest": "a quieter hour, with an earlier rule: kept for what a restless one cannot show",
     "latency_local_1_thread_fastest": "the same with one thread",
-    "constraints_quieter": "the same",
+    "constraints_quieter": "a quieter day, with less room for a restless machine",
     "other_tools": "other tools: make other-tools",
 }
 
