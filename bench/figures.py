@@ -132,7 +132,7 @@ def shape_study(r: dict[str, Any]) -> list[Row]:
     tables = "; ".join(f"{name} ({judged['n'][name]})" for name in ours)
     result = [
         (
-            f"Spearman of `{judged['default']}`, its two numbers fitted to none of these, on {tables}; the shapes are "
+            f"Spearman of `{judged['default']}`, its numbers fitted to none of these, on {tables}; the shapes are "
             "plain decoders of equal FLOPs, of all widths at the same two learning rates",
             "; ".join(f"{value:.2f}" for value in ours.values()),
         )
@@ -153,12 +153,12 @@ def shape_study(r: dict[str, Any]) -> list[Row]:
 
 def shared_study(r: dict[str, Any]) -> list[Row]:
     """Every score on decoders trained by today's recipe, which no score was fitted to."""
-    judged, tokens = r["judged"], r["rows"][0]["tokens"]
+    judged, tokens, fitted = r["judged_later_draws"], r["rows"][0]["tokens"], r["fit"]
     ours, groups, inside = judged["default"], judged["groups"], judged["mean_inside_budgets"]
     names = "; ".join(f"{name} ({group['scores'][ours]['n']})" for name, group in groups.items())
 
-    def spearman(score: str) -> str:
-        return "; ".join(f"{group['scores'][score]['spearman']['value']:.2f}" for group in groups.values())
+    def spearman(score: str, of: dict[str, Any] = groups) -> str:
+        return "; ".join(f"{group['scores'][score]['spearman']['value']:.2f}" for group in of.values())
 
     def ahead(pairs: dict[str, Any]) -> str:
         return f"{sum(low > 0 for low, _ in pairs.values())} of {len(pairs)}"
@@ -169,6 +169,7 @@ def shared_study(r: dict[str, Any]) -> list[Row]:
     open_ = [_listed([n for n, (low, _) in pairs.items() if low <= 0]) for pairs in paired]
     second = max(rivals, key=lambda n: inside["spearman"][n])
     above = ("; ".join(f"{group['choice_above_best'][n]:.3f}" for group in groups.values()) for n in (ours, rivals[0]))
+    counts, before = fitted["decoders"], fitted["before"]
     return [
         (
             f"Spearman of `{ours}` (the default) on decoders trained for {tokens / 1e6:.0f} M tokens as `train` trains "
@@ -189,13 +190,24 @@ def shared_study(r: dict[str, Any]) -> list[Row]:
             "; ".join(map(ahead, paired)),
         ),
         (
-            f"the mean of the three groups of equal FLOPs: the default; the next, `{second}`; better for certain than",
+            f"the mean of the {sum('equal' in name for name in groups)} groups of equal FLOPs: the default; the next, "
+            f"`{second}`; better for certain than",
             f"{inside['spearman'][ours]:.2f}; {inside['spearman'][second]:.2f}; "
             + ahead(inside["default_less_other_95"]),
         ),
         (
             f"nats by which what the default, then `{rivals[0]}`, would choose of each group ended above its best",
             " / ".join(above),
+        ),
+        (
+            f"Spearman of the default on these groups and the {counts['first draw']} decoders that its three numbers "
+            f"are fitted to (and to {counts['plain']} plain ones)",
+            spearman(ours, r["judged"]["groups"]),
+        ),
+        (
+            "the default as it was before, depth counted in executed layers: on the decoders it is fitted to now; on "
+            f"the {counts['later draws']} others",
+            "; ".join(f"{before['spearman'][name]:.2f}" for name in ("first draw", "later draws")),
         ),
     ]
 

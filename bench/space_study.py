@@ -45,8 +45,8 @@ ASPECTS = {  # plain decoders, width x layers, by GFLOPs with the head
     "118 to 126": ("512x13", "576x11", "640x9", "704x7", "768x6"),
 }
 ASPECTS_GPT2 = {"gpt2 130 to 133": ("gpt2 512x9", "gpt2 576x7"), "gpt2 185 to 197": ("gpt2 576x13", "gpt2 768x6")}
-TRIED_ASPECTS = (24.0, 32.0, 40.0, 48.0, 56.0, 64.0, 80.0, 96.0, 128.0, 160.0)  # of the default score
-TRIED_BALANCES = (0.05, 0.125, 0.25, 0.5)
+TRIED_ASPECTS = (24.0, 32.0, 40.0, 44.0, 48.0, 56.0, 64.0, 80.0, 96.0, 128.0, 160.0)  # of the default score
+TRIED_BALANCES = (0.05, 0.125, 0.2, 0.25, 0.3, 0.4, 0.5)
 BESIDE = {"gpt2 130 to 133": ("768x3",)}  # of a group, but without the skip alone
 Shape = tuple[tuple[int, float, int], ...]  # width, FFN ratio, depth of each block
 

@@ -53,7 +53,7 @@ SEEDS = (0, 1, 2)
 ASKED = ("opt-350m", "pythia-162m")  # the one learned nothing; the other was asked the tasks when trained first
 OTHER_RATES = {"vocabulary 32768 at merino-61m": 0.0012}  # the sweep chose 0.0024, which it did not bear for long
 TE_NAS_CANDIDATES = 20
-ASPECT = 128.0  # width over depth that `balanced-parameters` looked for when it chose these rows
+ASPECT, BALANCE = 128.0, 0.25  # width over executed layers that `balanced-parameters` looked for when it chose these
 RATE_TIMES_WIDTH = 1.1  # the best learning rate of a plain decoder (`bench/space_study.py`)
 
 NO_DROPOUT = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "opt": {"dropout": 0.0}}
@@ -140,7 +140,7 @@ def choose_free(
     ]
     least, most = 0.96 * flops_with_head, 1.003 * flops_with_head
     found = [a for a in found if least <= count_flops(a, head=True) <= most]
-    with balanced_by(ASPECT):
+    with balanced_by(ASPECT, BALANCE, 0.0, executed=True):
         return max(found, key=lambda a: (score_architecture(a, ScoreOptions(name=score)), -a.unique_parameters))
 
 

@@ -20,21 +20,37 @@ RESAMPLES = 2000
 
 
 @contextmanager
-def balanced_by(aspect: float, balance: float = scores.BALANCE) -> Iterator[None]:
-    """Let `balanced-parameters` look for this width over depth, with this weight."""
-    kept = scores.ASPECT, scores.BALANCE
-    scores.ASPECT, scores.BALANCE = aspect, balance
+def balanced_by(
+    aspect: float, balance: float = scores.BALANCE, reuse: float = scores.REUSE, *, executed: bool = False
+) -> Iterator[None]:
+    """Let `balanced-parameters` look for this width over depth, with this weight and this worth of reuse.
+
+    `executed`: the depth is that of executed layers instead of those with weights of their own, as it was before
+    `bench/shared_study.py`.
+    """
+    kept = scores.ASPECT, scores.BALANCE, scores.REUSE, scores._balanced
+    scores.ASPECT, scores.BALANCE, scores.REUSE = aspect, balance, reuse
+    if executed:
+        scores._balanced = lambda p, squares, n, own, v: (
+            p
+            * np.exp(-balance * np.log(np.sqrt(squares / own) / (aspect * n)) ** 2)
+            * (n / own) ** reuse
+            * np.sqrt(v / scores.USUAL_VOCABULARY)
+        )
     try:
         yield
     finally:
-        scores.ASPECT, scores.BALANCE = kept
+        scores.ASPECT, scores.BALANCE, scores.REUSE, scores._balanced = kept
 
 
 def ranks(values: Array) -> Array:
     """Ranks along the last axis, ties sharing their mean; `(..., n)` to `(..., n)`."""
-    below = (values[..., None, :] < values[..., :, None]).sum(axis=-1)
-    equal = (values[..., None, :] == values[..., :, None]).sum(axis=-1)
-    return np.asarray(below + (equal + 1) / 2, np.float64)
+    found = np.empty(np.shape(values))
+    rows = np.reshape(values, (-1, np.shape(values)[-1]))
+    for row, ranked in zip(rows, found.reshape(rows.shape), strict=True):
+        ordered = np.sort(row)
+        ranked[:] = np.searchsorted(ordered, row, "left") + np.searchsorted(ordered, row, "right") + 1
+    return found / 2
 
 
 def spearman(score: Array, quality: Array) -> float:
@@ -51,24 +67,42 @@ def spearman_rows(score: Array, quality: Array) -> Array:
     return np.asarray(np.divide((a * b).sum(axis=-1), norm, out=np.zeros_like(norm), where=norm > 0))
 
 
+def spearman_resampled(score: Array, quality: Array, counts: Array) -> Array:
+    """Spearman's rho of each resample; `counts` `(rows, n)` says how often it holds each member."""
+    a, b = (
+        counts @ (v[:, None] < v) + (counts @ (v[:, None] == v) + 1) / 2 - (counts.sum(axis=-1, keepdims=True) + 1) / 2
+        for v in (score, quality)
+    )
+    norm = np.sqrt((counts * a * a).sum(axis=-1) * (counts * b * b).sum(axis=-1))
+    return np.asarray(np.divide((counts * a * b).sum(axis=-1), norm, out=np.zeros_like(norm), where=norm > 0))
+
+
+def _signs(values: Array) -> Array:
+    """Which of each two is larger, `(n, n)`."""
+    return np.sign(values[:, None] - values[None, :])
+
+
+def _weighted(pairs: Array, counts: Array) -> Array:
+    """Sum of `pairs` `(n, n)` over all pairs of each resample, its members counted as in `(rows, n)`."""
+    return np.asarray(((counts @ pairs) * counts).sum(axis=-1))
+
+
 def kendall(score: Array, quality: Array) -> float:
     """Kendall's tau-b."""
-    return float(kendall_rows(np.asarray(score)[None], np.asarray(quality)[None])[0])
+    return float(kendall_rows(np.asarray(score), np.asarray(quality), np.ones((1, len(score))))[0])
 
 
-def kendall_rows(score: Array, quality: Array) -> Array:
-    """Kendall's tau-b of each row of `(rows, n)`."""
-    a = np.sign(score[:, :, None] - score[:, None, :])
-    b = np.sign(quality[:, :, None] - quality[:, None, :])
-    norm = np.sqrt((a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2)))
-    return np.asarray(np.divide((a * b).sum(axis=(1, 2)), norm, out=np.zeros_like(norm), where=norm > 0))
+def kendall_rows(score: Array, quality: Array, counts: Array) -> Array:
+    """Kendall's tau-b of each resample; `counts` `(rows, n)` says how often it holds each member."""
+    a, b = _signs(score), _signs(quality)
+    norm = np.sqrt(_weighted(a * a, counts) * _weighted(b * b, counts))
+    return np.asarray(np.divide(_weighted(a * b, counts), norm, out=np.zeros_like(norm), where=norm > 0))
 
 
-def pairs_in_band(size: Array) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return the pairs (i < j) whose sizes lie within 10 % of each other."""
-    i, j = np.triu_indices(len(size), 1)
-    near = np.maximum(size[i], size[j]) <= BAND * np.minimum(size[i], size[j])
-    return i[near], j[near]
+def pairs_in_band(size: Array) -> npt.NDArray[np.bool_]:
+    """Say of which pairs the sizes lie within 10 % of each other, `(n, n)`; none with itself."""
+    near = np.maximum(size[:, None], size) <= BAND * np.minimum(size[:, None], size)
+    return np.asarray(near & ~np.eye(len(size), dtype=bool))
 
 
 def share_ordered(score: Array, quality: Array, size: Array) -> float:
@@ -76,25 +110,27 @@ def share_ordered(score: Array, quality: Array, size: Array) -> float:
 
     NaN where there is no such pair. Pairs of equal quality are left out.
     """
-    return _share(np.asarray(score), np.asarray(quality), *pairs_in_band(np.asarray(size)), None)
+    one = np.ones((1, len(score)))
+    return float(shares_ordered(np.asarray(score), np.asarray(quality), np.asarray(size), one)[0])
 
 
-def _share(
-    score: Array, quality: Array, i: npt.NDArray[np.intp], j: npt.NDArray[np.intp], weight: Array | None
-) -> float:
-    truth = np.sign(quality[i] - quality[j])
-    guess = np.sign(score[i] - score[j])
-    right = (1 + truth * guess) / 2
-    counted = (truth != 0).astype(np.float64)
-    if weight is not None:
-        counted = counted * weight[i] * weight[j]
-    total = float(counted.sum())
-    return float((right * counted).sum() / total) if total else float("nan")
+def shares_ordered(score: Array, quality: Array, size: Array, counts: Array) -> Array:
+    """The same of each resample; `counts` `(rows, n)` says how often it holds each member."""
+    truth = _signs(quality)
+    counted = pairs_in_band(size) & (truth != 0)
+    right = counted * (1 + truth * _signs(score)) / 2
+    total = _weighted(counted.astype(np.float64), counts)
+    return np.asarray(np.divide(_weighted(right, counts), total, out=np.full_like(total, np.nan), where=total > 0))
 
 
 def resamples(count: int, draws: int = RESAMPLES, seed: int = 0) -> npt.NDArray[np.intp]:
     """Indices `(draws, count)` drawn with replacement."""
     return np.random.default_rng(seed).integers(0, count, size=(draws, count))
+
+
+def count_members(draws: npt.NDArray[np.intp]) -> Array:
+    """Say how often each resample holds each member, `(draws, n)` to `(draws, n)`."""
+    return np.array([np.bincount(draw, minlength=draws.shape[1]) for draw in draws], np.float64)
 
 
 def interval(values: Array) -> tuple[float, float]:
@@ -112,15 +148,11 @@ def bootstrap_all(score: Array, quality: Array, size: Array, draws: npt.NDArray[
     A model drawn twice makes no pair with itself: for Spearman and Kendall such ties are ties on both
     sides; for the pairs a pair counts as often as its members were drawn together.
     """
-    i, j = pairs_in_band(size)
-    counts = np.zeros((len(draws), len(score)))
-    for row, draw in enumerate(draws):
-        counts[row] = np.bincount(draw, minlength=len(score))
-    blocks = np.array_split(draws, max(1, len(draws) * len(score) ** 2 // 4_000_000))
+    counts = count_members(draws)
     return {
-        "spearman": np.concatenate([spearman_rows(score[d], quality[d]) for d in blocks]),
-        "kendall": np.concatenate([kendall_rows(score[d], quality[d]) for d in blocks]),
-        "in_10pct": np.array([_share(score, quality, i, j, c) for c in counts]),
+        "spearman": spearman_resampled(score, quality, counts),
+        "kendall": kendall_rows(score, quality, counts),
+        "in_10pct": shares_ordered(score, quality, size, counts),
     }
 
 
@@ -134,7 +166,7 @@ def summarise(score: Array, quality: Array, size: Array, draws: npt.NDArray[np.i
     }
     return {
         "n": len(score),
-        "pairs_in_10pct": len(pairs_in_band(size)[0]),
+        "pairs_in_10pct": int(pairs_in_band(size).sum()) // 2,
         **{
             name: {"value": _rounded(value), "interval": [_rounded(v) for v in interval(sampled[name])]}
             for name, value in values.items()

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.search.cost import count_flops, parameters_sum, total
-from merino_edge.search.space import Space, load_space
+from merino_edge.search.space import load_space
 
 VOCAB_SIZE = 4096
 EQUAL_FLOPS = 28e9
@@ -56,24 +56,49 @@ def spread(pool: list[Architecture], count: int) -> list[Architecture]:
     return [pool[i] for i in picks]
 
 
-def _pool(space: Space, count: int, seed: int, keep: Callable[[float], bool]) -> list[Architecture]:
+def by_digest(architecture: Architecture) -> str:
+    """What tells two architectures apart."""
+    return architecture.digest
+
+
+def by_blocks(architecture: Architecture) -> str:
+    """What tells two architectures apart, whatever the order of their blocks."""
+    return repr(sorted((block.width, block.ffn_ratio, block.depth) for block in architecture.blocks))
+
+
+def _pool(
+    drawn: Iterable[Architecture],
+    keep: Callable[[float], bool],
+    taken: Collection[str],
+    name: Callable[[Architecture], str],
+) -> list[Architecture]:
     seen: dict[str, Architecture] = {}
-    for architecture in space.sample(count, seed):
-        if keep(count_flops(architecture)):
-            seen.setdefault(architecture.digest, architecture)
+    for architecture in drawn:
+        if keep(count_flops(architecture)) and name(architecture) not in taken:
+            seen.setdefault(name(architecture), architecture)
     return list(seen.values())
 
 
-def choose(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> dict[str, list[Architecture]]:
-    """Return the architectures of every group; those whose width changes between blocks with the study's vocabulary."""
+def choose(
+    seed: int = 0,
+    vocab_size: int = VOCAB_SIZE,
+    counts: Mapping[str, int] = COUNTS,
+    taken: Collection[str] = (),
+    name: Callable[[Architecture], str] = by_digest,
+) -> dict[str, list[Architecture]]:
+    """Return the architectures of every group, none with a `name` in `taken`.
+
+    Those whose width changes between blocks have the study's vocabulary.
+    """
     space = load_space("poster", vocab_size)
     chosen: dict[str, list[Architecture]] = {}
-    for name, level in (("equal", EQUAL_FLOPS), ("equal-large", LARGE_FLOPS)):
-        pool = _pool(space, 30_000, seed, lambda f, level=level: abs(f / level - 1) <= FLOPS_BAND * 0.99)  # type: ignore[misc]
-        chosen[name] = spread(pool, COUNTS[name])
-    taken = {a.digest for group in chosen.values() for a in group}
-    pool = _pool(space, 12_000, seed + 1, lambda f: FREE_FLOPS[0] <= f <= FREE_FLOPS[1])
-    chosen["free"] = spread([a for a in pool if a.digest not in taken], COUNTS["free"])
+    drawn = space.sample(30_000, seed)
+    for group, level in (("equal", EQUAL_FLOPS), ("equal-large", LARGE_FLOPS)):
+        near = lambda f, level=level: abs(f / level - 1) <= FLOPS_BAND * 0.99  # type: ignore[misc]  # noqa: E731
+        chosen[group] = spread(_pool(drawn, near, taken, name), counts[group])
+    taken = {*taken, *(name(a) for group in chosen.values() for a in group)}
+    pool = _pool(space.sample(12_000, seed + 1), lambda f: FREE_FLOPS[0] <= f <= FREE_FLOPS[1], taken, name)
+    chosen["free"] = spread(pool, counts["free"])
     chosen["steps"] = [
         Architecture(tuple(Block(w, r, d) for w, r, d in blocks), blocks[0][0], VOCAB_SIZE)
         for blocks in (

@@ -64,6 +64,24 @@ class _Width(BlocksOnly):
 
 
 @dataclass(frozen=True)
+class _WidthSquared(BlocksOnly):
+    """Sum of E squared over layers with weights of their own."""
+
+    def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
+        return np.broadcast_to(
+            np.asarray(width, np.float64) ** 2, np.broadcast_shapes(np.shape(width), np.shape(depth))
+        )
+
+
+@dataclass(frozen=True)
+class _OwnLayers(BlocksOnly):
+    """Layers with weights of their own: one for each block."""
+
+    def blocks(self, width: Array, ffn_width: Array, depth: Array) -> Array:
+        return np.ones(np.broadcast_shapes(np.shape(width), np.shape(ffn_width), np.shape(depth)))
+
+
+@dataclass(frozen=True)
 class _BlockParameters(BlocksOnly):
     """Unique parameters of the blocks.
 
@@ -91,22 +109,25 @@ class _Vocabulary(BlocksOnly):
         return np.full(np.shape(last_width), np.asarray(vocab_size, np.float64))
 
 
-ASPECT = 48.0  # width over depth; between 40 and 56 the trained decoders hardly tell
-BALANCE = 0.25
+ASPECT = 44.0  # width over layers of its own; between 40 and 48 the trained decoders hardly tell
+BALANCE = 0.3
+REUSE = 0.3
 USUAL_VOCABULARY = 16_384  # whose factor is 1
 
 
-def _balanced(parameters: Array, widths: Array, layers: Array, vocabulary: Array) -> Array:
-    """Unique parameters of the blocks, less where width over depth is far from what trains best, by vocabulary.
+def _balanced(parameters: Array, squares: Array, layers: Array, own: Array, vocabulary: Array) -> Array:
+    """Unique parameters of the blocks, by shape, by how often they are executed, by vocabulary.
 
-    A decoder twice as wide for its depth as `ASPECT`, or half as wide, counts for 11 % less, one of four
-    times for 38 % less. Both numbers are fitted to decoders that share nothing, each trained at a learning rate
-    fit for its width (`bench/space_study.py`), and judged on others. Where vocabularies compete, the blocks of one
-    four times as large may be half as large for the same bits a byte (`bench/poster_train.py`: nine decoders,
-    three budgets).
+    The width is the root mean square of the blocks': with their mean, a wider block could score less. A decoder
+    twice as wide for its layers with weights of their own as `ASPECT`, or half as wide, counts for 13 % less, one of
+    four times for 44 % less. Executing every block twice counts for 23 % more parameters. The three numbers are
+    fitted to decoders trained at a learning rate fit for their width, without shared blocks and with them
+    (`bench/space_study.py`, the first draw of `bench/shared_study.py`), and judged on others. Where vocabularies
+    compete, the blocks of one four times as large may be half as large for the same bits a byte
+    (`bench/poster_train.py`: nine decoders, three budgets).
     """
-    shape = np.exp(-BALANCE * np.log(widths / layers**2 / ASPECT) ** 2)
-    return np.asarray(parameters * shape * np.sqrt(vocabulary / USUAL_VOCABULARY), np.float64)
+    shape = np.exp(-BALANCE * np.log(np.sqrt(squares / own) / (ASPECT * own)) ** 2)
+    return np.asarray(parameters * shape * (layers / own) ** REUSE * np.sqrt(vocabulary / USUAL_VOCABULARY), np.float64)
 
 
 # Gains of norms are told apart only where parameters are reported: a score counts one set per block.
@@ -118,7 +139,9 @@ PLAIN: dict[str, Callable[[], Combined]] = {
     "width": lambda: Combined((_Width(), Layers()), lambda w, n: w / n),
     "minus-depth": lambda: Combined((Layers(),), lambda n: -n),
     "width-per-root-depth": lambda: Combined((_Width(), Layers()), lambda w, n: w / n / np.sqrt(n)),
-    "balanced-parameters": lambda: Combined((_BlockParameters(), _Width(), Layers(), _Vocabulary()), _balanced),
+    "balanced-parameters": lambda: Combined(
+        (_BlockParameters(), _WidthSquared(), Layers(), _OwnLayers(), _Vocabulary()), _balanced
+    ),
     "parameters-per-depth": lambda: Combined((_BlockParameters(), Layers()), lambda p, n: p / n),
 }
 

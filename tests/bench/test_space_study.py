@@ -30,7 +30,7 @@ def recorded() -> dict[str, Any]:
 def test_the_recorded_fit_follows_from_the_recorded_trainings(recorded: dict[str, Any]) -> None:
     again = json.loads(json.dumps(space_study.fit(recorded)))
     assert leaves(again) == pytest.approx(leaves(recorded["fit"]), rel=1e-9)  # processors add in different orders
-    assert (scores.ASPECT, scores.BALANCE) == (48.0, 0.25), "left as it was"
+    assert (scores.ASPECT, scores.BALANCE) == (44.0, 0.3), "left as it was"
 
 
 def test_the_default_score_is_near_the_best_fit(recorded: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ def test_a_fit_finds_the_aspect_that_losses_were_made_with(recorded: dict[str, A
             score = scores.score_architecture(shape, scores.ScoreOptions("balanced-parameters"))
             row["validation_loss"] = 10 - 0.1 * float(np.log(score))
     best = min(space_study.fit(made)["tried"], key=lambda one: one["error"])
-    assert (best["aspect"], best["balance"]) == (96.0, 0.25)
+    assert (best["aspect"], best["balance"]) == (96.0, scores.BALANCE)
     assert best["error"] < 1e-9
 
 

@@ -252,7 +252,7 @@ def test_the_training_budget_sets_beta_and_is_stored(search: Search) -> None:
 
 
 def test_the_loss_to_expect_is_told_where_the_study_looked(search: Search) -> None:
-    loss = search("--vocab", "4096", "--train-tokens", "8M", "--parameters", "9M")[1]["expected_loss"]
+    loss = search("--vocab", "4096", "--train-tokens", "8M", "--flops", "30G")[1]["expected_loss"]
     assert loss["low"] < loss["nats_per_token"] < loss["high"]
 
 

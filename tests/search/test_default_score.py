@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
+from merino_edge.architecture import Architecture, Block
 from merino_edge.flows.verify import DEFAULT_SCORE, score_options
 from merino_edge.search.engine import SearchRequest, search
 from merino_edge.search.scores import ScoreOptions, score_architecture
@@ -40,6 +42,40 @@ def test_the_default_score_grows_with_the_width_of_any_block_at_fixed_depth_in_e
                     score_architecture(replace(architecture, blocks=tuple(blocks)), ScoreOptions(DEFAULT_SCORE))
                 )
             assert scores == sorted(set(scores))
+
+
+def test_the_default_score_grows_with_the_width_of_a_block_however_unlike_it_the_others_are() -> None:
+    space = load_space("wide")
+    choices = space.blocks[0]
+    assert choices.widths
+    ends = [{"width": w, "ffn_ratio": r} for w in (choices.widths[0], choices.widths[-1]) for r in (1, 4)]
+    options = ScoreOptions(DEFAULT_SCORE)
+    for one, *others in product((1, 4), ends, ends, ends):
+        scores = [
+            score_architecture(
+                Architecture(
+                    (Block(width, one, 4), *(Block(depth=1, **other) for other in others)), embedding_width=128,  # type: ignore[arg-type]
+                    vocab_size=4096,
+                ),
+                options,
+            )
+            for width in choices.widths
+        ]  # fmt: skip
+        assert scores == sorted(set(scores))
+
+
+def test_executing_a_block_again_counts_for_more_and_leaves_the_shape() -> None:
+    options = ScoreOptions(DEFAULT_SCORE)
+    once, twice = (Architecture((Block(512, 4, depth),) * 4, 512, 8192) for depth in (1, 2))
+    assert score_architecture(twice, options) == pytest.approx(2**0.3 * score_architecture(once, options))
+
+
+def test_four_layers_gain_more_than_their_parameters_up_to_176_of_width_and_less_beyond() -> None:
+    options = ScoreOptions(DEFAULT_SCORE)
+    found = {w: Architecture((Block(w, 4, 1),) * 4, w, 8192) for w in (128, 192, 512, 1024)}
+    score = {width: score_architecture(one, options) for width, one in found.items()}
+    assert score[192] / score[128] > (192 / 128) ** 2
+    assert score[1024] / score[512] < 0.9 * (1024 / 512) ** 2
 
 
 def test_a_vocabulary_four_times_as_large_is_worth_twice_the_blocks() -> None:
