@@ -383,11 +383,13 @@ def add(paths: list[Path], device: str, planned: Path) -> None:
     first = {row["id"]: row["validation_loss"] for row in recorded["rows"]}
     names = {row["id"].removesuffix(", again"): row["validation_loss"] for row in rows if "control" in row}
     controls = [{"id": name, "first": first[name], "again": loss} for name, loss in names.items()]
+    known = {row["id"] for row in recorded["rows"]}
+    new = [row for row in rows if "control" not in row and row["id"] not in known]
     document = {
         **recorded,
         "device": f"{recorded['device']}; {device}",
         "controls": [*recorded.get("controls", []), *controls],
-        "rows": [*recorded["rows"], *(row for row in rows if "control" not in row)],
+        "rows": [*recorded["rows"], *new],
         "missing": {**recorded["missing"], **missing},
     }
     write(document)
