@@ -74,8 +74,10 @@ def choose_default_space(
     found: dict[str, Architecture] = {}
     for _ in range(DRAWN):
         width = rng.randrange(256, 1025, 64)
-        blocks = tuple(Block(width, rng.choice((2, 4)), rng.choice((1, 2))) for _ in range(rng.randint(2, 16)))
-        one = Architecture(blocks, width, VOCAB_SIZE)
+        drawn = [(rng.choice((2, 4)), rng.choice((1, 2))) for _ in range(rng.randint(2, 16))]
+        if 2 * 1024 * width**2 * sum((4 + 2 * ratio) * depth for ratio, depth in drawn) > flops[1]:
+            continue  # the matrices alone
+        one = Architecture(tuple(Block(width, ratio, depth) for ratio, depth in drawn), width, VOCAB_SIZE)
         if flops[0] <= count_flops(one, head=True) <= flops[1] and name(one) not in taken:
             found.setdefault(name(one), one)
     return spread(list(found.values()), count)
