@@ -48,7 +48,7 @@ TRIED = (  # aspects, balances and reuses of the default score
 )  # fmt: skip
 CONTROLS = 6  # of the first draw, from three groups, trained again beside the second
 LARGEST_FLOPS = 120e9  # of a model, the head counted
-DRAWN = 60_000  # of it, to choose from
+DRAWN = 60_000  # members of the default space, to choose from
 RESULT = Path(__file__).parent / "results" / "shared_study.json"
 GROUPS = {
     "all": ("equal", "equal-large", "free", "default-space", "default-space-small"),

@@ -31,12 +31,8 @@ def balanced_by(
     kept = scores.ASPECT, scores.BALANCE, scores.REUSE, scores._balanced
     scores.ASPECT, scores.BALANCE, scores.REUSE = aspect, balance, reuse
     if executed:
-        scores._balanced = lambda p, squares, n, own, v: (
-            p
-            * np.exp(-balance * np.log(np.sqrt(squares / own) / (aspect * n)) ** 2)
-            * (n / own) ** reuse
-            * np.sqrt(v / scores.USUAL_VOCABULARY)
-        )
+        own_form = scores._balanced  # told that every executed layer has weights of its own
+        scores._balanced = lambda p, squares, n, own, v: own_form(p, squares * n / own, n, n, v) * (n / own) ** reuse
     try:
         yield
     finally:

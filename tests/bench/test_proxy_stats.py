@@ -59,6 +59,23 @@ def test_share_without_near_pairs_is_no_number() -> None:
     assert np.isnan(ordering.share_ordered(np.arange(2.0), np.arange(2.0), np.array([1.0, 2.0])))
 
 
+@given(small, st.integers(0, 99))
+def test_figures_by_counts_are_those_of_the_resamples_written_out(pairs: list[tuple[int, int]], seed: int) -> None:
+    score, quality = np.array(pairs, np.float64).T
+    size = np.full(len(score), 100.0)
+    draws = ordering.resamples(len(score), draws=5, seed=seed)
+    sampled = ordering.bootstrap_all(score, quality, size, draws)
+    for row, draw in enumerate(draws):
+        assert sampled["spearman"][row] == pytest.approx(ordering.spearman(score[draw], quality[draw]), abs=1e-12)
+        assert sampled["kendall"][row] == pytest.approx(ordering.kendall(score[draw], quality[draw]), abs=1e-12)
+        written_out = [
+            float((score[i] - score[j]) * (quality[i] - quality[j]) > 0) or 0.5 * (score[i] == score[j])
+            for i in draw for j in draw if i < j and quality[i] != quality[j]
+        ]  # fmt: skip
+        expected = np.mean(written_out) if written_out else np.nan
+        assert sampled["in_10pct"][row] == pytest.approx(expected, nan_ok=True)
+
+
 def test_bootstrap_of_the_whole_sample_gives_the_figures_themselves() -> None:
     random = np.random.default_rng(1)
     score, quality, size = random.normal(size=9), random.normal(size=9), random.uniform(90, 110, 9)
